@@ -1,0 +1,23 @@
+"""The three files that ship with every repository; this one only re-exports them and stays at home."""
+
+from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
+from .generation_gpt_scratch import TemperatureTopKLogitsProcessor
+from .modeling_gpt_scratch import (
+    GPTScratchForCausalLM,
+    GPTScratchForSequenceClassification,
+    GPTScratchForTokenClassification,
+    GPTScratchModel,
+    GPTScratchPreTrainedModel,
+)
+
+
+__all__ = [
+    "AUTO_MAP",
+    "GPTScratchConfig",
+    "GPTScratchForCausalLM",
+    "GPTScratchForSequenceClassification",
+    "GPTScratchForTokenClassification",
+    "GPTScratchModel",
+    "GPTScratchPreTrainedModel",
+    "TemperatureTopKLogitsProcessor",
+]

@@ -1,0 +1,46 @@
+"""What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_gpt_scratch import GPTScratchConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are slower on several threads than on one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The checkout, where scripts/ lies."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(project_root: Path) -> Path:
+    """Reference data that is not part of the project: The Verdict and OpenAI's encoder.json."""
+    folder = Path(os.environ.get("HF_GPT_SCRATCH_SHARED_DATA", project_root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}; set HF_GPT_SCRATCH_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture
+def tiny_config() -> GPTScratchConfig:
+    """A model that runs in milliseconds; sizes differ from each other so that a mix-up does not go unseen."""
+    return GPTScratchConfig(
+        vocab_size=101,
+        max_position_embeddings=24,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
