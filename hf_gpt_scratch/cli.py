@@ -1,0 +1,41 @@
+"""What all scripts share: a user's mistake ends in one line and an exit code, not in a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from .interrupts import Interrupted
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and leave the process with the exit code that belongs to what happened.
+
+    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130 or 143 after
+    Ctrl-C or SIGTERM. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
+    """
+    try:
+        main()
+    except Interrupted as interruption:
+        say(str(interruption))
+        sys.exit(interruption.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
+            raise
+        say(f"error: {describe(error)}")
+        sys.exit(1)
+
+
+def describe(error: Exception) -> str:
+    """One line for an exception; of an operating-system error the path and the system's own words."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line: str) -> None:
+    """Print one line on stderr; processes beside the main one say which they are."""
+    process = int(os.environ.get("RANK", "0"))
+    print(f"[process {process}] {line}" if process else line, file=sys.stderr)

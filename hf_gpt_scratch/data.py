@@ -1,0 +1,184 @@
+"""From text files to batches of token windows.
+
+A text becomes one row of token ids. It is cut into windows of `block_size` inputs, each with the token that follows
+every input as its label, so that each token but the first is predicted exactly once in an epoch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .tokenizer import END_OF_TEXT
+
+
+IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy skips
+PADDING_WINDOW = -1  # the index of a window whose labels are all skipped
+
+
+def read_text(path: Path) -> str:
+    """Read one UTF-8 text file.
+
+    Raises:
+        ValueError: the file is empty, binary or not UTF-8; the line names it and says what to do.
+    """
+    content = path.read_bytes()
+    if not content.strip():
+        raise ValueError(f"{path} is empty: give a file with text in it")
+    if b"\0" in content:
+        raise ValueError(f"{path} is a binary file (it holds zero bytes): give plain text in UTF-8")
+    try:
+        # Line ends become \n on every system, so that a text has the same tokens everywhere.
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 at byte {error.start}: convert it, for example with iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def find_text_files(paths: Sequence[str | Path]) -> list[Path]:
+    """List the given files and, sorted by path, the .txt and .md files below the given folders.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder holds no text file.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".md") and file.is_file())
+            if not inside:
+                raise ValueError(f"{path} holds no .txt or .md file: name the files themselves")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path} does not exist: check the path of the text file")
+    return files
+
+
+def read_texts(paths: Sequence[str | Path]) -> str:
+    """Read files and folders as one text; `<|endoftext|>` stands between two files."""
+    return END_OF_TEXT.join(read_text(path) for path in find_text_files(paths))
+
+
+def split_text(text: str, train_fraction: float) -> tuple[str, str]:
+    """Cut a text after `train_fraction` of its characters, as the tutorial does: (training, validation)."""
+    cut = int(train_fraction * len(text))
+    return text[:cut], text[cut:]
+
+
+def encode_text(text: str, encoding: tiktoken.Encoding) -> torch.Tensor:
+    """Turn text into token ids, int64 [N]; `<|endoftext|>` in the text becomes the one token of that name."""
+    return torch.from_numpy(encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).astype(np.int64))
+
+
+class TokenWindows(Dataset):
+    """Windows of `block_size` tokens, each with the labels that follow.
+
+    Item i is `{"input_ids": [T], "shift_labels": [T]}`, both int64, where `shift_labels[t]` is the token after
+    `input_ids[t]`. What does not fill a window at the end becomes a last window that reaches back, with the labels
+    that the window before already had replaced by `IGNORE_INDEX`. Item `PADDING_WINDOW` has only such labels.
+
+    Args:
+        token_ids: the text, int64 [N].
+        block_size: T, the number of tokens of a window.
+        drop_last: leave out the end that does not fill a window.
+
+    Raises:
+        ValueError: fewer than `block_size` + 1 tokens where `drop_last`, fewer than 2 otherwise.
+    """
+
+    def __init__(self, token_ids: torch.Tensor, block_size: int, drop_last: bool = False) -> None:
+        num_targets = len(token_ids) - 1
+        needed = block_size if drop_last else 1
+        if num_targets < needed:
+            raise ValueError(
+                f"the text has {len(token_ids)} tokens, but one window needs {needed + 1}: give a longer text or a "
+                "smaller --block_size"
+            )
+        self.token_ids = token_ids
+        self.block_size = min(block_size, num_targets)
+        self.num_full_windows, self.num_tail_targets = divmod(num_targets, self.block_size)
+        if drop_last:
+            self.num_tail_targets = 0
+
+    def __len__(self) -> int:
+        return self.num_full_windows + (self.num_tail_targets > 0)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        is_tail = index == self.num_full_windows
+        start = len(self.token_ids) - 1 - self.block_size if is_tail else max(index, 0) * self.block_size
+        input_ids = self.token_ids[start : start + self.block_size]
+        labels = self.token_ids[start + 1 : start + 1 + self.block_size]
+        if index == PADDING_WINDOW:
+            labels = torch.full_like(labels, IGNORE_INDEX)
+        elif is_tail:
+            labels = labels.clone()
+            labels[: self.block_size - self.num_tail_targets] = IGNORE_INDEX
+        return {"input_ids": input_ids, "shift_labels": labels}
+
+    @property
+    def num_targets(self) -> int:
+        """The number of labels that count: predicted tokens in one pass."""
+        return self.num_full_windows * self.block_size + self.num_tail_targets
+
+
+class StepSampler(Sampler[list[int]]):
+    """The window indices of each optimizer step, over all processes and micro-batches of that step.
+
+    The order is that of `torch.randperm` under `order_seed`, or ascending without one. All steps have `batch_size`
+    indices; the last is filled up with `PADDING_WINDOW`, or left out if `drop_last`. With `first_step` the steps
+    before it are skipped without touching the data.
+    """
+
+    def __init__(self, num_windows: int, batch_size: int, drop_last: bool = False) -> None:
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.order_seed: int | None = None
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_windows, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.order_seed is None:
+            order = list(range(self.num_windows))
+        else:
+            generator = torch.Generator().manual_seed(self.order_seed)
+            order = torch.randperm(self.num_windows, generator=generator).tolist()
+        for step in range(self.first_step, len(self)):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield indices + [PADDING_WINDOW] * (self.batch_size - len(indices))
+
+
+def build_loader(windows: TokenWindows, batch_size: int, drop_last: bool = False) -> DataLoader:
+    """Build a loader of whole optimizer steps; its order is set on `loader.batch_sampler`, a `StepSampler`.
+
+    The loader has a generator of its own: by default each new iterator would draw a number from PyTorch's global
+    one, and dropout after an evaluation or a resume would no longer be the same.
+    """
+    sampler = StepSampler(len(windows), batch_size, drop_last)
+    return DataLoader(windows, batch_sampler=sampler, generator=torch.Generator())
+
+
+def epoch_order_seed(seed: int, epoch: int) -> int:
+    """Derive the seed of the window order of an epoch: a pure function, so that any process can recompute it."""
+    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw_like_torch_loader(shuffle: bool) -> int | None:
+    """Draw from PyTorch's global generator what a plain `DataLoader` draws, and return its shuffling seed.
+
+    A new iterator takes a base seed for its workers; with `shuffle`, `RandomSampler` then takes the seed of its
+    permutation (torch/utils/data/dataloader.py and sampler.py). Published runs depend on these draws.
+    """
+    torch.empty((), dtype=torch.int64).random_()
+    return int(torch.empty((), dtype=torch.int64).random_().item()) if shuffle else None

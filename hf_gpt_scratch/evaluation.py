@@ -1,0 +1,126 @@
+"""How good is a model on a text: cross-entropy in nats per token, perplexity, bits per byte."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .data import IGNORE_INDEX, TokenWindows, build_loader
+from .tokenizer import text_to_token_ids
+
+
+def token_log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Natural logarithm of the probability of each target: logits [..., V] and targets [...] -> float [...]."""
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    return log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-probability of the targets, nats per token; targets of -100 do not count.
+
+    Args:
+        logits: scores [..., V]; position t scores target t, so the shift by one has been done.
+        targets: token ids [...], int64.
+    """
+    return nn.functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): the number of equally likely tokens that would be as hard to guess. Infinite beyond float range."""
+    return math.exp(loss) if loss < math.log(torch.finfo(torch.float64).max) else math.inf
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A sum of losses that knows how many tokens it is over, so that sums can be joined without losing weight."""
+
+    nats: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Cross-entropy in nats per token, NaN over no tokens."""
+        return self.nats / self.num_tokens if self.num_tokens else math.nan
+
+    def __add__(self, other: "LossSum") -> "LossSum":
+        return LossSum(self.nats + other.nats, self.num_tokens + other.num_tokens)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; the training flag is put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def sum_losses(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> LossSum:
+    """Sum the loss over batches of `{"input_ids": [B, T], "shift_labels": [B, T]}` on the model's device.
+
+    Each batch weighs as much as it has labels. The sum is kept in float64: with equally large batches the mean is
+    the mean of the batch losses to the last digit, as the tutorial prints it.
+    """
+    total = LossSum(0.0, 0)
+    with evaluation_mode(model):
+        for batch in batches:
+            num_tokens = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+            if num_tokens:
+                mean = model(**batch, use_cache=False).loss.item()
+                total += LossSum(mean * num_tokens, num_tokens)
+    return total
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """The figures of one text under one model."""
+
+    loss: float  # nats per token
+    num_tokens: int  # predicted tokens
+    num_bytes: int  # UTF-8
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return perplexity(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed for a byte of text: comparable between models with different vocabularies."""
+        return self.loss * self.num_tokens / math.log(2) / self.num_bytes
+
+
+def evaluate_text(
+    model: PreTrainedModel,
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int | None = None,
+    batch_size: int = 4,
+) -> TextEvaluation:
+    """Score every token of `text`, in windows of `block_size` tokens (none: the context of the model).
+
+    The text is preceded by the model's first token, so that its own first token is predicted too; the windows do not
+    overlap, but for the last, which reaches back for context (as lm-evaluation-harness scores rolling windows).
+
+    Raises:
+        ValueError: the windows are longer than the context of the model.
+    """
+    context = model.config.max_position_embeddings
+    block_size = block_size or context
+    if not 0 < block_size <= context:
+        raise ValueError(f"windows of {block_size} tokens do not fit the context of the model, {context} tokens")
+    first_token = torch.tensor([tokenizer.bos_token_id])
+    windows = TokenWindows(torch.cat([first_token, text_to_token_ids(text, tokenizer)[0]]), block_size)
+    batches = (
+        {name: tensor.to(model.device) for name, tensor in batch.items()}
+        for batch in build_loader(windows, batch_size)
+    )
+    total = sum_losses(model, batches)
+    return TextEvaluation(total.mean, total.num_tokens, len(text.encode("utf-8")))

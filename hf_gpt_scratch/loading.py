@@ -1,0 +1,22 @@
+"""A trained model and its tokenizer, from a folder or the Hub."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model_and_tokenizer(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load for evaluation or generation, onto the GPU if there is one. Code from the repository is never run.
+
+    Raises:
+        OSError: there is no such folder or repository, or it is not complete; one line.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        hint = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder{hint}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    return model.to(device).eval(), tokenizer

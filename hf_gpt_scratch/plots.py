@@ -1,0 +1,71 @@
+"""The pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def loss_figure(
+    epochs: Sequence[float], tokens_seen: Sequence[int], train_losses: Sequence[float], val_losses: Sequence[float]
+) -> Figure:
+    """Draw training (solid) and validation (dash-dotted) loss over epochs, with tokens seen as a second x axis.
+
+    Args:
+        epochs: place of each evaluation in epochs, such as 1.5.
+        tokens_seen: tokens predicted in training before each evaluation.
+        train_losses: nats per token.
+        val_losses: nats per token.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    marker = "o" if len(epochs) < 3 else None  # a line through one point is invisible
+    axes.plot(epochs, train_losses, marker=marker, label="training loss")
+    axes.plot(epochs, val_losses, marker=marker, linestyle="-.", label="validation loss")
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("loss in nats per token")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper right")
+    token_axes = axes.twiny()
+    token_axes.plot(tokens_seen, train_losses, alpha=0)  # invisible: it only gives the second axis its range
+    token_axes.set_xlabel("tokens seen")
+    return figure
+
+
+def temperature_figure(
+    probabilities: Sequence[torch.Tensor],
+    temperatures: Sequence[float],
+    tokens: Sequence[str],
+    bar_width: float = 0.15,
+) -> Figure:
+    """Draw, for each token, one bar per temperature.
+
+    Args:
+        probabilities: one tensor [V] per temperature, over `tokens`.
+        temperatures: names of the bars.
+        tokens: the V names under the bars.
+        bar_width: width of a bar; the tokens stand 1 apart.
+    """
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (temperature, row) in enumerate(zip(temperatures, probabilities, strict=True)):
+        places = [place + index * bar_width for place in range(len(tokens))]
+        axes.bar(places, row.tolist(), bar_width, label=f"temperature {temperature:g}")
+    middle = (len(temperatures) - 1) * bar_width / 2
+    axes.set_xticks([place + middle for place in range(len(tokens))], tokens, rotation=90)
+    axes.set_ylabel("probability")
+    axes.legend()
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.pdf; each replaces the one before only when it is complete."""
+    paths = []
+    for suffix in ("png", "pdf"):
+        path, unfinished = stem.with_suffix(f".{suffix}"), stem.with_suffix(f".{suffix}.tmp")
+        figure.savefig(unfinished, format=suffix, dpi=150)
+        unfinished.replace(path)
+        paths.append(path)
+    return paths

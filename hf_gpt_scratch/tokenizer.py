@@ -1,0 +1,148 @@
+"""The GPT-2 vocabulary as tiktoken encoding and as transformers tokenizer, and text to token ids and back.
+
+Both are built from the packaged `assets/vocab.bpe`, so nothing is ever downloaded. A token's printable spelling writes
+each byte as one character; tiktoken works on the bytes, transformers on the spelling, and the ids are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import tiktoken
+import torch
+
+
+if TYPE_CHECKING:
+    from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
+
+    AnyTokenizer = tiktoken.Encoding | PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 50256
+VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+
+# Value of `r50k_pat_str` in tiktoken_ext/openai_public.py: it splits as the pattern of the GPT-2 release does, faster.
+SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+@functools.cache
+def load_encoding() -> tiktoken.Encoding:
+    """Build the encoding that tiktoken calls "gpt2", without a download.
+
+    Every call returns the same object, with 50,257 ids.
+
+    Raises:
+        ValueError: `vocab.bpe` is not the file OpenAI published.
+    """
+    byte_of = _byte_alphabet()
+    tokens = _spell_tokens(_read_merges())
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=SPLIT_PATTERN,
+        mergeable_ranks={bytes(byte_of[char] for char in token): rank for rank, token in enumerate(tokens)},
+        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
+        explicit_n_vocab=END_OF_TEXT_ID + 1,
+    )
+
+
+def build_tokenizer(model_max_length: int = 1024) -> GPT2Tokenizer:
+    """Build a new transformers tokenizer with the ids of `load_encoding`, ready for `save_pretrained`.
+
+    `<|endoftext|>` is the bos, eos, unk and pad token. Padding goes to the left, where batched generation needs it.
+    In text, `<|endoftext|>` is read as the special token unless the caller passes `split_special_tokens=True`.
+
+    Args:
+        model_max_length: Longest input of the model in tokens; longer texts are warned about and kept whole.
+
+    Raises:
+        ValueError: `vocab.bpe` is not the file OpenAI published.
+    """
+    # Imported here, because preparing data needs tiktoken only.
+    from transformers import GPT2Tokenizer
+
+    merges = _read_merges()
+    vocab = {token: token_id for token_id, token in enumerate(_spell_tokens(merges))}
+    return GPT2Tokenizer(
+        vocab=vocab | {END_OF_TEXT: END_OF_TEXT_ID},
+        merges=merges,
+        unk_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        # As an attribute set later, the side would be lost by `save_pretrained`.
+        padding_side="left",
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch.LongTensor:
+    """Encode one text as a batch of one; `<|endoftext|>` in it becomes the special token.
+
+    Args:
+        text: Any text, also the empty one.
+        tokenizer: A tiktoken encoding or transformers tokenizer; by default `load_encoding()`.
+
+    Returns:
+        Token ids, shape [1, T], int64.
+
+    Raises:
+        ValueError: The text holds a lone surrogate, which no encoding of Unicode can represent.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # tiktoken would replace the surrogate silently, transformers would complain about the type of its input.
+        surrogate = f"{text[error.start]!r} at index {error.start}"
+        raise ValueError(f"text holds the lone surrogate {surrogate}: read it as valid UTF-8") from None
+    tokenizer = load_encoding() if tokenizer is None else tokenizer
+    if isinstance(tokenizer, tiktoken.Encoding):
+        token_ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
+    else:
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return torch.tensor([token_ids], dtype=torch.long)
+
+
+def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = None) -> str:
+    """Decode one sequence; special tokens stay visible and bytes that are not valid UTF-8 become U+FFFD.
+
+    Args:
+        token_ids: Token ids of one sequence, shape [T] or [1, T], any integer dtype, on any device.
+        tokenizer: A tiktoken encoding or transformers tokenizer; by default `load_encoding()`.
+
+    Raises:
+        ValueError: `token_ids` has another shape, or holds an id that the tokenizer does not know.
+    """
+    if token_ids.ndim not in (1, 2) or (token_ids.ndim == 2 and token_ids.shape[0] != 1):
+        raise ValueError(f"token_ids has shape {list(token_ids.shape)}, not [T] or [1, T]: decode a batch row by row")
+    tokenizer = load_encoding() if tokenizer is None else tokenizer
+    vocab_size = tokenizer.n_vocab if isinstance(tokenizer, tiktoken.Encoding) else len(tokenizer)
+    ids = token_ids.flatten().tolist()
+    if unknown := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
+        raise ValueError(f"token id {unknown[0]} is outside the vocabulary, 0..{vocab_size - 1}: drop it first")
+    return tokenizer.decode(ids)
+
+
+def _read_merges() -> list[tuple[str, str]]:
+    """Read the 50,000 merges of `vocab.bpe`, in order of their ids."""
+    vocab_file = files(__package__) / "assets" / "vocab.bpe"
+    content = vocab_file.read_bytes()
+    if (digest := hashlib.sha256(content).hexdigest()) != VOCAB_SHA256:
+        raise ValueError(f"{vocab_file} has sha256 {digest}, not {VOCAB_SHA256}: reinstall the package")
+    _version, *lines = content.decode("utf-8").splitlines()
+    return [tuple(line.split(" ")) for line in lines]
+
+
+def _spell_tokens(merges: list[tuple[str, str]]) -> list[str]:
+    """Spell the 50,256 ordinary tokens in order of their ids: the bytes first, then one token per merge."""
+    return [*_byte_alphabet(), *(first + second for first, second in merges)]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Map printable character to byte, in order of the ids (`bytes_to_unicode` in encoder.py of openai/gpt-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

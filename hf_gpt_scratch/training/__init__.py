@@ -1,0 +1,1 @@
+"""Pretraining with Accelerate: settings, optimizer, checkpoints and the loop."""

@@ -1,0 +1,102 @@
+"""Settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
+
+import argparse
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from .settings import RECIPES, TrainingSettings
+
+
+class OneLineParser(HfArgumentParser):
+    """Reports a mistake as a ValueError of one line instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for anything it cannot parse."""
+        raise ValueError(f"{message}; --help lists all flags")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name nearest to a misspelled one, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML or JSON file (JSON is YAML).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be parsed, or holds a key that is no setting; the line suggests the nearest one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} must hold lines of the form setting: value")
+    known = {item.name for item in fields(TrainingSettings)} | {"recipe"}
+    unknown = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
+    if unknown:
+        raise ValueError(f"--config {path}: {', '.join(unknown)}")
+    return values
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Write settings as flags, so that one parser checks all sources; YAML alone would read 4e-4 as a text."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            words = value if isinstance(value, list) else [value]
+            # An empty --flag= keeps the value of an empty text; lists take their words one by one.
+            flags += [f"--{name}", *map(str, words)] if isinstance(value, list) else [f"--{name}={value}"]
+    return flags
+
+
+def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
+    """Parse the command line of `scripts/train.py`.
+
+    Raises:
+        ValueError: an unknown flag, an impossible value or contradicting ones; one line.
+        FileNotFoundError: `--config` names no file.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe")
+    first.add_argument("--config", type=Path)
+    try:
+        sources, flags = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    file_values = read_settings_file(sources.config) if sources.config else {}
+    recipe = sources.recipe or file_values.pop("recipe", None)
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"--recipe {recipe} is unknown{nearest(recipe, RECIPES)}; there is {', '.join(RECIPES)}")
+
+    parser = OneLineParser(
+        TrainingSettings,
+        description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in about two minutes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", choices=RECIPES, help="settings of a known run, to start from")
+    parser.add_argument("--config", help="YAML or JSON file with any of these settings; flags override it")
+    all_flags = [*as_flags(RECIPES.get(recipe, {})), *as_flags(file_values), *flags]
+    settings, _, unknown = parser.parse_args_into_dataclasses(
+        all_flags, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(f"{unknown[0]} is no flag{nearest(unknown[0], known)}; --help lists all flags")
+    return settings
+
+
+def settings_json(settings: TrainingSettings) -> str:
+    """The settings as a file that `--config` reads back."""
+    return json.dumps(settings.to_dict(), indent=2) + "\n"

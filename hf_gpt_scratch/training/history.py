@@ -1,0 +1,52 @@
+"""What happened in a run: one JSON row per event, appended as it happens, and the losses drawn as a plot."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.plots import loss_figure, save_figure
+
+
+class History:
+    """The file history.jsonl of a run: a row at the start, per step, per evaluation, per sample and at the end.
+
+    Args:
+        path: the file; it is created by the first row.
+        writes: whether this process writes; on all others every call does nothing.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+
+    def append(self, event: str, **values: Any) -> None:
+        """Add one row, in one write."""
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def rows(self, event: str) -> list[dict[str, Any]]:
+        """All rows of one kind of event, oldest first."""
+        if not self.path.is_file():
+            return []
+        rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        return [row for row in rows if row["event"] == event]
+
+    def size(self) -> int:
+        """Bytes written so far: with it a checkpoint remembers where the history was."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def truncate(self, size: int) -> None:
+        """Forget what happened after a checkpoint, because it will happen again."""
+        if self.writes:
+            if self.size() < size:
+                raise ValueError(f"{self.path} is shorter than at the checkpoint: it was changed by hand, restore it")
+            os.truncate(self.path, size)
+
+    def plot_losses(self, stem: Path) -> None:
+        """Draw training and validation loss of all evaluations as PNG and PDF."""
+        rows = self.rows("evaluation")
+        if self.writes and rows:
+            columns = [[row[key] for row in rows] for key in ("epoch", "tokens_seen", "train_loss", "validation_loss")]
+            save_figure(loss_figure(*columns), stem)

@@ -1,0 +1,234 @@
+"""The training loop: plain Accelerate, to be read from top to bottom.
+
+An optimizer step takes one batch of processes * micro-batches * windows. Its loss is the sum over the batch's tokens
+divided by their number, whatever the split: the same on one process or many, in one micro-batch or many.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_gpt_scratch.data import IGNORE_INDEX, draw_like_torch_loader
+from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
+from hf_gpt_scratch.interrupts import Interrupted, StopSignals
+from hf_gpt_scratch.repository import build_repository
+from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
+
+from .optim import learning_rate_at, set_learning_rate
+from .run import Run, set_up
+from .settings import TrainingSettings
+
+
+@dataclass
+class TrainingResult:
+    """Where the results lie and what they are; losses in nats per token."""
+
+    repository: Path
+    train_loss: float
+    validation_loss: float
+    seconds: float
+    is_main_process: bool
+
+
+def train(settings: TrainingSettings) -> TrainingResult:
+    """Train a model as the settings say; every process calls this.
+
+    Raises:
+        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
+        Interrupted: Ctrl-C or SIGTERM, after the step under way and a checkpoint.
+    """
+    run = set_up(settings)
+    progress = run.progress
+    if settings.report_to:
+        plain = {name: value for name, value in settings.to_dict().items() if isinstance(value, (int, float, str))}
+        run.accelerator.init_trackers("hf_gpt_scratch", config=plain)
+    with StopSignals() as signals:
+        if progress.global_step == 0:
+            # Its draws are undone, so that looking at the losses first changes nothing in the training after it.
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)
+                evaluate(run, settings.initial_eval_iter)
+        bar = tqdm(
+            total=run.num_steps, initial=progress.global_step, unit="step", disable=not run.accelerator.is_main_process
+        )
+        with bar:
+            while progress.global_step < run.num_steps:
+                train_epoch(run, bar, signals)
+        return finish(run)
+
+
+def train_epoch(run: Run, bar: tqdm, signals: StopSignals) -> None:
+    """Train to the end of the epoch, or from the middle of it after a resume; evaluate, sample and save when due."""
+    settings, progress, accelerator = run.settings, run.progress, run.accelerator
+    if progress.order_seed is None:
+        progress.order_seed = run.draw_order_seed(progress.epoch)
+    run.train_sampler.order_seed = progress.order_seed
+    run.train_sampler.first_step = progress.step_in_epoch
+    for batch in run.train_loader:
+        started = time.perf_counter()
+        counts = torch.tensor([0, signals.received], device=accelerator.device)
+        counts[0] = (batch["shift_labels"] != IGNORE_INDEX).sum()
+        num_tokens, received = accelerator.reduce(counts, "sum").tolist()
+
+        learning_rate = learning_rate_at(progress.global_step, run.num_steps, settings)
+        loss, grad_norm = optimizer_step(run, batch, num_tokens, learning_rate)
+
+        progress.global_step += 1
+        progress.step_in_epoch += 1
+        progress.tokens_seen += num_tokens
+        tokens_per_second = num_tokens / (time.perf_counter() - started)
+        record_step(run, bar, loss, grad_norm, learning_rate, tokens_per_second)
+        if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
+            evaluate(run, settings.eval_iter)
+        is_last = progress.global_step == run.num_steps
+        if progress.step_in_epoch == len(run.train_sampler) or is_last:
+            write_sample(run)
+        if progress.step_in_epoch == len(run.train_sampler):
+            progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
+        if received or is_last or (settings.save_steps and progress.global_step % settings.save_steps == 0):
+            checkpoint = run.save()
+        if received and not is_last:
+            how = f"saved {checkpoint} at step {progress.global_step}; continue with the same command and --resume"
+            raise Interrupted(f"stopped by signal: {how}", signals.received or received)
+        if is_last:
+            return
+
+
+def optimizer_step(
+    run: Run, batch: dict[str, torch.Tensor], num_tokens: int, learning_rate: float
+) -> tuple[float, float | None]:
+    """Forward, backward, clip, step: one optimizer step over this process's share of the batch.
+
+    Args:
+        run: the run.
+        batch: `input_ids` and `shift_labels`, both [micro-batches * windows, T].
+        num_tokens: labels that count, over all processes.
+        learning_rate: of this step.
+
+    Returns:
+        The loss in nats per token over all processes, and the gradient's norm before clipping (None: not clipped).
+    """
+    accelerator, model, optimizer, settings = run.accelerator, run.model, run.optimizer, run.settings
+    # Accelerate divides each loss by the micro-batches, and DDP averages over processes. Both are undone, because
+    # num_items_in_batch has divided by the tokens of the whole step already.
+    scale = settings.gradient_accumulation_steps * accelerator.num_processes
+    set_learning_rate(optimizer, learning_rate)
+    step_loss = torch.zeros((), device=accelerator.device)
+    grad_norm = None
+    for micro_batch in split_batch(batch, settings.per_device_train_batch_size):
+        with accelerator.accumulate(model):
+            loss = model(**micro_batch, use_cache=False, num_items_in_batch=num_tokens).loss
+            accelerator.backward(loss * scale)
+            if accelerator.sync_gradients and settings.max_grad_norm > 0:
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            step_loss += loss.detach()
+    return accelerator.reduce(step_loss, "sum").item(), grad_norm
+
+
+def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Cut a step's batch into micro-batches of `size` windows."""
+    for parts in zip(*(tensor.split(size) for tensor in batch.values()), strict=True):
+        yield dict(zip(batch, parts, strict=True))
+
+
+def record_step(
+    run: Run, bar: tqdm, loss: float, grad_norm: float | None, learning_rate: float, tokens_per_second: float
+) -> None:
+    """Show a step in the progress bar, the history and the trackers."""
+    progress = run.progress
+    bar.update()
+    bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+    values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+    run.history.append(
+        "step",
+        global_step=progress.global_step,
+        epoch=progress.epoch,
+        tokens_seen=progress.tokens_seen,
+        **values,
+        tokens_per_second=round(tokens_per_second, 1),
+    )
+    run.accelerator.log({k: v for k, v in values.items() if v is not None}, step=progress.global_step)
+
+
+def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
+    """Compute, print and record training and validation loss, over `num_batches` batches each.
+
+    0 batches means the whole validation text, and as many batches of the training text.
+    """
+    num_batches = num_batches or len(run.validation_loader)
+    run.train_eval_sampler.order_seed = run.draw_order_seed(None)
+    train_loss = mean_loss(run, run.train_eval_loader, num_batches)
+    if run.settings.data_order == "torch_dataloader":
+        draw_like_torch_loader(shuffle=False)
+    validation_loss = mean_loss(run, run.validation_loader, num_batches)
+    progress = run.progress
+    with tqdm.external_write_mode():
+        run.say(
+            f"epoch {run.epoch:.2f}, step {progress.global_step}: "
+            f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}"
+        )
+    values = {"train_loss": train_loss, "validation_loss": validation_loss}
+    run.history.append(
+        "evaluation",
+        global_step=progress.global_step,
+        epoch=run.epoch,
+        tokens_seen=progress.tokens_seen,
+        **values,
+    )
+    run.accelerator.log(values, step=progress.global_step)
+    return train_loss, validation_loss
+
+
+def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
+    """Nats per token over the first batches of a loader, each process doing its share."""
+    share = sum_losses(run.model, islice(loader, num_batches))
+    return sum(gather_object([share]), LossSum(0.0, 0)).mean
+
+
+def write_sample(run: Run) -> None:
+    """Continue the sample prompt greedily; print and record the text in one line."""
+    settings = run.settings
+    if not settings.sample_tokens or not run.accelerator.is_main_process:
+        return
+    model = run.bare_model
+    prompt_ids = text_to_token_ids(settings.sample_prompt, run.encoding).to(model.device)
+    room = settings.max_position_embeddings - prompt_ids.shape[1]
+    with evaluation_mode(model):
+        token_ids = model.generate(
+            prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            max_new_tokens=min(settings.sample_tokens, room),
+            do_sample=False,
+        )
+    text = token_ids_to_text(token_ids.cpu(), run.encoding)
+    with tqdm.external_write_mode():
+        run.say(f"sample: {text.replace(chr(10), ' ')}")
+    run.history.append("sample", global_step=run.progress.global_step, epoch=run.progress.epoch, text=text)
+
+
+def finish(run: Run) -> TrainingResult:
+    """Evaluate on the whole validation text, draw the losses and build the repository folder."""
+    train_loss, validation_loss = evaluate(run, 0)
+    seconds = time.perf_counter() - run.started
+    run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
+    run.history.plot_losses(run.output_dir / "loss")
+    repository = run.output_dir / "model"
+    if run.accelerator.is_main_process:
+        facts = {
+            "training": f"{run.progress.global_step:,} steps, {run.progress.tokens_seen:,} tokens",
+            "training loss": f"{train_loss:.3f} nats per token",
+            "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
+        }
+        build_repository(run.bare_model, repository, facts=facts, replace=True)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)

@@ -1,0 +1,62 @@
+"""AdamW with decay groups, and the learning rate of each step."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from .settings import TrainingSettings
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """Build AdamW (arXiv:1711.05101); only the matrices of the layers decay, unless all are asked to.
+
+    Decay pulls weights to zero: sensible for a matrix, harmful for a LayerNorm scale, and for an embedding row it
+    would act on tokens that the batch does not even contain.
+    """
+    decayed, spared = [], []
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for parameter in model.parameters():
+        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (decayed if is_matrix or settings.decay_all_parameters else spared).append(parameter)
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        fused=True if settings.optim == "adamw_torch_fused" else None,
+    )
+
+
+def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> float:
+    """Compute the learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
+
+    A pure function of the step: there is no scheduler whose state could be lost or stepped once per process. The
+    cosine is that of arXiv:1608.03983 without restarts.
+    """
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    if settings.lr_scheduler_type == "constant":
+        return settings.learning_rate
+    progress = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    amplitude = (settings.learning_rate - settings.min_learning_rate) / 2
+    return settings.min_learning_rate + amplitude * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Give all parameter groups one rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def reset_to_torch_defaults(model: nn.Module) -> None:
+    """Draw all weights anew, as PyTorch's layers draw theirs when they are built, in the order of the modules.
+
+    This is the tutorial's initialisation: the same seed gives the same weights as building its model does.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm)):
+            with torch.no_grad():
+                module.reset_parameters()

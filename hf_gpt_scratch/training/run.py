@@ -1,0 +1,294 @@
+"""What a run consists of: text, model, optimizer and output folder, made ready by Accelerate."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast, set_seed
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_gpt_scratch.data import (
+    StepSampler,
+    TokenWindows,
+    build_loader,
+    draw_like_torch_loader,
+    encode_text,
+    epoch_order_seed,
+    read_texts,
+    split_text,
+)
+from hf_gpt_scratch.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.tokenizer import load_encoding
+
+from .checkpoint import (
+    Progress,
+    SavedState,
+    load_checkpoint,
+    load_random_state,
+    newest_valid_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from .command_line import settings_json
+from .history import History
+from .optim import build_optimizer, reset_to_torch_defaults
+from .settings import TrainingSettings
+
+
+@dataclass
+class Run:
+    """Everything the loop works with; `model`, `optimizer` and the loaders as Accelerate prepared them."""
+
+    settings: TrainingSettings
+    accelerator: Accelerator
+    encoding: tiktoken.Encoding
+    model: nn.Module
+    optimizer: Optimizer
+    train_loader: DataLoader  # a batch is this process's share of one optimizer step
+    train_eval_loader: DataLoader
+    validation_loader: DataLoader
+    train_sampler: StepSampler  # of all processes, before Accelerate split it
+    train_eval_sampler: StepSampler
+    num_steps: int
+    progress: Progress = field(default_factory=Progress)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of everything the run writes."""
+        return Path(self.settings.output_dir)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.output_dir / "checkpoints"
+
+    @property
+    def history(self) -> History:
+        """The file of what happened; only the main process writes it."""
+        return History(self.output_dir / "history.jsonl", writes=self.accelerator.is_main_process)
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The model without what Accelerate and torch.compile wrapped around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, such as 1.5."""
+        return self.progress.global_step / len(self.train_sampler)
+
+    def say(self, line: str) -> None:
+        """Print a line, on the main process only."""
+        self.accelerator.print(line, flush=True)
+
+    def draw_order_seed(self, epoch: int | None) -> int:
+        """Seed of the window order of an epoch, or of the training batches of an evaluation (`epoch` None)."""
+        if self.settings.data_order == "seeded":
+            return epoch_order_seed(self.settings.seed, 0 if epoch is None else epoch)
+        seed = torch.tensor(draw_like_torch_loader(shuffle=True), device=self.accelerator.device)
+        # Each process draws from its own generator: the main one's order holds for all.
+        return int(broadcast(seed) if self.accelerator.num_processes > 1 else seed)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; to be called by all processes."""
+        self.progress.history_bytes = self.history.size()
+        scaler = self.accelerator.scaler
+        saved = SavedState(
+            progress=self.progress,
+            settings=self.settings.to_dict(),
+            num_processes=self.accelerator.num_processes,
+            optimizer_groups=[],
+            grad_scaler=scaler.state_dict() if scaler is not None else None,
+            versions=key_versions(),
+        )
+        bare_optimizer = self.optimizer.optimizer
+        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, bare_optimizer, saved)
+        if self.accelerator.is_main_process:
+            remove_old_checkpoints(self.checkpoint_dir, self.settings.save_total_limit)
+        return path
+
+
+def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tuple[TokenWindows, TokenWindows]:
+    """Read, split, encode and cut the text: training and validation windows.
+
+    Raises:
+        ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
+    """
+    text = read_texts(settings.train_file or [bundled_text_path()])
+    if settings.validation_file:
+        train_text, validation_text = text, read_texts(settings.validation_file)
+    else:
+        train_text, validation_text = split_text(text, settings.train_split)
+    windows = []
+    for part, part_text in (("training", train_text), ("validation", validation_text)):
+        token_ids = encode_text(part_text, encoding)
+        # Training wants one full window; a short validation text is scored as it is.
+        needed = settings.window_size + 1 if part == "training" or settings.drop_last else 2
+        if len(token_ids) < needed:
+            raise ValueError(
+                f"the {part} text is too short: it has {len(token_ids)} tokens and needs {needed} for one window; "
+                "give a longer text or a smaller --block_size"
+            )
+        windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last))
+    return windows[0], windows[1]
+
+
+def build_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch."""
+    return Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        log_with=settings.report_to,
+        project_dir=settings.output_dir,
+    )
+
+
+def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedModel:
+    """Build the model with fresh weights, the same on every process, and seed dropout differently on each."""
+    set_seed(settings.seed)
+    model = AutoModelForCausalLM.from_config(settings.model_config(), attn_implementation=settings.attn_implementation)
+    if settings.weight_init == "torch":
+        torch.manual_seed(settings.seed)
+        reset_to_torch_defaults(model)
+    if process_index > 0:
+        torch.manual_seed(settings.seed + process_index)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if settings.torch_compile:
+        model.compile()
+    return model.train()
+
+
+def refuse_used_folder(settings: TrainingSettings) -> None:
+    """Never write into a folder that holds something, unless it is this run that goes on.
+
+    Raises:
+        FileExistsError: it holds another run, or other files.
+        FileNotFoundError: `--resume` without anything to resume.
+        NotADirectoryError: it is a file.
+    """
+    folder = Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder} is a file: name a folder")
+    if settings.resume:
+        newest_valid_checkpoint(folder / "checkpoints")
+    elif folder.exists() and any(folder.iterdir()):
+        if (folder / "history.jsonl").is_file():
+            raise FileExistsError(
+                f"--output_dir {folder} holds another run: continue it with --resume, or name a new folder"
+            )
+        raise FileExistsError(f"--output_dir {folder} is not empty: name a new folder")
+
+
+def set_up(settings: TrainingSettings) -> Run:
+    """Build a run from its settings, fresh or resumed, up to the moment before the first step.
+
+    Raises:
+        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
+    """
+    encoding = load_encoding()
+    train_windows, validation_windows = build_windows(settings, encoding)
+    refuse_used_folder(settings)
+    accelerator = build_accelerator(settings)
+    accelerator.wait_for_everyone()  # all have looked at the folder before the first of them writes
+
+    micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
+    batch_size = micro_batch_size * settings.gradient_accumulation_steps
+    train_loader = build_loader(train_windows, batch_size, settings.drop_last)
+    train_eval_loader = build_loader(train_windows, micro_batch_size, settings.drop_last)
+    validation_loader = build_loader(validation_windows, micro_batch_size)
+    if len(train_loader) == 0:
+        raise ValueError(
+            f"the training text has {len(train_windows)} windows, but with --drop_last one step needs {batch_size}: "
+            "give a longer text or a smaller batch"
+        )
+    samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
+
+    model = build_model(settings, accelerator.process_index)
+    run = Run(
+        settings,
+        accelerator,
+        encoding,
+        *accelerator.prepare(
+            model, build_optimizer(model, settings), train_loader, train_eval_loader, validation_loader
+        ),
+        *samplers,
+        num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
+    )
+    if settings.resume:
+        resume(run)
+    else:
+        begin(run)
+    describe(run, train_windows, validation_windows)
+    return run
+
+
+def begin(run: Run) -> None:
+    """Make the output folder and write down the settings."""
+    if run.accelerator.is_main_process:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        (run.output_dir / "settings.json").write_text(settings_json(run.settings), encoding="utf-8")
+
+
+def resume(run: Run) -> None:
+    """Put the run back to the newest valid checkpoint.
+
+    Raises:
+        ValueError: the settings or the number of processes would make it another run.
+    """
+    path, warnings = newest_valid_checkpoint(run.checkpoint_dir)
+    for warning in warnings:
+        run.say(f"warning: {warning}")
+    saved = read_state(path)
+    differences = run.settings.differences(saved.settings)
+    if saved.num_processes != run.accelerator.num_processes:
+        differences.append(f"processes were {saved.num_processes}, are {run.accelerator.num_processes}")
+    if differences:
+        raise ValueError(
+            f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
+            f"{run.output_dir / 'settings.json'}, for --config) or start anew in another --output_dir"
+        )
+    load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
+    run.progress = saved.progress
+    run.history.truncate(saved.progress.history_bytes)
+    run.say(f"resumed from {path}")
+    load_random_state(path, run.accelerator.process_index)
+
+
+def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:
+    """Say what the run is and on what it runs, and write the same into the history."""
+    accelerator, settings = run.accelerator, run.settings
+    facts: dict[str, Any] = {
+        "device": describe_device(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision.replace("no", "fp32"),
+        "versions": key_versions(),
+        "parameters": run.bare_model.num_parameters(),
+        "train_tokens": len(train_windows.token_ids),
+        "validation_tokens": len(validation_windows.token_ids),
+        "train_windows": len(train_windows),
+        "steps_per_epoch": len(run.train_sampler),
+        "steps": run.num_steps,
+        "resumed_at_step": run.progress.global_step,
+    }
+    run.history.append("run", **facts, settings=settings.to_dict())
+    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}")
+    run.say(as_line(facts["versions"]))
+    run.say(
+        f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "
+        f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
+        f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, {facts['steps']:,} steps"
+    )

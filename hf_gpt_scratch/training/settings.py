@@ -1,0 +1,204 @@
+"""Every knob of a training run: declared once, with default, unit and rule."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from hf_gpt_scratch.model import GPTScratchConfig
+from hf_gpt_scratch.tokenizer import END_OF_TEXT_ID
+
+
+@dataclass(frozen=True)
+class Range:
+    """A rule that a type carries: `minimum` <= value, and value < `below`."""
+
+    minimum: float
+    below: float = math.inf
+
+    def broken_by(self, value: float | None) -> bool:
+        """Whether a value is outside; NaN always is, None never."""
+        return value is not None and not self.minimum <= value < self.below
+
+    def __str__(self) -> str:
+        return f"at least {self.minimum:g}" + (f" and below {self.below:g}" if self.below < math.inf else "")
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+NonNegativeFloat = Annotated[float, Range(0)]
+UnitFloat = Annotated[float, Range(0, below=1)]
+
+# Settings that may change on resume, because the losses do not depend on them.
+FREE_ON_RESUME = frozenset(("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "push_to_hub"))
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """Declare a field: its default, and what it does and in which unit, as --help shows it."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class TrainingSettings:
+    """What to train, on what, for how long, and where the results go.
+
+    Names are those of the model config and of transformers' TrainingArguments.
+
+    Raises:
+        ValueError: impossible or contradicting values, all of them in one line.
+    """
+
+    # text
+    train_file: list[str] | None = setting(None, "UTF-8 text files or folders to train on; none: the bundled story")
+    validation_file: list[str] | None = setting(None, "text files or folders to validate on; none: split train_file")
+    train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
+    block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
+    drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
+
+    # model
+    hidden_size: PositiveInt = setting(192, "width of the residual stream")
+    num_hidden_layers: PositiveInt = setting(4, "number of decoder layers")
+    num_attention_heads: PositiveInt = setting(6, "number of attention heads of a layer")
+    max_position_embeddings: PositiveInt = setting(128, "longest context of the model in tokens")
+    dropout: UnitFloat = setting(0.1, "probability of zeroing an activation, at least 0 and below 1")
+    qkv_bias: bool = setting(True, "give query, key and value projections a bias")
+    tie_word_embeddings: bool = setting(True, "use the token embedding as language-model head")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = setting(
+        "sdpa", "how attention is computed"
+    )
+    weight_init: Literal["gpt2", "torch"] = setting("gpt2", "fresh weights: GPT-2's, or PyTorch's layer defaults")
+
+    # optimization
+    num_train_epochs: PositiveInt = setting(10, "passes over the training text")
+    max_steps: int = setting(-1, "optimizer steps to stop after; -1: as many as the epochs have")
+    per_device_train_batch_size: PositiveInt = setting(4, "windows of a micro-batch on each device")
+    gradient_accumulation_steps: PositiveInt = setting(1, "micro-batches of an optimizer step")
+    learning_rate: NonNegativeFloat = setting(1e-3, "peak learning rate")
+    min_learning_rate: NonNegativeFloat = setting(1e-4, "learning rate at the end of the cosine")
+    lr_scheduler_type: Literal["cosine", "constant"] = setting("cosine", "course of the rate after warm-up")
+    warmup_steps: NonNegativeInt = setting(10, "optimizer steps of linear warm-up")
+    weight_decay: NonNegativeFloat = setting(0.1, "decoupled weight decay per step, times the learning rate")
+    decay_all_parameters: bool = setting(False, "decay biases, LayerNorms and embeddings too, not only matrices")
+    optim: Literal["adamw_torch_fused", "adamw_torch"] = setting("adamw_torch_fused", "AdamW kernel")
+    adam_beta1: UnitFloat = setting(0.9, "decay of AdamW's first moment, at least 0 and below 1")
+    adam_beta2: UnitFloat = setting(0.999, "decay of AdamW's second moment, at least 0 and below 1")
+    adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")
+    max_grad_norm: NonNegativeFloat = setting(1.0, "clip the norm of the whole gradient to this; 0: never")
+    seed: NonNegativeInt = setting(42, "of weights, window order and dropout")
+    data_order: Literal["seeded", "torch_dataloader"] = setting(
+        "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
+    )
+
+    # device
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    torch_compile: bool = setting(False, "compile the model with torch.compile")
+
+    # evaluation and results
+    output_dir: str = setting("runs/gpt-scratch", "new folder for everything the run writes")
+    eval_steps: PositiveInt = setting(10, "optimizer steps between evaluations")
+    eval_iter: NonNegativeInt = setting(0, "batches per evaluated loss; 0: the whole validation text")
+    initial_eval_iter: NonNegativeInt = setting(0, "the same for the evaluation before the first step")
+    eval_first_step: bool = setting(False, "count eval_steps from the first step, as the tutorial does")
+    sample_prompt: str = setting("The lamp", "start of the sample written after every epoch")
+    sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
+    save_steps: NonNegativeInt = setting(50, "optimizer steps between checkpoints; 0: only at the end")
+    save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep")
+    resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir")
+    report_to: list[str] | None = setting(None, "trackers of Accelerate, such as tensorboard")
+    push_to_hub: str | None = setting(None, "USER/NAME of a Hub repository for the result")
+
+    def __post_init__(self) -> None:
+        problems = [*self._wrong_values(), *self._contradictions()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _wrong_values(self) -> Iterator[str]:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for part in (hint, *get_args(hint)):  # the rule of `PositiveInt | None` is one level down
+                for rule in getattr(part, "__metadata__", ()):
+                    if rule.broken_by(getattr(self, name)):
+                        yield f"--{name} must be {rule}, got {getattr(self, name)}"
+        if not 0 < self.train_split < 1:
+            yield f"--train_split must be above 0 and below 1, got {self.train_split}"
+        if self.max_steps != -1 and self.max_steps < 1:
+            yield f"--max_steps must be -1 or at least 1, got {self.max_steps}"
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            yield (
+                f"--hidden_size {self.hidden_size} is no multiple of --num_attention_heads {self.num_attention_heads}"
+            )
+        if self.block_size is not None and self.block_size > self.max_position_embeddings:
+            yield (
+                f"--block_size {self.block_size} is longer than the context of the model, "
+                f"--max_position_embeddings {self.max_position_embeddings}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            yield f"--min_learning_rate {self.min_learning_rate} is above --learning_rate {self.learning_rate}"
+        if 0 < self.max_steps <= self.warmup_steps:
+            yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            yield f"--push_to_hub takes USER/NAME, got {self.push_to_hub!r}"
+
+    @property
+    def window_size(self) -> int:
+        """Tokens of a training window."""
+        return self.block_size or self.max_position_embeddings
+
+    def model_config(self) -> GPTScratchConfig:
+        """Build the config of the model to train, with GPT-2's vocabulary."""
+        shared = {item.name for item in fields(self)} & {item.name for item in fields(GPTScratchConfig)}
+        ids = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, "pad_token_id": END_OF_TEXT_ID}
+        return GPTScratchConfig(**{name: getattr(self, name) for name in shared}, **ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, JSON-ready."""
+        return asdict(self)
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """List the values that would make a resumed run another run than the saved one."""
+        return [
+            f"--{item.name} was {saved.get(item.name, item.default)}, is {getattr(self, item.name)}"
+            for item in fields(self)
+            if item.name not in FREE_ON_RESUME and saved.get(item.name, item.default) != getattr(self, item.name)
+        ]
+
+
+# Settings that make a known run; the command line can still change each of them.
+RECIPES: dict[str, dict[str, Any]] = {
+    # "Pretraining on unlabeled data", Build a Large Language Model (From Scratch), S. Raschka: the 124M model with
+    # a context of 256 and an untied head on The Verdict, to the printed numbers.
+    "tutorial": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 256,
+        "dropout": 0.1,
+        "qkv_bias": False,
+        "tie_word_embeddings": False,
+        "attn_implementation": "eager",  # its dropout on the attention weights draws as the tutorial's
+        "weight_init": "torch",
+        "drop_last": True,
+        "data_order": "torch_dataloader",
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 4e-4,
+        "min_learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.1,
+        "decay_all_parameters": True,
+        "optim": "adamw_torch",
+        "max_grad_norm": 0.0,
+        "seed": 123,
+        "eval_steps": 5,
+        "eval_iter": 5,
+        "initial_eval_iter": 9,
+        "eval_first_step": True,
+        "sample_prompt": "Every effort moves you",
+        "sample_tokens": 50,
+        "save_steps": 0,
+        "output_dir": "runs/tutorial",
+    },
+}

@@ -1,0 +1,31 @@
+"""Score a text: python scripts/evaluate.py --model FOLDER_OR_REPO --file TEXT."""
+
+import argparse
+from pathlib import Path
+
+from hf_gpt_scratch.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print loss, perplexity and bits per byte of a model on a text.")
+    parser.add_argument("--model", required=True, help="folder or Hub repository")
+    parser.add_argument("--file", required=True, type=Path, help="UTF-8 text")
+    parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")
+    parser.add_argument("--batch-size", type=int, default=4, help="windows scored at once")
+    arguments = parser.parse_args()
+
+    from hf_gpt_scratch.data import read_texts
+    from hf_gpt_scratch.evaluation import evaluate_text
+    from hf_gpt_scratch.loading import load_model_and_tokenizer
+
+    text = read_texts([arguments.file])
+    model, tokenizer = load_model_and_tokenizer(arguments.model)
+    result = evaluate_text(model, text, tokenizer, arguments.block_size, arguments.batch_size)
+    print(f"tokens {result.num_tokens}, bytes {result.num_bytes}")
+    print(f"loss {result.loss:.6f} nats per token")
+    print(f"perplexity {result.perplexity:.4f}")
+    print(f"bits per byte {result.bits_per_byte:.6f}")
+
+
+if __name__ == "__main__":
+    run(main)

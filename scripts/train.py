@@ -1,0 +1,33 @@
+"""Pretrain a GPT on text: accelerate launch scripts/train.py [--help]."""
+
+import sys
+
+from hf_gpt_scratch.cli import run
+
+
+def main() -> None:
+    from hf_gpt_scratch.evaluation import perplexity
+    from hf_gpt_scratch.hub import push_folder
+    from hf_gpt_scratch.training.command_line import parse_settings
+    from hf_gpt_scratch.training.loop import train
+
+    settings = parse_settings(sys.argv[1:])
+    result = train(settings)
+    if not result.is_main_process:
+        return
+    print(
+        f"validation loss {result.validation_loss:.3f} nats per token, perplexity "
+        f"{perplexity(result.validation_loss):.1f}, after {result.seconds:.0f} s"
+    )
+    print(f"plot: {settings.output_dir}/loss.png, history: {settings.output_dir}/history.jsonl")
+    print(f'load it: AutoModelForCausalLM.from_pretrained("{result.repository}", trust_remote_code=True)')
+    if settings.push_to_hub:
+        commit = push_folder(result.repository, settings.push_to_hub)
+        print(
+            f'pushed: AutoModelForCausalLM.from_pretrained("{settings.push_to_hub}", revision="{commit}", '
+            "trust_remote_code=True)"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
