@@ -4,39 +4,12 @@ Importing this package registers its classes with the Auto classes of transforme
 `AutoModelForCausalLM.from_pretrained` loads a `gpt_scratch` repository without `trust_remote_code`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
-
-from .model import (
-    GPTScratchConfig,
-    GPTScratchForCausalLM,
-    GPTScratchForSequenceClassification,
-    GPTScratchForTokenClassification,
-    GPTScratchModel,
-    GPTScratchPreTrainedModel,
-    TemperatureTopKLogitsProcessor,
-)
+import importlib
+import os
+from typing import Any
 
 
 __version__ = "0.1.0"
-
-# All or nothing: with the config alone registered, the library would mix our config with a repository's model.
-AutoConfig.register(GPTScratchConfig.model_type, GPTScratchConfig)
-GPTScratchConfig.register_for_auto_class()
-for auto_class, model_class in (
-    (AutoModel, GPTScratchModel),
-    (AutoModelForCausalLM, GPTScratchForCausalLM),
-    (AutoModelForSequenceClassification, GPTScratchForSequenceClassification),
-    (AutoModelForTokenClassification, GPTScratchForTokenClassification),
-):
-    auto_class.register(GPTScratchConfig, model_class)
-    # Registered for an Auto class, save_pretrained copies the code beside the weights.
-    model_class.register_for_auto_class(auto_class.__name__)
 
 __all__ = [
     "GPTScratchConfig",
@@ -47,3 +20,14 @@ __all__ = [
     "GPTScratchPreTrainedModel",
     "TemperatureTopKLogitsProcessor",
 ]
+
+# Registering imports torch and transformers, which takes seconds. Scripts that do without them say so before.
+if os.environ.get("HF_GPT_SCRATCH_REGISTER", "1") != "0":
+    from . import registration as registration
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public class when it is first asked for (PEP 562)."""
+    if name in __all__:
+        return getattr(importlib.import_module(".model", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
