@@ -65,3 +65,6 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
 def fetch_verdict() -> Path:
     """Path of The Verdict (Edith Wharton, 1908, public domain), fetched once and verified."""
     return fetch_verified(VERDICT_URL, cache_folder() / "the-verdict.txt", VERDICT_SHA256)
+
+
+SAMPLE_TEXTS = {"story": bundled_text_path, "verdict": fetch_verdict}

@@ -83,6 +83,7 @@ def train_epoch(run: Run, bar: tqdm, signals: StopSignals) -> None:
         progress.global_step += 1
         progress.step_in_epoch += 1
         progress.tokens_seen += num_tokens
+        run.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
         record_step(run, bar, loss, grad_norm, learning_rate, tokens_per_second)
         if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
@@ -164,6 +165,7 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
 
     0 batches means the whole validation text, and as many batches of the training text.
     """
+    is_whole = num_batches == 0
     num_batches = num_batches or len(run.validation_loader)
     run.train_eval_sampler.order_seed = run.draw_order_seed(None)
     train_loss = mean_loss(run, run.train_eval_loader, num_batches)
@@ -185,6 +187,7 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
         **values,
     )
     run.accelerator.log(values, step=progress.global_step)
+    run.whole_losses = (train_loss, validation_loss) if is_whole else None
     return train_loss, validation_loss
 
 
@@ -217,7 +220,7 @@ def write_sample(run: Run) -> None:
 
 def finish(run: Run) -> TrainingResult:
     """Evaluate on the whole validation text, draw the losses and build the repository folder."""
-    train_loss, validation_loss = evaluate(run, 0)
+    train_loss, validation_loss = run.whole_losses or evaluate(run, 0)
     seconds = time.perf_counter() - run.started
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     run.history.plot_losses(run.output_dir / "loss")

@@ -25,7 +25,7 @@ from hf_gpt_scratch.data import (
     split_text,
 )
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
-from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.tokenizer import load_encoding
 
 from .checkpoint import (
@@ -60,6 +60,7 @@ class Run:
     train_eval_sampler: StepSampler
     num_steps: int
     progress: Progress = field(default_factory=Progress)
+    whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -124,7 +125,7 @@ def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tu
     Raises:
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
     """
-    text = read_texts(settings.train_file or [bundled_text_path()])
+    text = read_texts(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if settings.validation_file:
         train_text, validation_text = text, read_texts(settings.validation_file)
     else:

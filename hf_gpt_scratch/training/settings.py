@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_gpt_scratch.model import GPTScratchConfig
 from hf_gpt_scratch.tokenizer import END_OF_TEXT_ID
@@ -49,7 +49,8 @@ class TrainingSettings:
     """
 
     # text
-    train_file: list[str] | None = setting(None, "UTF-8 text files or folders to train on; none: the bundled story")
+    train_file: list[str] | None = setting(None, "UTF-8 text files or folders to train on; none: sample_text")
+    sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
     validation_file: list[str] | None = setting(None, "text files or folders to validate on; none: split train_file")
     train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
     block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
@@ -60,6 +61,7 @@ class TrainingSettings:
     num_hidden_layers: PositiveInt = setting(4, "number of decoder layers")
     num_attention_heads: PositiveInt = setting(6, "number of attention heads of a layer")
     max_position_embeddings: PositiveInt = setting(128, "longest context of the model in tokens")
+    hidden_act: str = setting("gelu_pytorch_tanh", "activation of the MLP, a name of transformers' ACT2FN")
     dropout: UnitFloat = setting(0.1, "probability of zeroing an activation, at least 0 and below 1")
     qkv_bias: bool = setting(True, "give query, key and value projections a bias")
     tie_word_embeddings: bool = setting(True, "use the token embedding as language-model head")
@@ -115,10 +117,13 @@ class TrainingSettings:
 
     def _wrong_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
             for part in (hint, *get_args(hint)):  # the rule of `PositiveInt | None` is one level down
                 for rule in getattr(part, "__metadata__", ()):
-                    if rule.broken_by(getattr(self, name)):
-                        yield f"--{name} must be {rule}, got {getattr(self, name)}"
+                    if rule.broken_by(value):
+                        yield f"--{name} must be {rule}, got {value}"
+                if get_origin(part) is Literal and value is not None and value not in get_args(part):
+                    yield f"--{name} must be one of {', '.join(get_args(part))}, got {value!r}"
         if not 0 < self.train_split < 1:
             yield f"--train_split must be above 0 and below 1, got {self.train_split}"
         if self.max_steps != -1 and self.max_steps < 1:
@@ -170,10 +175,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     # "Pretraining on unlabeled data", Build a Large Language Model (From Scratch), S. Raschka: the 124M model with
     # a context of 256 and an untied head on The Verdict, to the printed numbers.
     "tutorial": {
+        "sample_text": "verdict",
         "hidden_size": 768,
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
         "max_position_embeddings": 256,
+        "hidden_act": "gelu_new",  # the formula written out, as in the tutorial: the same to the last digit
         "dropout": 0.1,
         "qkv_bias": False,
         "tie_word_embeddings": False,
