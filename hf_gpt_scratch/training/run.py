@@ -26,7 +26,7 @@ from hf_gpt_scratch.data import (
 )
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
-from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
 from .checkpoint import (
     Progress,
@@ -145,8 +145,12 @@ def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tu
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch."""
-    return Accelerator(
+    """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
+
+    Raises:
+        ValueError: fp16 on a CPU, which has no gradient scaling.
+    """
+    accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
@@ -155,6 +159,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         log_with=settings.report_to,
         project_dir=settings.output_dir,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
+    return accelerator
 
 
 def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedModel:
@@ -167,7 +174,7 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     if process_index > 0:
         torch.manual_seed(settings.seed + process_index)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if settings.torch_compile:
         model.compile()
     return model.train()
@@ -215,6 +222,12 @@ def set_up(settings: TrainingSettings) -> Run:
         raise ValueError(
             f"the training text has {len(train_windows)} windows, but with --drop_last one step needs {batch_size}: "
             "give a longer text or a smaller batch"
+        )
+    num_prompt_tokens = text_to_token_ids(settings.sample_prompt, encoding).shape[1]
+    if settings.sample_tokens and not 0 < num_prompt_tokens < settings.max_position_embeddings:
+        raise ValueError(
+            f"--sample_prompt has {num_prompt_tokens} tokens, but must have at least 1 and fewer than the context of "
+            f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
         )
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 

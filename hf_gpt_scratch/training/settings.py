@@ -114,6 +114,7 @@ class TrainingSettings:
         problems = [*self._wrong_values(), *self._contradictions()]
         if problems:
             raise ValueError("; ".join(problems))
+        self.model_config()  # has rules of its own, and raises by them
 
     def _wrong_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

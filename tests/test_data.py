@@ -1,0 +1,151 @@
+"""Proves that text becomes windows without loss: files are read as they are or refused, each token is a label once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+from hf_gpt_scratch.data import (
+    IGNORE_INDEX,
+    PADDING_WINDOW,
+    StepSampler,
+    TokenWindows,
+    build_loader,
+    draw_like_torch_loader,
+    encode_text,
+    epoch_order_seed,
+    find_text_files,
+    read_text,
+    read_texts,
+    split_text,
+)
+from hf_gpt_scratch.tokenizer import END_OF_TEXT_ID, load_encoding
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b" \n\t ", "is empty"),
+        (b"PK\x03\x04\x00\x00", "binary"),
+        (b"caf\xe9 au lait", "not UTF-8 at byte 3"),
+        ("text".encode("utf-16"), "binary"),
+    ],
+)
+def test_unusable_file_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_text(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert read_text(path) == "one\ntwo\n"
+
+
+def test_folders_are_searched_in_order_and_files_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.txt").write_text("two")
+    (tmp_path / "a.md").write_text("one")
+    (tmp_path / "picture.png").write_bytes(b"\0")
+    assert [file.name for file in find_text_files([tmp_path])] == ["a.md", "2.txt"]
+    assert read_texts([tmp_path]) == "one<|endoftext|>two"
+    assert END_OF_TEXT_ID in encode_text(read_texts([tmp_path]), load_encoding()).tolist()
+
+
+def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.txt does not exist"):
+        read_texts([tmp_path / "nothing.txt"])
+    with pytest.raises(ValueError, match=r"holds no \.txt or \.md file"):
+        read_texts([tmp_path])
+
+
+def test_the_verdict_splits_as_the_tutorial_prints(shared_data: Path) -> None:
+    text = read_text(shared_data / "the-verdict.txt")
+    assert len(text) == 20479
+    assert text[:99].startswith("I HAD always thought Jack Gisburn rather a cheap genius--though a good fellow enough")
+    assert text[-99:].endswith("and happen once--but there's no exterminating our kind of art.\"")
+    token_ids = [encode_text(part, load_encoding()) for part in split_text(text, 0.9)]
+    assert [len(ids) for ids in token_ids] == [4612, 534]
+    windows = [TokenWindows(ids, 256, drop_last=True) for ids in token_ids]
+    assert [len(w) for w in windows] == [18, 2]
+    assert [w.num_targets for w in windows] == [4608, 512]
+    loader = build_loader(windows[0], batch_size=2, drop_last=True)
+    assert [tuple(batch["input_ids"].shape) for batch in loader] == [(2, 256)] * 9
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, 8, 9, 10, 16, 17, 18, 100])
+def test_each_token_but_the_first_is_a_label_exactly_once(num_tokens: int) -> None:
+    token_ids = torch.arange(num_tokens) + 1000
+    windows = TokenWindows(token_ids, block_size=8)
+    labels = torch.cat([window["shift_labels"] for window in (windows[i] for i in range(len(windows)))])
+    assert sorted(labels[labels != IGNORE_INDEX].tolist()) == token_ids[1:].tolist()
+    assert windows.num_targets == num_tokens - 1
+    for window in (windows[i] for i in range(len(windows))):
+        counted = window["shift_labels"] != IGNORE_INDEX
+        assert torch.equal(window["shift_labels"][counted], window["input_ids"][counted] + 1)
+
+
+def test_drop_last_keeps_full_windows_only() -> None:
+    assert len(TokenWindows(torch.arange(20), 8, drop_last=True)) == 2
+    with pytest.raises(ValueError, match="the text has 8 tokens, but one window needs 9"):
+        TokenWindows(torch.arange(8), 8, drop_last=True)
+
+
+def test_padding_window_has_no_label() -> None:
+    window = TokenWindows(torch.arange(20), 8)[PADDING_WINDOW]
+    assert window["input_ids"].shape == (8,)
+    assert (window["shift_labels"] == IGNORE_INDEX).all()
+
+
+def test_sampler_gives_every_window_once_and_fills_the_last_step() -> None:
+    sampler = StepSampler(num_windows=10, batch_size=4)
+    sampler.order_seed = 7
+    steps = list(sampler)
+    assert [len(step) for step in steps] == [4, 4, 4]
+    assert sorted(sum(steps, [])) == [PADDING_WINDOW, PADDING_WINDOW, *range(10)]
+    assert len(list(StepSampler(10, 4, drop_last=True))) == len(StepSampler(10, 4, drop_last=True)) == 2
+
+
+def test_order_is_a_function_of_the_seed_and_can_start_in_the_middle() -> None:
+    sampler = StepSampler(num_windows=100, batch_size=8)
+    sampler.order_seed = epoch_order_seed(seed=1, epoch=3)
+    steps = list(sampler)
+    assert list(sampler) == steps
+    sampler.first_step = 5
+    assert list(sampler) == steps[5:]
+    sampler.first_step, sampler.order_seed = 0, epoch_order_seed(seed=1, epoch=4)
+    assert list(sampler) != steps
+    assert epoch_order_seed(1, 3) != epoch_order_seed(2, 3)
+
+
+def test_loader_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    for _ in build_loader(TokenWindows(torch.arange(100), 8), 4):
+        pass
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_drawn_order_and_generator_equal_those_of_a_plain_torch_loader() -> None:
+    """Two draws for a shuffled iterator, one for a plain one: so published runs can be repeated."""
+    plain = DataLoader(range(18), batch_size=2, sampler=RandomSampler(range(18)))
+    torch.manual_seed(123)
+    expected = [batch.tolist() for batch in plain]
+    list(DataLoader(range(3)))
+    after = torch.rand(1)
+
+    sampler = StepSampler(18, 2, drop_last=True)
+    torch.manual_seed(123)
+    sampler.order_seed = draw_like_torch_loader(shuffle=True)
+    assert draw_like_torch_loader(shuffle=False) is None
+    assert list(sampler) == expected
+    assert torch.equal(torch.rand(1), after)
+    # As the tutorial's loader yields them after seed 123.
+    assert sum(expected, []) == [0, 7, 14, 5, 6, 1, 17, 2, 11, 12, 9, 16, 13, 10, 3, 8, 15, 4]

@@ -1,0 +1,170 @@
+"""Proves the losses: against PyTorch's definition, against the tutorial's worked example, and for any batching."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.data import TokenWindows, build_loader
+from hf_gpt_scratch.evaluation import (
+    LossSum,
+    cross_entropy,
+    evaluate_text,
+    evaluation_mode,
+    perplexity,
+    sum_losses,
+    token_log_probabilities,
+)
+from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids
+from hf_gpt_scratch.training.optim import reset_to_torch_defaults
+
+
+@pytest.fixture(scope="module")
+def tutorial_model() -> GPTScratchForCausalLM:
+    """The tutorial's untrained model: GPT_CONFIG_124M as printed there, an untied head, seed 123."""
+    config = GPTScratchConfig(
+        vocab_size=50257,
+        context_length=256,
+        emb_dim=768,
+        n_heads=12,
+        n_layers=12,
+        drop_rate=0.1,
+        qkv_bias=False,
+        tie_word_embeddings=False,
+        hidden_act="gelu_new",
+    )
+    model = GPTScratchForCausalLM(config).eval()
+    torch.manual_seed(123)
+    reset_to_torch_defaults(model)
+    return model
+
+
+def test_tutorial_weights_are_drawn_in_the_tutorial_order(tutorial_model: GPTScratchForCausalLM) -> None:
+    """The fingerprints were read from the tutorial's own model after seed 123."""
+    model = tutorial_model.model
+    fingerprints = {
+        model.embed_tokens.weight: [0.3373701870441437, -0.1777772158384323, -0.3035275936126709],
+        model.embed_positions.weight: [0.8768733143806458, 0.25502535700798035, 0.8441239595413208],
+        model.layers[0].self_attn.q_proj.weight: [0.02834736742079258, -0.03321906924247742, 0.01250658929347992],
+        tutorial_model.lm_head.weight: [-0.028531109914183617, -0.0213463231921196, -0.0034006601199507713],
+    }
+    for weight, values in fingerprints.items():
+        assert weight[0, :3].tolist() == values
+    assert tutorial_model.num_parameters() == 162_419_712
+
+
+def test_worked_example_of_the_tutorial(tutorial_model: GPTScratchForCausalLM) -> None:
+    """Probabilities, log-probabilities, cross-entropy 10.7940 and perplexity 48725.8 as printed in the chapter."""
+    inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
+    targets = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])
+    with torch.no_grad():
+        logits = tutorial_model(inputs).logits
+    assert logits.shape == (2, 3, 50257)
+    assert logits.argmax(-1).tolist() == [[16657, 339, 42826], [49906, 29669, 41751]]
+    log_probabilities = token_log_probabilities(logits, targets)
+    printed = torch.tensor([[7.4541e-05, 3.1061e-05, 1.1563e-05], [1.0337e-05, 5.6776e-05, 4.7559e-06]])
+    torch.testing.assert_close(log_probabilities.exp(), printed, rtol=1e-4, atol=0)
+    printed = torch.tensor([[-9.5042, -10.3796, -11.3677], [-11.4798, -9.7764, -12.2561]])
+    torch.testing.assert_close(log_probabilities, printed, rtol=0, atol=5e-5)
+    loss = cross_entropy(logits, targets)
+    assert loss.item() == pytest.approx(10.7940, abs=5e-5)
+    assert -log_probabilities.mean().item() == pytest.approx(loss.item(), abs=1e-5)
+    assert perplexity(loss.item()) == pytest.approx(48725.8203, abs=0.05)
+    # The chapter's older printing had another second target; the comparison above would have caught it.
+    assert cross_entropy(logits, torch.tensor([[3626, 6100, 345], [588, 428, 11311]])).item() == pytest.approx(
+        10.7722, abs=5e-5
+    )
+
+
+def test_initial_text_of_the_tutorial(tutorial_model: GPTScratchForCausalLM) -> None:
+    prompt_ids = text_to_token_ids("Every effort moves you")
+    token_ids = tutorial_model.generate(
+        prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=10, do_sample=False
+    )
+    text = build_tokenizer().decode(token_ids[0])
+    assert text == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
+
+
+def test_perplexity_is_infinite_rather_than_an_error() -> None:
+    assert perplexity(0.0) == 1.0
+    assert perplexity(1e6) == math.inf
+    assert math.isnan(LossSum(0.0, 0).mean)
+
+
+@pytest.fixture
+def tiny_model(tiny_config: GPTScratchConfig) -> GPTScratchForCausalLM:
+    torch.manual_seed(0)
+    return GPTScratchForCausalLM(tiny_config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_mean_loss_does_not_depend_on_the_batch_size(tiny_model: GPTScratchForCausalLM, batch_size: int) -> None:
+    token_ids = torch.randint(0, 101, (83,), generator=torch.Generator().manual_seed(1))
+    loader = build_loader(TokenWindows(token_ids, 16), batch_size)
+    total = sum_losses(tiny_model, loader)
+    assert total.num_tokens == 82
+    one_by_one = sum_losses(tiny_model, build_loader(TokenWindows(token_ids, 16), 1))
+    assert total.mean == pytest.approx(one_by_one.mean, rel=1e-6)
+
+
+def test_mean_of_batch_means_would_be_wrong(tiny_model: GPTScratchForCausalLM) -> None:
+    """The control: the uneven tail must weigh less, and it does make a difference that the test above would see."""
+    token_ids = torch.randint(0, 101, (83,), generator=torch.Generator().manual_seed(1))
+    loader = build_loader(TokenWindows(token_ids, 16), 1)
+    with evaluation_mode(tiny_model):
+        means = [tiny_model(**batch, use_cache=False).loss.item() for batch in loader]
+    assert sum(means) / len(means) != pytest.approx(sum_losses(tiny_model, loader).mean, rel=1e-5)
+
+
+def test_evaluation_mode_puts_the_training_flag_back(tiny_model: GPTScratchForCausalLM) -> None:
+    tiny_model.train()
+    with evaluation_mode(tiny_model):
+        assert not tiny_model.training
+        assert not torch.is_grad_enabled()
+    assert tiny_model.training
+    with pytest.raises(ValueError, match="exactly one"), evaluation_mode(tiny_model):
+        tiny_model()
+    assert tiny_model.training
+    assert torch.is_grad_enabled()
+
+
+def test_text_evaluation_scores_every_token_with_full_context() -> None:
+    """Against a loop that scores one token at a time with the context that its window gives it."""
+    torch.manual_seed(0)
+    config = GPTScratchConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8)
+    model = GPTScratchForCausalLM(config).eval()
+    tokenizer = build_tokenizer(8)
+    text = "The lamp went round, and the sea went by, and nobody slept."
+    result = evaluate_text(model, text, tokenizer, batch_size=2)
+
+    token_ids = [tokenizer.bos_token_id, *tokenizer.encode(text)]
+    nats = 0.0
+    for place in range(1, len(token_ids)):
+        first = (place - 1) // 8 * 8
+        if first + 8 > len(token_ids) - 1:  # the last window reaches back
+            first = len(token_ids) - 1 - 8
+        with torch.no_grad():
+            logits = model(torch.tensor([token_ids[first:place]])).logits[0, -1]
+        nats -= torch.log_softmax(logits, -1)[token_ids[place]].item()
+    assert result.num_tokens == len(token_ids) - 1
+    assert result.loss == pytest.approx(nats / result.num_tokens, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(nats / result.num_tokens), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+    with pytest.raises(ValueError, match="windows of 9 tokens do not fit the context of the model, 8 tokens"):
+        evaluate_text(model, text, tokenizer, block_size=9)
+
+
+def test_initial_losses_of_the_tutorial(tutorial_model: GPTScratchForCausalLM, shared_data: Path) -> None:
+    """All printed digits: 10.98758347829183 and 10.98110580444336."""
+    from hf_gpt_scratch.data import draw_like_torch_loader, encode_text, read_text, split_text
+    from hf_gpt_scratch.tokenizer import load_encoding
+
+    parts = split_text(read_text(shared_data / "the-verdict.txt"), 0.9)
+    windows = [TokenWindows(encode_text(part, load_encoding()), 256, drop_last=True) for part in parts]
+    torch.manual_seed(123)
+    loader = build_loader(windows[0], 2, drop_last=True)
+    loader.batch_sampler.order_seed = draw_like_torch_loader(shuffle=True)
+    assert sum_losses(tutorial_model, loader).mean == 10.98758347829183
+    assert sum_losses(tutorial_model, build_loader(windows[1], 2)).mean == 10.98110580444336

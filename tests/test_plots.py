@@ -1,0 +1,48 @@
+"""Proves that the plots show what they say: curves, line styles, both axes, bars; and that files are whole."""
+
+from pathlib import Path
+
+import torch
+
+from hf_gpt_scratch.decoding import next_token_probabilities
+from hf_gpt_scratch.plots import loss_figure, save_figure, temperature_figure
+
+
+def test_loss_figure_has_both_curves_and_both_axes() -> None:
+    figure = loss_figure([0, 1, 2], [0, 500, 1000], [9.0, 5.0, 1.0], [9.1, 6.0, 6.5])
+    axes, token_axes = figure.axes
+    training, validation = axes.lines
+    assert training.get_linestyle() == "-"
+    assert validation.get_linestyle() == "-."
+    assert list(training.get_ydata()) == [9.0, 5.0, 1.0]
+    assert list(validation.get_ydata()) == [9.1, 6.0, 6.5]
+    assert axes.get_xlabel() == "epochs"
+    assert token_axes.get_xlabel() == "tokens seen"
+    figure.canvas.draw()
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    # The two x axes agree: epoch 1 stands below 500 tokens.
+    epoch_place = axes.transData.transform((1, 5.0))[0]
+    assert abs(token_axes.transData.transform((500, 5.0))[0] - epoch_place) < 1
+
+
+def test_temperature_figure_has_a_bar_for_each_token_and_temperature() -> None:
+    scores = torch.tensor([4.51, 0.89, 6.75])
+    temperatures = [1, 0.1, 5]
+    rows = [next_token_probabilities(scores, temperature) for temperature in temperatures]
+    axes = temperature_figure(rows, temperatures, ["closer", "every", "forward"]).axes[0]
+    heights = [bar.get_height() for container in axes.containers for bar in container]
+    assert heights == torch.cat(rows).tolist()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "temperature 1",
+        "temperature 0.1",
+        "temperature 5",
+    ]
+
+
+def test_figures_are_saved_as_png_and_pdf_and_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "loss.png").write_bytes(b"old")
+    figure = loss_figure([0], [0], [9.0], [9.1])
+    paths = save_figure(figure, tmp_path / "loss")
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert paths[1].read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.pdf", "loss.png"]

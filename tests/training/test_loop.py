@@ -1,0 +1,330 @@
+"""Proves the loop: its losses against a plain PyTorch loop, for any split of the batch, and bit for bit on resume."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.data import encode_text, epoch_order_seed, read_text, split_text
+from hf_gpt_scratch.evaluation import perplexity
+from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.training import loop
+from hf_gpt_scratch.training import run as run_module
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.optim import learning_rate_at
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+def rows(output_dir: str | Path, event: str) -> list[dict]:
+    lines = (Path(output_dir) / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]
+
+
+def step_losses(output_dir: str | Path) -> list[float]:
+    return [row["loss"] for row in rows(output_dir, "step")]
+
+
+def plain_loop(settings: TrainingSettings) -> list[float]:
+    """The same training without Accelerate, loaders or micro-batches: whole batches, mean loss, AdamW."""
+    train_text, _ = split_text(read_text(Path(settings.train_file[0])), settings.train_split)
+    token_ids = encode_text(train_text, load_encoding())
+    size = settings.max_position_embeddings
+    starts = list(range(0, len(token_ids) - size, size))
+    torch.manual_seed(settings.seed)
+    model = GPTScratchForCausalLM(settings.model_config()).train()
+    matrices = [p for n, p in model.named_parameters() if n.endswith("proj.weight")]
+    others = [p for n, p in model.named_parameters() if not n.endswith("proj.weight")]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, foreach=False)
+    batch_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    losses: list[float] = []
+    for epoch in range(100):
+        generator = torch.Generator().manual_seed(epoch_order_seed(settings.seed, epoch))
+        order = torch.randperm(len(starts), generator=generator).tolist()
+        for first in range(0, len(starts) // batch_size * batch_size, batch_size):
+            if len(losses) == settings.max_steps:
+                return losses
+            windows = torch.stack(
+                [token_ids[starts[i] : starts[i] + size + 1] for i in order[first : first + batch_size]]
+            )
+            logits = model(windows[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(len(losses), settings.max_steps, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses
+
+
+def test_losses_equal_those_of_a_plain_pytorch_loop(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings(drop_last=True, max_steps=12, gradient_accumulation_steps=2)
+    expected = plain_loop(settings)
+    train(settings)
+    assert step_losses(settings.output_dir) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.1  # it learns; equal losses of an untouched model would prove nothing
+
+
+def test_loss_does_not_depend_on_the_micro_batches(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    """The last step of an epoch is not full, so a mean over micro-batches would differ (see the control below)."""
+    series = []
+    for name, size, accumulation in (("whole", 8, 1), ("halves", 4, 2), ("single", 1, 8)):
+        settings = tiny_settings(
+            output_dir=str(tmp_path / name),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=11,
+        )
+        train(settings)
+        series.append(step_losses(settings.output_dir))
+    assert len(series[0]) == 11
+    assert series[1] == pytest.approx(series[0], rel=1e-5)
+    assert series[2] == pytest.approx(series[0], rel=1e-5)
+
+
+def test_mean_over_micro_batches_would_differ(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: dividing each micro-batch by its own tokens is seen by the test above."""
+    reference = tiny_settings(output_dir=str(tmp_path / "right"), per_device_train_batch_size=8, max_steps=11)
+    train(reference)
+    forward = GPTScratchForCausalLM.forward
+
+    def mean_of_means(self: GPTScratchForCausalLM, *args: object, num_items_in_batch: object = None, **kwargs: object):
+        output = forward(self, *args, **kwargs)
+        if num_items_in_batch is not None:
+            output.loss = torch.nan_to_num(output.loss) / 4
+        return output
+
+    monkeypatch.setattr(GPTScratchForCausalLM, "forward", mean_of_means)
+    wrong = tiny_settings(
+        output_dir=str(tmp_path / "wrong"), per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=11
+    )
+    train(wrong)
+    assert step_losses(wrong.output_dir) != pytest.approx(step_losses(reference.output_dir), rel=1e-4)
+
+
+RESUME_SETTINGS = {
+    "dropout": 0.1,
+    "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 2,
+    "max_steps": 15,
+    "save_steps": 4,
+    "save_total_limit": 9,
+}
+
+
+def resumed_run(settings: TrainingSettings, step: int, folder: Path) -> TrainingSettings:
+    """Copy a finished run as if it had been killed after the save of `step`, and resume it."""
+    shutil.copytree(settings.output_dir, folder)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    resumed = TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True})
+    train(resumed)
+    return resumed
+
+
+def without_speed(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "tokens_per_second"}
+
+
+@pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
+def test_resume_is_bit_identical(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, data_order: str
+) -> None:
+    """In the middle of an epoch, with dropout, accumulation, warm-up, evaluations and samples in between."""
+    settings = tiny_settings(data_order=data_order, **RESUME_SETTINGS)
+    train(settings)
+    steps_per_epoch = rows(settings.output_dir, "run")[0]["steps_per_epoch"]
+    assert steps_per_epoch == 9
+    for step in (4, 8, 12):
+        folder = tmp_path / f"resumed-at-{step}"
+        resumed_run(settings, step, folder)
+        for event in ("step", "evaluation", "sample"):
+            expected = [without_speed(row) for row in rows(settings.output_dir, event)]
+            assert [without_speed(row) for row in rows(folder, event)] == expected, (step, event)
+        for name in ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors"):
+            file = Path("checkpoints", "step-00000015", name)
+            assert (folder / file).read_bytes() == (settings.output_dir / file).read_bytes(), (step, name)
+
+
+def test_resume_without_the_random_state_would_differ(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    settings = tiny_settings(**RESUME_SETTINGS)
+    train(settings)
+    monkeypatch.setattr(run_module, "load_random_state", lambda path, process_index: None)
+    resumed = resumed_run(settings, 4, tmp_path / "resumed")
+    assert step_losses(resumed.output_dir)[:4] == step_losses(settings.output_dir)[:4]
+    assert step_losses(resumed.output_dir) != step_losses(settings.output_dir)
+
+
+def test_finished_run_can_be_resumed_without_harm(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    first = train(settings)
+    again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    assert again.validation_loss == first.validation_loss
+    assert len(step_losses(settings.output_dir)) == 6
+
+
+def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings()
+    train(settings)
+    changed = TrainingSettings(**{**settings.to_dict(), "resume": True, "learning_rate": 5e-4, "dropout": 0.2})
+    with pytest.raises(ValueError, match="cannot resume") as caught:
+        train(changed)
+    assert "--learning_rate was 0.001, is 0.0005" in str(caught.value)
+    assert "--dropout was 0.0, is 0.2" in str(caught.value)
+    assert len(step_losses(settings.output_dir)) == 6
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(save_steps=3)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    newest = Path(settings.output_dir, "checkpoints", "step-00000006", "model.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    output = capsys.readouterr().out
+    assert "step-00000006 is left out: model.safetensors is damaged" in output
+    assert "step-00000003" in output
+    assert step_losses(settings.output_dir) == expected
+
+
+def test_run_leaves_everything_it_promises(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(max_steps=10)
+    result = train(settings)
+    folder = Path(settings.output_dir)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "history.jsonl",
+        "loss.pdf",
+        "loss.png",
+        "model",
+        "settings.json",
+    ]
+    begin = rows(folder, "run")[0]
+    assert begin["processes"] == 1
+    assert begin["precision"] == "fp32"
+    assert begin["versions"]["torch"] == torch.__version__
+    assert begin["steps"] == len(step_losses(folder)) == 10
+    assert begin["settings"]["seed"] == 42
+    # Evaluated before the first step, every 3 steps and at the end; each token of an epoch counted once.
+    assert [row["global_step"] for row in rows(folder, "evaluation")] == [0, 3, 6, 9, 10]
+    assert rows(folder, "step")[8]["tokens_seen"] == begin["train_tokens"] - 1
+    assert [row["global_step"] for row in rows(folder, "sample")] == [9, 10]
+    end = rows(folder, "end")[0]
+    assert end["perplexity"] == perplexity(result.validation_loss)
+    output = capsys.readouterr().out
+    for promised in (
+        "device cpu",
+        "processes 1",
+        "precision fp32",
+        "torch ",
+        "parameters",
+        "training loss",
+        "sample:",
+    ):
+        assert promised in output
+
+
+def test_validation_is_over_the_whole_text_and_training_goes_on_as_if_not_looked_at(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    """Evaluating and sampling more often changes no step, dropout included."""
+    often = tiny_settings(dropout=0.2, output_dir=str(tmp_path / "often"), eval_steps=1)
+    never = tiny_settings(dropout=0.2, output_dir=str(tmp_path / "never"), eval_steps=99, sample_tokens=0)
+    results = [train(often), train(never)]
+    assert step_losses(often.output_dir) == step_losses(never.output_dir)
+    assert results[0].validation_loss == results[1].validation_loss
+
+
+def test_checkpointing_and_compiling_do_not_change_the_losses(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    plain = tiny_settings(output_dir=str(tmp_path / "plain"))
+    saving = tiny_settings(output_dir=str(tmp_path / "saving"), gradient_checkpointing=True)
+    train(plain)
+    train(saving)
+    assert step_losses(saving.output_dir) == pytest.approx(step_losses(plain.output_dir), rel=1e-6)
+
+
+def test_bf16_where_the_device_has_it(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings(mixed_precision="bf16")
+    train(settings)
+    assert rows(settings.output_dir, "run")[0]["precision"] == "bf16"
+    assert step_losses(settings.output_dir)[0] == pytest.approx(10.83, abs=0.1)
+
+
+def test_tensorboard_gets_the_losses(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = tiny_settings(report_to=["tensorboard"])
+    train(settings)
+    events = EventAccumulator(str(Path(settings.output_dir) / "hf_gpt_scratch"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx(step_losses(settings.output_dir), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train_file": ["missing.txt"]}, "missing.txt does not exist"),
+        ({"max_position_embeddings": 900}, "has 5[0-9][0-9] tokens and needs 901 for one window"),
+        ({"train_split": 0.9999}, "the validation text is too short: it has 1 tokens and needs 2"),
+        ({"resume": True}, "holds no valid checkpoint"),
+        ({"drop_last": True, "per_device_train_batch_size": 99}, "windows, but with --drop_last one step needs 99"),
+        ({"mixed_precision": "fp16"}, "fp16"),
+        ({"attn_implementation": "flash_attention_2"}, "(?i)flash"),
+        ({"report_to": ["nothing-like-it"]}, "nothing-like-it"),
+        ({"sample_prompt": "word " * 40}, "sample_prompt"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tiny_settings: Callable[..., TrainingSettings], changes: dict, reason: str
+) -> None:
+    settings = tiny_settings(**changes)
+    with pytest.raises((ValueError, OSError, ImportError), match=reason):
+        train(settings)
+    assert not Path(settings.output_dir).exists()
+
+
+def test_used_folder_is_never_written_into(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    settings = tiny_settings(max_steps=3, warmup_steps=0)
+    train(settings)
+    before = sorted(Path(settings.output_dir).rglob("*"))
+    with pytest.raises(FileExistsError, match="holds another run: continue it with --resume"):
+        train(settings)
+    assert sorted(Path(settings.output_dir).rglob("*")) == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(tiny_settings(output_dir=str(tmp_path / "photos")))
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        train(tiny_settings(output_dir=str(tmp_path / "photos" / "cat.jpg")))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_step_is_short_enough_to_be_read() -> None:
+    """The step that a reader looks for stands in one function of at most 30 lines without its docstring."""
+    source = inspect.getsource(loop.optimizer_step)
+    code = source.split('"""')[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30

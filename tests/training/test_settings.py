@@ -1,0 +1,126 @@
+"""Proves the settings: each rule refuses, all problems come in one line, recipes are valid, and resume compares."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hf_gpt_scratch import GPTScratchConfig
+from hf_gpt_scratch.training.command_line import parse_settings, read_settings_file, settings_json
+from hf_gpt_scratch.training.settings import FREE_ON_RESUME, RECIPES, TrainingSettings
+
+
+def test_all_problems_are_reported_in_one_line() -> None:
+    with pytest.raises(ValueError, match="hidden_size") as caught:
+        TrainingSettings(
+            hidden_size=50, num_attention_heads=4, dropout=1.0, learning_rate=-1, block_size=4096, train_split=1.5
+        )
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "--hidden_size 50 is no multiple of --num_attention_heads 4",
+        "--dropout must be at least 0 and below 1, got 1.0",
+        "--learning_rate must be at least 0, got -1",
+        "--block_size 4096 is longer than the context of the model, --max_position_embeddings 128",
+        "--train_split must be above 0 and below 1, got 1.5",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 0},
+        {"num_train_epochs": 0},
+        {"max_steps": 0},
+        {"max_steps": -2},
+        {"dropout": float("nan")},
+        {"adam_beta2": 1.0},
+        {"max_grad_norm": -0.1},
+        {"min_learning_rate": 1.0},
+        {"max_steps": 5, "warmup_steps": 5},
+        {"push_to_hub": "no-user"},
+        {"optim": "sgd"},
+        {"hidden_act": "unheard-of"},
+    ],
+)
+def test_impossible_values_are_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        TrainingSettings(**changes)
+
+
+def test_model_config_takes_every_setting_of_the_model() -> None:
+    settings = TrainingSettings(
+        hidden_size=48, num_attention_heads=4, qkv_bias=False, tie_word_embeddings=False, dropout=0.3
+    )
+    config = settings.model_config()
+    shared = {item.name for item in fields(settings)} & {item.name for item in fields(GPTScratchConfig)}
+    assert {"hidden_size", "num_hidden_layers", "qkv_bias", "tie_word_embeddings", "dropout"} <= shared
+    assert all(getattr(config, name) == getattr(settings, name) for name in shared)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_valid_settings(recipe: str) -> None:
+    settings = parse_settings(["--recipe", recipe])
+    assert all(getattr(settings, name) == value for name, value in RECIPES[recipe].items())
+
+
+def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("recipe: tutorial\nlearning_rate: 5e-4\nnum_train_epochs: 3\ntrain_file: [a b.txt, c.txt]\n")
+    settings = parse_settings(["--config", str(path), "--num-train-epochs", "2", "--no_qkv_bias"])
+    assert settings.hidden_size == 768  # recipe
+    assert settings.learning_rate == 5e-4  # file; YAML alone reads this as a text
+    assert settings.train_file == ["a b.txt", "c.txt"]
+    assert settings.num_train_epochs == 2  # flag
+    assert settings.qkv_bias is False
+
+
+def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
+    settings = parse_settings(["--recipe", "tutorial", "--train_file", "x.txt", "--sample_prompt", ""])
+    path = tmp_path / "settings.json"
+    path.write_text(settings_json(settings))
+    assert parse_settings(["--config", str(path)]) == settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--lerning_rate", "1"], "--lerning_rate is no flag; did you mean --learning_rate"),
+        (["--hidden_size", "wide"], "invalid int value: 'wide'"),
+        (["--recipe", "tutoral"], "tutoral is unknown; did you mean tutorial"),
+        (["--optim", "sgd"], "invalid choice: 'sgd'"),
+        (["--seed"], "expected one argument"),
+        (["--learning", "1"], "--learning is no flag"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    ],
+)
+def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reason: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=reason) as caught:
+        parse_settings(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("lerning_rate: 1", "'lerning_rate' is no setting; did you mean learning_rate"),
+        ("a: [", "is not valid YAML or JSON"),
+        ("- 1", "must hold lines of the form setting: value"),
+    ],
+)
+def test_wrong_settings_files_are_refused_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_settings_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_differences_name_what_would_change_the_run() -> None:
+    saved = json.loads(settings_json(TrainingSettings()))
+    assert TrainingSettings().differences(saved) == []
+    assert TrainingSettings(learning_rate=5e-4).differences(saved) == ["--learning_rate was 0.001, is 0.0005"]
+    assert TrainingSettings(output_dir="elsewhere", save_steps=7, resume=True).differences(saved) == []
+    assert {item.name for item in fields(TrainingSettings)} >= FREE_ON_RESUME
