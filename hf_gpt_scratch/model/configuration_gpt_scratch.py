@@ -169,24 +169,9 @@ class GPTScratchConfig(PreTrainedConfig):  # trf-ignore: TRF057
     pad_token_id: int | None = 50256
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.refuse_contradicting_names(kwargs)
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-
-    def refuse_contradicting_names(self, kwargs: dict[str, Any]) -> None:
-        """Refuse one field given under two names with two values; the last one would win in silence."""
-        given: dict[str, tuple[str, Any]] = {}
-        for name, value in kwargs.items():
-            field = self.attribute_map.get(name)
-            if field is None:
-                continue
-            other = given.setdefault(field, (name, value))
-            if other[0] != name and other[1] != value:
-                raise ValueError(f"{name}={value} contradicts {other[0]}={other[1]}: both are {field}")
-            current = getattr(self, field)
-            if current not in (type(self).__dataclass_fields__[field].default, value):
-                raise ValueError(f"{name}={value} contradicts {field}={current}: they are the same field")
 
     def __setattr__(self, key: str, value: Any) -> None:
         # `strict` checks the name it is given; an alias is sent round again under its canonical name to be checked.
@@ -204,7 +189,23 @@ class GPTScratchConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
 
 
-GPTScratchConfig.__init__ = in_one_line(GPTScratchConfig.__init__)
+def refusing_contradicting_names(method: Callable) -> Callable:
+    """Let `__init__` refuse one field given under two names with two values; the last one would win in silence."""
+
+    @functools.wraps(method)
+    def wrapper(self: PreTrainedConfig, **kwargs: Any) -> None:
+        given: dict[str, tuple[str, Any]] = {}
+        for name, value in kwargs.items():
+            field = self.attribute_map.get(name, name)
+            other_name, other_value = given.setdefault(field, (name, value))
+            if other_name != name and other_value != value:
+                raise ValueError(f"{name}={value} contradicts {other_name}={other_value}: both are {field}")
+        method(self, **kwargs)
+
+    return wrapper
+
+
+GPTScratchConfig.__init__ = refusing_contradicting_names(in_one_line(GPTScratchConfig.__init__))
 GPTScratchConfig.__setattr__ = in_one_line(GPTScratchConfig.__setattr__)
 GPTScratchConfig.validate = in_one_line(GPTScratchConfig.validate)
 

@@ -14,6 +14,7 @@
 """Decoding: temperature and top-k as one logits processor, shipped with every repository."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from transformers import LogitsProcessor
@@ -45,14 +46,14 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
     supports_continuous_batching = True
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None) -> None:
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise ValueError(f"temperature must be a number, got {temperature!r}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 means greedy")
-        if isinstance(top_k, bool) or not isinstance(top_k, (int, type(None))) or (top_k or 0) < 0:
+        if isinstance(top_k, bool) or not isinstance(top_k, (Integral, type(None))) or (top_k or 0) < 0:
             raise ValueError(f"top_k must be an integer of at least 0 or None, got {top_k!r}; 0 and None keep all")
         self.temperature = float(temperature)
-        self.top_k = top_k or 0
+        self.top_k = int(top_k or 0)
         self.greedy = temperature < torch.finfo(torch.float32).eps
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -60,14 +61,13 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
         if self.greedy:
             best = scores.argmax(dim=-1, keepdim=True)
             return torch.full_like(scores, -math.inf).scatter(-1, best, scores.gather(-1, best))
-        if scores.dtype in (torch.float16, torch.bfloat16):
-            # Softmax ignores a shift of the row; with the best score at 0 no quotient overflows half precision.
-            scores = scores - scores.amax(dim=-1, keepdim=True)
-        scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             kth_best = scores.topk(self.top_k, dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < kth_best, -math.inf)
-        return scores
+        if scores.dtype in (torch.float16, torch.bfloat16):
+            # Softmax ignores a shift of the row; with the best score at 0 no quotient overflows half precision.
+            scores = scores - scores.amax(dim=-1, keepdim=True)
+        return scores / self.temperature
 
 
 __all__ = ["TemperatureTopKLogitsProcessor"]

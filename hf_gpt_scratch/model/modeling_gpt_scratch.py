@@ -193,10 +193,9 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def positions_from_mask(attention_mask: torch.Tensor, query_length: int) -> torch.Tensor:
-    """Count positions [B, T] over the real tokens of attention_mask [B, S]: padding does not shift the text."""
-    position_ids = attention_mask.long().cumsum(dim=-1) - 1
-    return position_ids.clamp(min=0)[:, -query_length:]
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Count positions [B, S] over the real tokens of attention_mask [B, S]: padding does not shift the text."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
@@ -204,6 +203,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
 
     def __init__(self, config: GPTScratchConfig) -> None:
         super().__init__(config)
+        config.validate()  # its fields may have been set one by one since it was built
         if (getattr(getattr(config, "distributed_config", None), "pp_size", None) or 1) > 1:
             raise ValueError(
                 f"pp_size={config.distributed_config.pp_size}: pipeline stages would each add the learned positions "
@@ -219,11 +219,14 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         self.gradient_checkpointing = False
         self.post_init()
 
-    def refuse_beyond_context(self, position_ids: torch.Tensor, num_tokens: int | torch.Tensor) -> None:
-        """Raise if a position has no embedding. The positions are read only on CPU: elsewhere that would wait."""
-        longest = num_tokens if isinstance(num_tokens, int) else 0
-        if position_ids.device.type == "cpu" and position_ids.numel() > 0 and not is_tracing(position_ids):
-            longest = max(longest, int(position_ids.max()) + 1)
+    def refuse_beyond_context(self, position_ids: torch.Tensor, num_slots: int | torch.Tensor) -> None:
+        """Raise if a position has no embedding. Only on CPU are positions read, since elsewhere that would wait for
+        the device; there the slots of a row stand for them, of which padding takes some.
+        """
+        if position_ids.device.type == "cpu" and not is_tracing(position_ids):
+            longest = int(position_ids.max()) + 1 if position_ids.numel() > 0 else 0
+        else:
+            longest = num_slots if isinstance(num_slots, int) else 0
         if longest > self.config.max_position_embeddings:
             raise ValueError(
                 f"{longest} positions are asked for, but the context of this model ends at "
@@ -263,16 +266,18 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+        # A packed row may be longer than the context, so its length says nothing about its positions.
+        is_2d_mask = attention_mask is not None and attention_mask.ndim == 2
+        may_be_packed = position_ids is not None and past_key_values is None and not is_2d_mask
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
         num_tokens = inputs_embeds.shape[1]
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = positions_from_mask(attention_mask, num_tokens)
-        elif position_ids is None:
-            position_ids = torch.arange(num_tokens, device=inputs_embeds.device).unsqueeze(0) + num_cached
-        self.refuse_beyond_context(position_ids, num_cached + num_tokens)
+        slots = torch.arange(num_tokens, device=inputs_embeds.device) + num_cached
+        if position_ids is None:
+            position_ids = positions_from_mask(attention_mask)[:, slots] if is_2d_mask else slots.unsqueeze(0)
+        self.refuse_beyond_context(position_ids, 0 if may_be_packed else num_cached + num_tokens)
 
         hidden_states = self.dropout(inputs_embeds + self.embed_positions(position_ids))
         for decoder_layer in self.layers:

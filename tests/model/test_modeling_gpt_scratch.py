@@ -172,6 +172,8 @@ class TestEqualsGPT2:
             actual = forward_in_chunks(model, ids, chunks, attention_mask=mask)
             assert_equal(actual[mask.bool()], expected[mask.bool()])
 
+    @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+    @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
     def test_flex_attention(
         self, build_model: ModelBuilder, stock_gpt2: StockBuilder, input_ids: torch.Tensor
     ) -> None:
@@ -347,6 +349,23 @@ class TestPaddingAndPacking:
         assert differ_visibly(stock(ids, attention_mask=mask).logits[1, -5:], alone)
         assert_equal(stock(ids, attention_mask=mask, position_ids=positions).logits[1, -5:], alone)
 
+    def test_a_mask_may_cover_slots_that_are_still_empty(
+        self, build_model: ModelBuilder, stock_gpt2: StockBuilder, input_ids: torch.Tensor
+    ) -> None:
+        """Beside a static cache, a mask of constant width spares a recompilation for every token."""
+        model = build_model()
+        stock = stock_gpt2(model)
+        ids, mask, positions = pad(input_ids, [12, 5, 9], "left")
+        expected = stock(ids, attention_mask=mask, position_ids=positions).logits
+        cache = StaticCache(config=model.config, max_cache_len=20)
+        logits, end = [], 0
+        for chunk in (5, 1, 4, 2):
+            start, end = end, end + chunk
+            wide_mask = torch.zeros(3, 20, dtype=torch.long)
+            wide_mask[:, :end] = mask[:, :end]
+            logits.append(model(ids[:, start:end], attention_mask=wide_mask, past_key_values=cache).logits)
+        assert_equal(torch.cat(logits, dim=1)[mask.bool()], expected[mask.bool()])
+
     @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
     def test_packed_sequences_do_not_see_each_other(
         self, build_model: ModelBuilder, input_ids: torch.Tensor, attn_implementation: str
@@ -448,11 +467,22 @@ class TestEndOfContext:
         assert_equal(model(ids, attention_mask=mask).logits[:, 10:], model(text).logits)
 
     def test_a_packed_row_may_be_longer_than_the_context(self, build_model: ModelBuilder) -> None:
-        """What continuous batching, vLLM and packed training do: many sequences in one row, each within the context."""
+        """Continuous batching, vLLM and packed training put many sequences in one row, each within the context."""
         model = build_model()
         packed, position_ids = self.ids(40), torch.arange(20).repeat(2).unsqueeze(0)
         separate = torch.cat([model(packed[:, :20]).logits, model(packed[:, 20:]).logits], dim=1)
         assert_equal(model(packed, position_ids=position_ids).logits, separate)
+
+    def test_on_an_accelerator_the_slots_are_counted(self, build_model: ModelBuilder) -> None:
+        """There, reading the positions would wait for the device. The meta device stands for one: it has no values."""
+        model = build_model().to("meta")
+        with pytest.raises(ValueError, match=self.TOO_LONG):
+            model(self.ids(25).to("meta"))
+        cache = model(self.ids(CONTEXT).to("meta")).past_key_values
+        with pytest.raises(ValueError, match=self.TOO_LONG):
+            model(self.ids(1).to("meta"), past_key_values=cache)
+        with pytest.raises(ValueError, match=self.TOO_LONG):
+            model(self.ids(1).to("meta"), position_ids=torch.tensor([[0]], device="meta"), past_key_values=cache)
 
 
 class TestInitialization:
@@ -567,7 +597,12 @@ class TestInitialization:
 
     @pytest.mark.parametrize(
         "model_class",
-        [GPTScratchModel, GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchForTokenClassification],
+        [
+            GPTScratchModel,
+            GPTScratchForCausalLM,
+            GPTScratchForSequenceClassification,
+            GPTScratchForTokenClassification,
+        ],
     )
     def test_no_buffers(self, tiny_config: GPTScratchConfig, model_class: type) -> None:
         """A buffer that is not saved comes back from from_pretrained as uninitialised memory."""
@@ -719,7 +754,12 @@ class TestGenerate:
         model = build_model(attn_implementation=attn_implementation)
         ids, mask, _ = pad(input_ids, [12, 5, 9], "left")
         results = []
-        for cache in ({"use_cache": False}, {}, {"cache_implementation": "dynamic"}, {"cache_implementation": "static"}):
+        for cache in (
+            {"use_cache": False},
+            {},
+            {"cache_implementation": "dynamic"},
+            {"cache_implementation": "static"},
+        ):
             torch.manual_seed(4)
             results.append(model.generate(ids, attention_mask=mask, **search, **cache, **self.OPTIONS))
         assert results[0].shape == (3, 21)
@@ -736,9 +776,7 @@ class TestGenerate:
         together = model.generate(ids, attention_mask=mask, do_sample=False, **self.OPTIONS)
         for row, length in enumerate(lengths):
             prompt = input_ids[row : row + 1, :length]
-            alone = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **self.OPTIONS
-            )
+            alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **self.OPTIONS)
             assert together[row, 12:].tolist() == alone[0, length:].tolist()
 
     def test_greedy_is_the_argmax_of_stock_gpt2(
@@ -900,7 +938,12 @@ class TestParallelism:
 
     @pytest.mark.parametrize(
         "model_class",
-        [GPTScratchModel, GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchForTokenClassification],
+        [
+            GPTScratchModel,
+            GPTScratchForCausalLM,
+            GPTScratchForSequenceClassification,
+            GPTScratchForTokenClassification,
+        ],
     )
     def test_pipeline_parallelism_is_refused(self, tiny_config: GPTScratchConfig, model_class: type) -> None:
         """from_pretrained puts its distributed_config on the config before it builds the model."""
@@ -941,9 +984,10 @@ class TestCompilation:
         assert all(parameter.grad is not None for parameter in model.parameters())
 
     @pytest.mark.usefixtures("dynamo_reset")
+    @pytest.mark.parametrize("by_mask", [False, True])
     @torch.no_grad()
     def test_decoding_with_a_static_cache_is_one_graph(
-        self, build_model: ModelBuilder, input_ids: torch.Tensor
+        self, build_model: ModelBuilder, input_ids: torch.Tensor, by_mask: bool
     ) -> None:
         model = build_model()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -951,9 +995,22 @@ class TestCompilation:
         logits = [model(input_ids[:, :8], past_key_values=cache).logits]
         for position in range(8, 12):
             step = input_ids[:, position : position + 1]
-            position_ids = torch.full((3, 1), position)
-            logits.append(compiled(step, position_ids=position_ids, past_key_values=cache).logits)
+            mask = torch.zeros(3, CONTEXT, dtype=torch.long)
+            mask[:, : position + 1] = 1
+            kwargs = {"attention_mask": mask} if by_mask else {"position_ids": torch.full((3, 1), position)}
+            logits.append(compiled(step, past_key_values=cache, **kwargs).logits)
         assert_equal(torch.cat(logits, dim=1), model(input_ids).logits)
+
+    @pytest.mark.usefixtures("dynamo_reset")
+    @torch.no_grad()
+    def test_a_packed_row_longer_than_the_context_is_one_graph(self, build_model: ModelBuilder) -> None:
+        """While tracing no position can be read; the length of the row must not stand for them here either."""
+        model = build_model()
+        packed = torch.randint(1, 101, (1, 40), generator=torch.Generator().manual_seed(2))
+        position_ids = torch.arange(20).repeat(2).unsqueeze(0)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        separate = torch.cat([model(packed[:, :20]).logits, model(packed[:, 20:]).logits], dim=1)
+        assert_equal(compiled(packed, position_ids=position_ids).logits, separate)
 
     @pytest.mark.usefixtures("dynamo_reset")
     @torch.no_grad()
@@ -965,6 +1022,28 @@ class TestCompilation:
         for these, mask_of_these in ((ids, mask), (other_ids, other_mask)):
             actual = exported.module()(these, attention_mask=mask_of_these, use_cache=False).logits
             assert_equal(actual, model(these, attention_mask=mask_of_these).logits)
+
+
+@pytest.mark.usefixtures("no_grad")
+class TestOutputs:
+    def test_a_tuple_on_request(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model()
+        expected = model(input_ids, labels=input_ids)
+        loss, logits, cache = model(input_ids, labels=input_ids, return_dict=False)
+        assert torch.equal(loss, expected.loss)
+        assert torch.equal(logits, expected.logits)
+        assert cache.get_seq_length() == 12
+        hidden_states, *_ = model.model(input_ids, return_dict=False)
+        assert torch.equal(model.lm_head(hidden_states), logits)
+
+    def test_the_config_says_whether_a_cache_comes_back(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor
+    ) -> None:
+        with_cache, without_cache = build_model(use_cache=True), build_model(use_cache=False)
+        assert with_cache(input_ids).past_key_values.get_seq_length() == 12
+        assert with_cache(input_ids, use_cache=False).past_key_values is None
+        assert without_cache(input_ids).past_key_values is None
+        assert without_cache(input_ids, use_cache=True).past_key_values.get_seq_length() == 12
 
 
 @pytest.mark.usefixtures("no_grad")
@@ -1009,6 +1088,11 @@ class TestAttentionFromOutside:
         heads = torch.Size([1, 4, 12, 8])
         assert calls == [(heads, heads, heads, None, state) for state in ("zero", "one", "two")]
         assert_equal(outputs[0], reference(input_ids[:1]).last_hidden_state)
+
+    def test_the_gates_of_engines_and_compilers_are_open(self) -> None:
+        """What the tests here show to work is also what the library and vLLM are told."""
+        assert GPTScratchModel.is_backend_compatible()
+        assert GPTScratchForCausalLM._can_compile_fullgraph
 
     def test_the_implementation_can_be_switched_on_a_live_model(
         self, build_model: ModelBuilder, input_ids: torch.Tensor
