@@ -39,3 +39,10 @@ def say(line: str) -> None:
     """Print one line on stderr; processes beside the main one say which they are."""
     process = int(os.environ.get("RANK", "0"))
     print(f"[process {process}] {line}" if process else line, file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Turn off the libraries' progress bars: a small model is loaded before its bar is drawn."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

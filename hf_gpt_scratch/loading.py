@@ -17,6 +17,9 @@ def load_model_and_tokenizer(name_or_path: str) -> tuple[PreTrainedModel, PreTra
         hint = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
         raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder{hint}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except OSError as error:
+        raise OSError(f"cannot load {name_or_path}: {' '.join(str(error).split())}") from None
     return model.to(device).eval(), tokenizer

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_gpt_scratch.cli import run
+from hf_gpt_scratch.cli import quiet_libraries, run
 
 
 def main() -> None:
@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")
     parser.add_argument("--batch-size", type=int, default=4, help="windows scored at once")
     arguments = parser.parse_args()
+    quiet_libraries()
 
     from hf_gpt_scratch.data import read_texts
     from hf_gpt_scratch.evaluation import evaluate_text

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_gpt_scratch.cli import run
+from hf_gpt_scratch.cli import quiet_libraries, run
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, help="choose among so many likeliest tokens (default: all)")
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     arguments = vars(parser.parse_args())
+    quiet_libraries()
 
     from hf_gpt_scratch.decoding import generate_text
     from hf_gpt_scratch.loading import load_model_and_tokenizer

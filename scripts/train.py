@@ -2,10 +2,13 @@
 
 import sys
 
-from hf_gpt_scratch.cli import run
+from hf_gpt_scratch.cli import quiet_libraries, run
+from hf_gpt_scratch.launching import start_all_processes
 
 
 def main() -> None:
+    start_all_processes()
+    quiet_libraries()
     from hf_gpt_scratch.evaluation import perplexity
     from hf_gpt_scratch.hub import push_folder
     from hf_gpt_scratch.training.command_line import parse_settings

@@ -151,6 +151,8 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         ValueError: fp16 on a CPU, which has no gradient scaling.
     """
     accelerator = Accelerator(
+        # Said explicitly, because several processes on a CPU find each other only then.
+        cpu=settings.use_cpu or not torch.accelerator.is_available(),
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False

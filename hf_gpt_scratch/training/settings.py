@@ -92,6 +92,7 @@ class TrainingSettings:
     )
 
     # device
+    use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     torch_compile: bool = setting(False, "compile the model with torch.compile")
