@@ -181,11 +181,19 @@ class GPTScratchConfig(PreTrainedConfig):  # trf-ignore: TRF057
             super().__setattr__(key, value)
 
     def validate_architecture(self) -> None:
-        """Check what concerns two fields at once; run by `strict` after construction and before saving."""
+        """Check what concerns two fields or the use of the model; run after construction, before building a model
+        and before saving.
+        """
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
+            )
+        pp_size = getattr(getattr(self, "distributed_config", None), "pp_size", None) or 1
+        if pp_size > 1:
+            raise ValueError(
+                f"pp_size={pp_size}: pipeline stages would each add the learned positions again; use tensor "
+                "parallelism (tp_size) or FSDP for this model"
             )
 
 

@@ -203,12 +203,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
 
     def __init__(self, config: GPTScratchConfig) -> None:
         super().__init__(config)
-        config.validate()  # its fields may have been set one by one since it was built
-        if (getattr(getattr(config, "distributed_config", None), "pp_size", None) or 1) > 1:
-            raise ValueError(
-                f"pp_size={config.distributed_config.pp_size}: pipeline stages would each add the learned positions "
-                "again; use tensor parallelism (tp_size) or FSDP for this model"
-            )
+        config.validate()  # fields may have been set since it was built, and the library may have added some
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
