@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 
 def push_folder(folder: str | Path, repo_id: str) -> str:
@@ -23,6 +23,6 @@ def push_folder(folder: str | Path, repo_id: str) -> str:
     try:
         api.create_repo(repo_id, exist_ok=True)
         return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model").oid
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+    except (OSError, HTTPError, HFValidationError) as error:
         reason = " ".join(str(error).split())
-        raise OSError(f"cannot push to {repo_id} ({reason}): the folder {folder} is complete, push it again") from None
+        raise OSError(f"cannot push to {repo_id} ({reason}): nothing was lost, push {folder} again") from None

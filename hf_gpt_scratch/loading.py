@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -18,8 +19,14 @@ def load_model_and_tokenizer(name_or_path: str) -> tuple[PreTrainedModel, PreTra
         raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder{hint}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name_or_path, trust_remote_code=False, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OSError(f"cannot load {name_or_path}: {' '.join(str(error).split())}") from None
+    if report["missing_keys"]:
+        raise OSError(f"cannot load {name_or_path}: it lacks the weights {', '.join(sorted(report['missing_keys']))}")
+    if tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise OSError(f"cannot load {name_or_path}: its tokenizer is not complete")
     return model.to(device).eval(), tokenizer

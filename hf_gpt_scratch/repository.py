@@ -1,5 +1,6 @@
 """The repository folder of a model: everything that loading it without this package takes."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,6 +12,18 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .tokenizer import build_tokenizer
+
+
+PIPELINE_TAGS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
+GENERATION_EXAMPLE = """\
+token_ids = model.generate(**inputs, max_new_tokens=25, do_sample=True, temperature=1.0, top_k=25)
+print(tokenizer.decode(token_ids[0]))"""
+FORWARD_EXAMPLE = "print(model(**inputs)[0])"
 
 
 def card_template() -> Template:
@@ -29,8 +42,13 @@ def render_card(model: PreTrainedModel, name: str, facts: dict[str, Any]) -> str
         "context": f"{config.max_position_embeddings} tokens",
         **facts,
     }
+    auto_class = type(model)._auto_class or "AutoModelForCausalLM"
     return card_template().substitute(
-        name=name, facts="\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        name=name,
+        auto_class=auto_class,
+        pipeline_tag=PIPELINE_TAGS[auto_class],
+        example=GENERATION_EXAMPLE if model.can_generate() else FORWARD_EXAMPLE,
+        facts="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
     )
 
 
@@ -72,20 +90,36 @@ def build_repository(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        if model.can_generate():
-            model.generation_config = generation_config(model)
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+        if model.can_generate():
+            generation_config(model).save_pretrained(unfinished)
         tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
         tokenizer.save_pretrained(unfinished)
         card = render_card(model, folder.name, facts or {})
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-        unfinished.chmod(0o777 & ~current_umask())  # mkdtemp makes folders that only the user may read
+        forget_origin(unfinished / "tokenizer_config.json")
+        # mkdtemp and safetensors make folders and files that only the user may read.
+        umask = current_umask()
+        unfinished.chmod(0o777 & ~umask)
+        for file in unfinished.iterdir():
+            file.chmod(0o666 & ~umask)
+        old = folder.with_name(f"{unfinished.name}-old")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         unfinished.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def forget_origin(tokenizer_config: Path) -> None:
+    """Drop what a loaded tokenizer writes about where it came from."""
+    fields = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only"):
+        fields.pop(key, None)
+    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    tokenizer_config.write_text(text, encoding="utf-8")
 
 
 def current_umask() -> int:

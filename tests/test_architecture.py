@@ -1,0 +1,196 @@
+"""Holds the borders: who may import whom, what never stands in shipped code, and that the README's map is the tree."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hf_gpt_scratch"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SHIPPED = sorted((PACKAGE / "model").glob("*_gpt_scratch.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+# What each room may import of ours, besides what lies in the same room. Rooms that are not named may import nothing
+# of `training` and `conversion`.
+MAY_IMPORT = {
+    "model": set(),
+    "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
+    | {"repository", ""},
+    "conversion": {"model", "tokenizer", "repository", "gpt2_sizes", ""},
+}
+
+
+def imported_modules(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """Absolute names of all imported modules, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module, node
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(path.relative_to(ROOT).with_suffix("").parts[: -node.level])
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                yield f"{base}.{name}", node
+
+
+def room_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = room_of(path)
+    for module, _ in imported_modules(path):
+        assert module.split(".")[0] not in ("scripts", "tests"), module
+        if module.split(".")[0] != "hf_gpt_scratch":
+            continue
+        other = (module.split(".") + [""])[1]
+        if room in MAY_IMPORT:
+            assert other in MAY_IMPORT[room] | {room}, f"{room} imports {module}"
+        else:
+            assert other not in ("training", "conversion"), f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_stand_alone(path: Path) -> None:
+    """torch, transformers, huggingface_hub, the standard library, and each other as `from .x import Name`."""
+    allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+    siblings = {sibling.stem for sibling in SHIPPED}
+    for module, node in imported_modules(path):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            assert node.level == 1
+            assert node.module in siblings
+            # configuration names modeling for the library's eyes only, in a block that is never executed.
+            assert path.stem == "modeling_gpt_scratch" or node.module == "modeling_gpt_scratch"
+        else:
+            assert module.split(".")[0] in allowed, module
+    # The library finds siblings with a pattern that also looks into docstrings.
+    found = re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(found) <= siblings
+
+
+def test_tensorflow_is_imported_in_one_file_at_most() -> None:
+    users = [path for path in [*MODULES, *SCRIPTS] for name, _ in imported_modules(path) if "tensorflow" in name]
+    assert {path.relative_to(PACKAGE).as_posix() for path in users} <= {"conversion/tf_checkpoint.py"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_assert_no_pickle_no_unsafe_load(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert not {name for name, _ in imported_modules(path)} & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert keywords.get("weights_only") == "True"
+            assert path.name == "torch_checkpoint.py", "torch.load has one place"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_only_parse_call_and_print(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_no_test_imports_a_script() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name, _ in imported_modules(path) if name.split(".")[0] == "scripts"], path
+
+
+def test_every_module_has_its_test() -> None:
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    proved_elsewhere = {
+        "__init__.py": "test_repository.py",
+        "registration.py": "test_repository.py",
+        "cli.py": "test_train_script.py",
+        "interrupts.py": "test_train_script.py",
+        "launching.py": "test_train_script.py",
+        "run.py": "test_loop.py",
+        "command_line.py": "test_settings.py",
+    }
+    for path in MODULES:
+        assert proved_elsewhere.get(path.name, f"test_{path.name}") in tests, path
+
+
+def test_modeling_file_is_read_in_one_sitting() -> None:
+    source = (PACKAGE / "model" / "modeling_gpt_scratch.py").read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    lengths = [node.end_lineno - node.lineno + 1 for node in functions]
+    assert len(source.splitlines()) <= 400
+    assert median(lengths) <= 12.5
+    assert max(len(line) for line in source.splitlines()) <= 119
+
+
+def test_vocabulary_hash_is_the_same_in_the_build_and_at_run_time() -> None:
+    from hf_gpt_scratch.tokenizer import VOCAB_SHA256
+
+    assert f'"{VOCAB_SHA256}"' in (ROOT / ".ci" / "check_assets.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mlinter", "--no-progress", "hf_gpt_scratch/model"]],
+    ids=["ruff check", "ruff format", "mlinter"],
+)
+def test_linters_find_nothing(command: list[str]) -> None:
+    program = Path(sys.executable).parent / command[0]
+    result = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_built_package_holds_its_assets(tmp_path: Path) -> None:
+    """Build the wheel; its hook checks the vocabulary, and a user without the checkout gets all data files."""
+    import zipfile
+
+    result = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    for name in ("vocab.bpe", "sample_text.txt", "model_card.md"):
+        assert f"hf_gpt_scratch/assets/{name}" in names
+    assert {f"hf_gpt_scratch/{path.relative_to(PACKAGE).as_posix()}" for path in MODULES} <= names
+    assert not {name for name in names if name.startswith(("tests/", "scripts/"))}
+
+
+def test_readme_names_the_duty_of_every_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([^`]+\.py)` \|", readme, flags=re.MULTILINE))
+    tree = {path.relative_to(ROOT).as_posix() for path in [*MODULES, *SCRIPTS] if path.name != "__init__.py"}
+    assert listed == tree
+
+
+def test_readme_commands_use_flags_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"(scripts/\w+\.py)([^\n`|]*)", readme)
+    assert commands
+    help_texts: dict[str, str] = {}
+    for script, arguments in commands:
+        flags = re.findall(r"(--[\w-]+)", arguments)
+        if flags and script not in help_texts:
+            command = [sys.executable, ROOT / script, "--help"]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            help_texts[script] = result.stdout
+        for flag in flags:
+            assert re.search(rf"{flag}\b", help_texts[script]), f"{script} has no {flag}"
+
+
+def test_readme_first_command_is_near_the_top() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    fence = next(index for index, line in enumerate(lines) if line.startswith("```"))
+    assert fence < 25
+    assert len(" ".join(lines[:fence]).split()) <= 150
