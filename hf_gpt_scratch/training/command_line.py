@@ -82,7 +82,7 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
 
     parser = OneLineParser(
         TrainingSettings,
-        description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in about two minutes.",
+        description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", choices=RECIPES, help="settings of a known run, to start from")

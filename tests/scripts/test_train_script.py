@@ -217,7 +217,7 @@ def test_help_states_units_and_defaults(launch: Callable) -> None:
     result = launch("train.py", "--help")
     assert result.returncode == 0
     text = " ".join(result.stdout.split())
-    assert "optimizer steps between evaluations (default: 10)" in text
+    assert "optimizer steps between evaluations (default: 20)" in text
     for flag in (
         *("--train_file", "--output_dir", "--hidden_size", "--num_hidden_layers", "--num_attention_heads"),
         *("--max_position_embeddings", "--dropout", "--num_train_epochs", "--max_steps", "--seed", "--resume"),

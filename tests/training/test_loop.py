@@ -186,7 +186,7 @@ def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., T
     changed = TrainingSettings(**{**settings.to_dict(), "resume": True, "learning_rate": 5e-4, "dropout": 0.2})
     with pytest.raises(ValueError, match="cannot resume") as caught:
         train(changed)
-    assert "--learning_rate was 0.001, is 0.0005" in str(caught.value)
+    assert "--learning_rate was 0.0015, is 0.0005" in str(caught.value)
     assert "--dropout was 0.0, is 0.2" in str(caught.value)
     assert len(step_losses(settings.output_dir)) == 6
 

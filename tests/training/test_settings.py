@@ -121,6 +121,6 @@ def test_wrong_settings_files_are_refused_in_one_line(tmp_path: Path, content: s
 def test_differences_name_what_would_change_the_run() -> None:
     saved = json.loads(settings_json(TrainingSettings()))
     assert TrainingSettings().differences(saved) == []
-    assert TrainingSettings(learning_rate=5e-4).differences(saved) == ["--learning_rate was 0.001, is 0.0005"]
+    assert TrainingSettings(learning_rate=5e-4).differences(saved) == ["--learning_rate was 0.0015, is 0.0005"]
     assert TrainingSettings(output_dir="elsewhere", save_steps=7, resume=True).differences(saved) == []
     assert {item.name for item in fields(TrainingSettings)} >= FREE_ON_RESUME
