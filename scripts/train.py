@@ -3,11 +3,11 @@
 import sys
 
 from hf_gpt_scratch.cli import quiet_libraries, run
-from hf_gpt_scratch.launching import start_all_processes
+from hf_gpt_scratch.launching import start_as_asked
 
 
 def main() -> None:
-    start_all_processes()
+    start_as_asked()
     quiet_libraries()
     from hf_gpt_scratch.evaluation import perplexity
     from hf_gpt_scratch.hub import push_folder
