@@ -238,8 +238,8 @@ def map_tensor(file: RawIOBase, entry: BundleEntry) -> np.ndarray:
 def free_pages(array: np.ndarray) -> None:
     """Give back the memory that reading a mapped tensor took so far; what is read again comes from the file again."""
     base = array
-    while isinstance(base, np.ndarray):
-        base = base.base
+    while isinstance(base, np.ndarray | memoryview):  # numpy holds the map through a memoryview
+        base = base.base if isinstance(base, np.ndarray) else base.obj
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)
 

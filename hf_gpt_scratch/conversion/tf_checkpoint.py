@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint_path import CheckpointError, find_checkpoint_prefix
+from .leveldb_table import parse_table
 from .tensor_bundle import NUMPY_DTYPES, skip_reason
 
 
@@ -55,6 +56,20 @@ def damaged(prefix: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{prefix} cannot be read by TensorFlow: {' '.join(str(error).split())}")
 
 
+def check_index(path: Path) -> None:
+    """Verify the checksums of the whole index: where a block is damaged, TensorFlow takes the index for ended.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        parse_table(path.read_bytes())
+    except NotImplementedError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
+
+
 def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """Open a checkpoint through TensorFlow.
 
@@ -67,13 +82,14 @@ def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
         ValueError: TensorFlow is not installed.
     """
     prefix = find_checkpoint_prefix(path)
+    check_index(Path(f"{prefix}.index"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
     try:
         import tensorflow as tf
     except ImportError as error:
         wanted = "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without"
         raise ValueError(f"TensorFlow cannot be imported ({error}): {wanted}") from None
-    errors = (tf.errors.OpError, RuntimeError, ValueError)
+    errors = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError)
     try:
         return TFCheckpoint(prefix, tf.train.load_checkpoint(str(prefix)), errors)
     except errors as error:
