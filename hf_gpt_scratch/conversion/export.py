@@ -82,14 +82,12 @@ def fused_blocks(tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layo
     """Join ours to one tensor of GPT-2: vectors end to end, matrices [out, in] side by side as [in, n * out]."""
     arrays = [tensors[name] for name in names]
     if layout is Layout.LINEAR:
-        arrays = [np.concatenate(arrays) if len(arrays) > 1 else arrays[0]]
-        views = arrays
-    else:
-        views = [array.T for array in arrays]
+        arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
+    views = arrays if layout is Layout.LINEAR else [array.T for array in arrays]
     rows = max(1, BLOCK_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
     for start in range(0, len(views[0]), rows):
         pieces = [view[start : start + rows] for view in views]
-        yield np.concatenate(pieces, axis=1) if len(pieces) > 1 else np.ascontiguousarray(pieces[0])
+        yield np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
         for array in arrays:
             free_pages(array)
 
