@@ -13,7 +13,9 @@ from hf_gpt_scratch.cli import run, say  # noqa: E402
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
-    parser.add_argument("--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it")
+    parser.add_argument(
+        "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it"
+    )
     parser.add_argument("--from-dir", type=Path, help="a checkpoint that is here: of OpenAI, transformers' GPT-2, "
                         "the tutorial or nanoGPT; a folder or file")  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="folder to make")

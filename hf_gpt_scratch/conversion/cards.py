@@ -39,8 +39,8 @@ OPENWEBTEXT_LOSSES = {"124M": "3.11 / 3.12", "355M": "2.85 / 2.84", "774M": "2.6
 HELLASWAG = {"124M": "0.2945", "355M": "0.3752", "774M": "0.4320", "1558M": "0.4889"}
 
 LIMITS = """GPT-2 predicts the next token of web text, and that is all it does: it was not taught to follow
-instructions or to tell truth from fiction. What it writes can be fluent and false. It knows nothing after 2019, reads
-mostly English, and sees no more than 1,024 tokens.
+instructions or to tell truth from fiction. What it writes can be fluent and false. It knows no page
+that was linked to after 2017, reads mostly English, and sees no more than 1,024 tokens.
 
 Its training text, pages that Reddit users linked to, was filtered for being liked, not for being fair. So expect it to
 repeat prejudice about gender, origin, religion and occupation, and to produce insults or worse from a harmless prompt.
@@ -48,10 +48,18 @@ Do not let it speak to people unsupervised, do not use it to decide about them, 
 your case before you build on it. Say that a machine wrote what it wrote."""
 OTHER_LIMITS = """The model has the limits and the bias of the text that it was trained on, which the conversion neither
 knows nor changes. It makes up facts, and it ends at its context length."""
+PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its own,
+are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
+UNKNOWN_FIGURES = "The figures and hashes of a conversion are in its card and in its `conversion_report.json`."
 CODE_LICENCE = "The three `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
 OPENAI_LICENCE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
 OTHER_LICENCE = """The conversion does not change whose the weights are: the licence of the checkpoint that they came
 from holds for them."""
+
+
+def card_file_name(size: GPT2Size) -> str:
+    """Where the card of a size lies in model_cards/."""
+    return f"{HUB_NAMES[size.name]}-{size.name.lower()}.md"
 
 
 def card_template() -> Template:
@@ -66,8 +74,8 @@ def render_license(format_name: str, size: GPT2Size | None) -> str:
     if size is None and format_name != "openai":
         return f"Weights\n\n{OTHER_LICENCE}\n\nCode\n\n{CODE_LICENCE}\n"
     text = (files("hf_gpt_scratch") / "assets" / "gpt2_license.txt").read_text(encoding="utf-8")
-    whose = f"GPT-2 {size.name}" if size else "if this is GPT-2 as OpenAI published it; if not, who trained it says"
-    return f"Weights and vocabulary ({whose}), converted from https://github.com/openai/gpt-2\n\n{text}\nCode\n\n{CODE_LICENCE}\n"
+    weights = "Weights" if size else "Weights, as far as they are those that OpenAI published,"
+    return f"{weights} and vocabulary: https://github.com/openai/gpt-2\n\n{text}\nCode\n\n{CODE_LICENCE}\n"
 
 
 def render_stock_license() -> str:
@@ -84,8 +92,6 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
         'loads without remote code: `AutoModelForCausalLM.from_pretrained("USER/NAME", revision="<commit>")`.',
         f"| | |\n|---|---|\n{rows}",
         "## How it was exported and verified",
-        "Every value is the one of the model that it came from. The logits of this folder, loaded in a process of its\n"
-        "own, were compared with a forward pass in float64 of that model.",
         *render_verification(report["verification"]),
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of this repository", report["files"]),
@@ -135,7 +141,7 @@ def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> 
         conversion=render_conversion(report, size),
         figures=render_figures(size),
         limits=OTHER_LIMITS if size is None else LIMITS,
-        licence=f"{OTHER_LICENCE if size is None else OPENAI_LICENCE} {CODE_LICENCE}",
+        licence=f"{OTHER_LICENCE if size is None else OPENAI_LICENCE}\n{CODE_LICENCE}",
     )
 
 
@@ -143,7 +149,7 @@ def render_metadata(size: GPT2Size | None) -> str:
     """The YAML that the Hub reads."""
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if size is not None:
-        lines += ["license: mit", "language: en", f"base_model: openai-community/{HUB_NAMES[size.name]}"]
+        lines += ["license: mit", "language: en"]
     return "\n".join([*lines, "tags:", "- gpt-scratch", "- hf_gpt_scratch", *(["- gpt2"] if size else [])])
 
 
@@ -183,10 +189,9 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
     command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
     parts = [
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
-        "Every tensor of the checkpoint is mapped or named as dropped, and every tensor of the model is filled exactly\n"
-        "once. Then every written value is compared with the checkpoint, and the logits of the folder, loaded in a\n"
-        "process of its own, with a forward pass in float64 that uses only the checkpoint's own names and layouts.",
-        *render_verification(report["verification"]),
+        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly once,\n"
+        "and every shape is compared before a value is copied.",
+        *(render_verification(report["verification"]) if report["files"] else [PROOF, UNKNOWN_FIGURES]),
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of the checkpoint", report["source_files"]),
     ]
@@ -196,22 +201,20 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
 
 
 def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
-    """The figures of the proof, if it was made."""
+    """What was proved, with its figures; or that nothing was."""
     if verification is None:
-        return ["The figures and the hashes of a conversion are in its `conversion_report.json`."]
+        return ["This folder was written with `--no-verify`: its values were not compared with the checkpoint."]
     differences = [
-        f"{difference:.2g} in {dtype} ({sequence} tokens)"
+        f"| logits on the {sequence} tokens, {dtype} | {difference:.2g} |"
         for dtype, by_sequence in verification["max_logit_difference"].items()
         for sequence, difference in by_sequence.items()
     ]
-    lines = [
-        f"Largest difference of a value: {verification['max_value_difference']:.3g}. "
-        f"Largest difference of a logit: {', '.join(differences)}."
-    ]
+    rows = ["| Largest difference | |", "|---|---|", f"| values | {verification['max_value_difference']:.3g} |"]
+    parts = [PROOF, "\n".join([*rows, *differences])]
     if verification["losses"]:
         losses = (f"{part.replace('_', ' ')} {loss:.4f}" for part, loss in verification["losses"].items())
-        lines.append(f"Loss on the verification text, nats per token: {', '.join(losses)}.")
-    return lines
+        parts.append(f"Loss on the verification text, nats per token: {', '.join(losses)}.")
+    return parts
 
 
 def render_hashes(title: str, files_: Mapping[str, Mapping[str, Any]]) -> str:
@@ -230,7 +233,7 @@ def render_figures(size: GPT2Size | None) -> str:
         return ""
     rows = [f"| {row} | {value} | paper |" for row, value in zip(PAPER_ROWS, PAPER_FIGURES[size.name], strict=True)]
     rows.append(f"| OpenWebText, loss in nats per token, train / val | {OPENWEBTEXT_LOSSES[size.name]} | nanoGPT |")
-    rows.append(f"| HellaSwag, accuracy as completions | {HELLASWAG[size.name]} | build-nanogpt |")
+    rows.append(f"| HellaSwag, accuracy | {HELLASWAG[size.name]} | build-nanogpt |")
     if size.name == "124M":
         rows.append("| LAMBADA as lm-eval has it (lambada_openai), accuracy / perplexity | 0.3256 / 40.06 | lm-eval |")
     table = "\n".join(["| Task, without fine-tuning | figure | source |", "|---|---|---|", *rows])

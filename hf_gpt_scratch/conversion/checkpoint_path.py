@@ -22,7 +22,7 @@ def find_checkpoint_prefix(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint" if (path / "checkpoint").is_file() else only_index(path)
-    if path.name == "checkpoint":
+    if path.name == "checkpoint" and path.is_file():
         return read_checkpoint_file(path)
     prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
     if not Path(f"{prefix}.index").is_file():

@@ -55,7 +55,9 @@ def check_model(source: Source) -> dict[str, Any]:
         ValueError: it is no language model of ours, or stock GPT-2 cannot compute what it computes; one line says why.
     """
     if source.hint != OURS:
-        raise ValueError(f"{source.path} is no model of ours: --export-stock takes a folder that train or convert made")
+        raise ValueError(
+            f"{source.path} is no model of ours: --export-stock takes a folder that train or convert made"
+        )
     config = {key: source.settings.get(key, DEFAULTS.get(key)) for key in (*CONFIG_NAMES, "hidden_act")}
     if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:
         raise ValueError(f"config.json beside {source.path} lacks {', '.join(absent)}: fetch it again")

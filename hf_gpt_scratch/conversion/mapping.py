@@ -250,7 +250,7 @@ def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Forma
 
 
 def _has_linear_layout(shapes: Mapping[str, Shape]) -> bool:
-    """nanoGPT and transformers share their names; the fused projection shows which it is: [3C, C] or [C, 3C]."""
+    """NanoGPT and transformers share their names; the fused projection shows which it is: [3C, C] or [C, 3C]."""
     fused = [shape for name, shape in shapes.items() if name.endswith("attn.c_attn.weight") and len(shape) == 2]
     linear = sum(shape[0] == 3 * shape[1] for shape in fused)
     return linear > len(fused) / 2

@@ -34,7 +34,9 @@ def write_json(path: Path, content: dict[str, Any], *, final_newline: bool = Tru
 def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
     """Write config.json, generation_config.json, the three code files and, where it fits, GPT-2's tokenizer."""
     about = {"architectures": ["GPTScratchForCausalLM"], "auto_map": AUTO_MAP, "model_type": "gpt_scratch"}
-    write_json(folder / "config.json", config | about | {"dtype": dtype, "transformers_version": version("transformers")})
+    write_json(
+        folder / "config.json", config | about | {"dtype": dtype, "transformers_version": version("transformers")}
+    )
     write_generation_config(folder, config)
     for name in CODE_FILES:
         shutil.copyfile(str(files("hf_gpt_scratch") / "model" / name), folder / name)

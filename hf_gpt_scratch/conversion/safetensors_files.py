@@ -128,11 +128,7 @@ def write_model(folder: Path, tensors: list[TensorToWrite], dtype: str, max_shar
                 "total_size": num_elements * np.dtype(STORED[dtype][1]).itemsize,
             },
             "weight_map": dict(
-                sorted(
-                    (tensor.name, path.name)
-                    for path, shard in zip(paths, shards, strict=True)
-                    for tensor in shard
-                )
+                sorted((tensor.name, path.name) for path, shard in zip(paths, shards, strict=True) for tensor in shard)
             ),
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -141,7 +141,10 @@ def build_config(
     config[HEADS] = count_heads(format_, sizes["hidden_size"], stated.get(HEADS), num_heads)
     config["qkv_bias"] = config["qkv_bias"] and _has_qkv_bias(format_, shapes)
     notes = _set_special_tokens(config, settings, names)
-    if format_.name == "gpt2" and len({settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}) > 1:
+    if (
+        format_.name == "gpt2"
+        and len({settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}) > 1
+    ):
         notes.append(f"GPT-2 had three dropout probabilities, ours has one: resid_pdrop, {config['dropout']}, is kept")
     return SourceConfig(config, notes)
 

@@ -124,7 +124,12 @@ class SourceWeights:
     def named_as_gpt2(self, index: int, turn: Callable[[np.ndarray], np.ndarray]) -> Weights:
         """Names of transformers' GPT-2; biases may be missing."""
         weights = {}
-        for short, name in (("qkv", "attn.c_attn"), ("proj", "attn.c_proj"), ("fc", "mlp.c_fc"), ("out", "mlp.c_proj")):
+        for short, name in (
+            ("qkv", "attn.c_attn"),
+            ("proj", "attn.c_proj"),
+            ("fc", "mlp.c_fc"),
+            ("out", "mlp.c_proj"),
+        ):
             weights[f"{short}.w"] = turn(self.get(f"h.{index}.{name}.weight"))
             weights[f"{short}.b"] = self.vector(f"h.{index}.{name}.bias", weights[f"{short}.w"].shape[1])
         for short in ("ln_1", "ln_2"):
@@ -152,9 +157,7 @@ class SourceWeights:
             for ours, theirs in (("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"))
             for kind, name in (("g", "weight"), ("b", "bias"))
         }
-        return norms | self.linears(
-            qkv, f"{layer}self_attn.o_proj", f"{layer}mlp.up_proj", f"{layer}mlp.down_proj"
-        )
+        return norms | self.linears(qkv, f"{layer}self_attn.o_proj", f"{layer}mlp.up_proj", f"{layer}mlp.down_proj")
 
     def linears(self, qkv: list[str], proj: str, fc: str, out: str) -> Weights:
         """nn.Linear modules; the three of attention side by side."""
@@ -259,9 +262,7 @@ def round_to(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda values: decode(cast(np.asarray(values), dtype))
 
 
-def compare_values(
-    written: SafetensorsFiles, expected: Iterator[tuple[str, np.ndarray]], dtype: str
-) -> float:
+def compare_values(written: SafetensorsFiles, expected: Iterator[tuple[str, np.ndarray]], dtype: str) -> float:
     """Compare every written value with its source; in float32 they are the same bits, else rounded to nearest.
 
     Returns:
@@ -341,7 +342,9 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
     )
     if process.returncode != 0:
         killed = "it was killed, perhaps for want of memory"
-        reason = killed if process.returncode == -9 else (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (
+            killed if process.returncode == -9 else (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        )
         raise ValueError(f"verification failed: the written folder does not load ({reason[:300]})")
     return json.loads((exchange / "result.json").read_text(encoding="utf-8"))
 

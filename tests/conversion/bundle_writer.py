@@ -11,6 +11,10 @@ import google_crc32c
 import numpy as np
 
 
+# Arguments of `gpt2_shapes`, and the hparams.json that goes with them.
+TINY = {"hidden_size": 8, "num_layers": 2, "vocab_size": 11, "context_length": 6}
+TINY_HPARAMS = {"n_vocab": 11, "n_ctx": 6, "n_embd": 8, "n_head": 2, "n_layer": 2}
+
 DTYPE_NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19}
 
 

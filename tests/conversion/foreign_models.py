@@ -1,5 +1,6 @@
 """Models of other programs, written again from their parameter names and formulas, as an independent reference: the
-tutorial's GPTModel and nanoGPT's GPT. transformers' GPT-2 is there to be used as it is."""
+tutorial's GPTModel and nanoGPT's GPT. transformers' GPT-2 is there to be used as it is.
+"""
 
 import math
 

@@ -60,6 +60,13 @@ def test_absolute_name_of_another_folder(folder, tmp_path):
     assert find_checkpoint_prefix(folder) == tmp_path / "scratch" / "model.ckpt-7"
 
 
+def test_prefix_that_is_called_checkpoint(tmp_path):
+    write_bundle(tmp_path / "checkpoint", {})
+    assert (
+        find_checkpoint_prefix(tmp_path) == find_checkpoint_prefix(tmp_path / "checkpoint") == tmp_path / "checkpoint"
+    )
+
+
 @pytest.mark.parametrize("name", ["model.ckpt-9", "model", "modle.ckpt.index", "124M"])
 def test_nothing_there(folder, name):
     with pytest.raises(FileNotFoundError, match="there is no .*index: give the folder") as raised:

@@ -1,6 +1,7 @@
 """Proves that a converted checkpoint computes what its own program computes: OpenAI's against transformers' GPT-2 with
 a mapping written here a second time, the others against the programs themselves (or foreign_models.py). And that a
-fault in the table does not go unseen."""
+fault in the table does not go unseen.
+"""
 
 import dataclasses
 import json
@@ -22,9 +23,9 @@ from hf_gpt_scratch.conversion import convert
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
 from hf_gpt_scratch.conversion.mapping import OPENAI, QKV_WEIGHTS, Format, Row
+from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
 from hf_gpt_scratch.conversion.sources import open_source
 from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_ours
-from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
 
 
 SIZES = {"vocab": 29, "context": 12, "width": 16, "num_layers": 2, "num_heads": 4}
@@ -197,7 +198,9 @@ def test_an_untied_head_of_transformers_gpt2_is_kept(tmp_path: Path) -> None:
     assert difference(load(tmp_path / "ours"), stock, 29) <= 1e-5
     settings = json.loads((tmp_path / "stock" / "config.json").read_text())
     (tmp_path / "stock" / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
-    with pytest.raises(ValueError, match="lm_head.weight differs from transformer.wte.weight, though config.json ties"):
+    with pytest.raises(
+        ValueError, match="lm_head.weight differs from transformer.wte.weight, though config.json ties"
+    ):
         convert_checkpoint(tmp_path / "stock", tmp_path / "other", verify=False)
 
 
@@ -321,7 +324,9 @@ def test_training_checkpoints_of_tensorflow_convert_through_both_readers(
 ) -> None:
     for kind in ("training", "sharded"):
         for reader in ("bundle", "tensorflow"):
-            report = convert_checkpoint(tf_checkpoints[kind], tmp_path / f"{kind}-{reader}", reader=reader, verify=False)
+            report = convert_checkpoint(
+                tf_checkpoints[kind], tmp_path / f"{kind}-{reader}", reader=reader, verify=False
+            )
             assert "global_step" in report["dropped"]
             assert any(name.endswith("/Adam_1") for name in report["dropped"])
         ours, theirs = (tmp_path / f"{kind}-{reader}" / "model.safetensors" for reader in ("bundle", "tensorflow"))
@@ -379,7 +384,11 @@ def test_openai_files_give_the_published_losses_and_texts(shared_data: Path, tmp
     model, tokenizer = load(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     for prompt, length, expected in (
         ("Every effort moves", 30, "Every effort moves forward, but it's not enough.\n\n\"I'm not going to sit here"),
-        ("Alan Turing theorized that computers would one day become", 40, " the most powerful machines on the planet."),
+        (
+            "Alan Turing theorized that computers would one day become",
+            40,
+            " the most powerful machines on the planet.",
+        ),
     ):
         ids = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=length, do_sample=False)
         assert expected in tokenizer.decode(ids[0])

@@ -175,8 +175,16 @@ def faults() -> Iterator[tuple[str, str, Change]]:
     yield "sharded", "index of another", edit_json("model.safetensors.index.json", weight_map={"a": "b"})
     yield "tutorial", "a list", edit_torch("model.pth", lambda content: [1, 2])
     yield "tutorial", "a tensor missing", edit_torch("model.pth", lambda content: dict(list(content.items())[1:]))
-    yield "tutorial", "a tensor more", edit_torch("model.pth", lambda content: content | {"pos_emb.bias": torch.ones(2)})
-    yield "tutorial", "int8", edit_torch("model.pth", lambda content: {k: v.to(torch.int8) for k, v in content.items()})
+    yield (
+        "tutorial",
+        "a tensor more",
+        edit_torch("model.pth", lambda content: content | {"pos_emb.bias": torch.ones(2)}),
+    )
+    yield (
+        "tutorial",
+        "int8",
+        edit_torch("model.pth", lambda content: {k: v.to(torch.int8) for k, v in content.items()}),
+    )
     yield "nanogpt", "no head count", edit_torch("ckpt.pt", lambda content: content | {"model_args": {}})
     yield "nanogpt", "other width", edit_torch("ckpt.pt", lambda content: content | {"model_args": {"n_embd": 32}})
     yield "nanogpt", "empty", edit_torch("ckpt.pt", lambda content: {"model": {}})
@@ -282,9 +290,7 @@ def test_the_command_of_the_readme(run_script: Callable, tmp_path: Path, shared_
     ids = torch.tensor(AutoTokenizer.from_pretrained(output).encode(content[int(0.9 * len(content)) :]))
     starts = range(0, len(ids) - 64, 64)
     with torch.no_grad():
-        losses = [
-            model(ids[None, s : s + 64], shift_labels=ids[None, s + 1 : s + 65]).loss.item() for s in starts
-        ]
+        losses = [model(ids[None, s : s + 64], shift_labels=ids[None, s + 1 : s + 65]).loss.item() for s in starts]
     assert report["verification"]["losses"]["last_tenth"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
@@ -346,7 +352,9 @@ print(moment)
 """
 
 
-def test_kill_at_any_file_event_leaves_no_half_output(good: dict[str, Path], tmp_path: Path, project_root: Path) -> None:
+def test_kill_at_any_file_event_leaves_no_half_output(
+    good: dict[str, Path], tmp_path: Path, project_root: Path
+) -> None:
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(good["openai"]), str(tmp_path)],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(project_root)}, timeout=120,

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -99,6 +100,16 @@ def mirror(release: Release) -> Iterator[MisbehavingServer]:
     """Another server, which behaves."""
     with MisbehavingServer(release.paths()) as server:
         yield server
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: every file is synced, and hundreds of files would wait for the disk."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            yield Path(folder)
 
 
 def base(server: MisbehavingServer) -> str:

@@ -15,7 +15,9 @@ from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.repository import build_repository
 
 
-def build(folder: Path, model_class: type = GPTScratchForCausalLM, dtype: torch.dtype = torch.float32, **changes) -> Path:
+def build(
+    folder: Path, model_class: type = GPTScratchForCausalLM, dtype: torch.dtype = torch.float32, **changes
+) -> Path:
     settings = {
         "vocab_size": 29, "max_position_embeddings": 12, "hidden_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 4, "intermediate_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
@@ -54,7 +56,12 @@ def test_round_trip_is_bit_identical(changes: dict, tmp_path: Path) -> None:
     expected = model(ids).logits
     assert expected.std() > 0.1
     assert (stock(ids).logits - expected).abs().max() <= 1e-5
-    assert AutoTokenizer.from_pretrained(tmp_path / "stock").encode("Every effort moves you") == [6109, 3626, 6100, 345]
+    assert AutoTokenizer.from_pretrained(tmp_path / "stock").encode("Every effort moves you") == [
+        6109,
+        3626,
+        6100,
+        345,
+    ]
 
     convert_checkpoint(tmp_path / "stock", tmp_path / "back", dtype=report["dtype"], verify=False)
     before, after = (load_file(folder / "model.safetensors") for folder in (ours, tmp_path / "back"))

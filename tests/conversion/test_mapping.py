@@ -1,5 +1,6 @@
 """Proves that a checkpoint is accounted for in both directions: whatever is too much, missing, doubled or of another
-shape is reported, all of it at once and in one line."""
+shape is reported, all of it at once and in one line.
+"""
 
 import numpy as np
 import pytest
@@ -119,7 +120,11 @@ def without(shapes: dict, *names: str) -> dict:
         (OPENAI, openai_shapes() | {"model/h0/mlp/c_fc/w": (1, 32, 8)}, r"looks transposed: Linear layout"),
         (OPENAI, openai_shapes() | {"model/h0/mlp/c_fc/w": (8, 32)}, r"is \[8, 32\], not \[1, 8, 32\]$"),
         (GPT2, stock_shapes() | {"transformer.h.0.attn.c_attn.weight": (24, 8)}, r"looks transposed: Linear layout"),
-        (GPT2, stock_shapes() | {"wte.weight": (13, 8)}, r"transformer.wte.weight and wte.weight are both model.embed"),
+        (
+            GPT2,
+            stock_shapes() | {"wte.weight": (13, 8)},
+            r"transformer.wte.weight and wte.weight are both model.embed",
+        ),
         (GPT2, stock_shapes() | {"score.weight": (2, 8)}, r"score.weight \[2, 8\] is unknown"),
         (
             NANOGPT,

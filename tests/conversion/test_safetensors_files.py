@@ -92,7 +92,11 @@ def test_bad_indexes_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "two.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     for weight_map, error, message in (
-        ({"a": "one.safetensors", "b": "two.safetensors"}, ValueError, "a is in one.safetensors and in two.safetensors"),
+        (
+            {"a": "one.safetensors", "b": "two.safetensors"},
+            ValueError,
+            "a is in one.safetensors and in two.safetensors",
+        ),
         ({"a": "one.safetensors", "c": "one.safetensors"}, ValueError, "disagree about c"),
         ({"a": "gone.safetensors"}, FileNotFoundError, "names gone.safetensors, which is not there"),
         ({"a": "../one.safetensors"}, ValueError, "must lie beside the index"),

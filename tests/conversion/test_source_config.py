@@ -106,7 +106,9 @@ def test_gpt2_that_ours_cannot_be_is_refused(changes: dict, message: str) -> Non
 
 
 def test_decisions_are_noted() -> None:
-    found = build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS | {"resid_pdrop": 0.2, "bos_token_id": 1, "eos_token_id": 11})
+    found = build_config(
+        GPT2, GPT2_SHAPES, GPT2_SETTINGS | {"resid_pdrop": 0.2, "bos_token_id": 1, "eos_token_id": 11}
+    )
     assert found.config["dropout"] == 0.2
     assert (found.config["bos_token_id"], found.config["eos_token_id"]) == (1, None)
     assert any("three dropout probabilities" in note for note in found.notes)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_writer import entry, gpt2_shapes, header, table, write_bundle
-from conftest import TINY, write_with_saver
+from bundle_writer import TINY, entry, gpt2_shapes, header, table, write_bundle
+from tf_writer import write_with_saver
 
 from hf_gpt_scratch.conversion import tensor_bundle
 from hf_gpt_scratch.conversion.tensor_bundle import CheckpointError, free_pages, open_tensor_bundle

@@ -83,7 +83,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and the folder made of it, not verified."""
     folder = tmp_path_factory.mktemp("converted")
     tensors = gpt2_tensors(hidden_size=16, num_layers=2, vocab_size=29, context_length=12)
-    write_bundle(folder / "source" / "model.ckpt", {name: np.float32(0.3) * values for name, values in tensors.items()})
+    write_bundle(
+        folder / "source" / "model.ckpt", {name: np.float32(0.3) * values for name, values in tensors.items()}
+    )
     convert_checkpoint(folder / "source", folder / "out", num_heads=4, verify=False)
     return folder / "source", folder / "out"
 
