@@ -153,7 +153,7 @@ def benchmark_convert(arguments: argparse.Namespace) -> None:
 
 
 def bare_interpreter() -> float:
-    """Peak memory of Python doing nothing, in MiB; asked of the process, since `measure` cannot see less than its own."""
+    """Peak memory of Python doing nothing, in MiB; it says so itself, since `measure` sees no less than its own."""
     code = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 1024
 

@@ -46,10 +46,10 @@ Its training text, pages that Reddit users linked to, was filtered for being lik
 repeat prejudice about gender, origin, religion and occupation, and to produce insults or worse from a harmless prompt.
 Do not let it speak to people unsupervised, do not use it to decide about them, and test it for the harm that matters in
 your case before you build on it. Say that a machine wrote what it wrote."""
-OTHER_LIMITS = """The model has the limits and the bias of the text that it was trained on, which the conversion neither
-knows nor changes. It makes up facts, and it ends at its context length."""
-PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its own,
-are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
+OTHER_LIMITS = """The model has the limits and the bias of the text that it was trained on, which the conversion
+neither knows nor changes. It makes up facts, and it ends at its context length."""
+PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its
+own, are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
 UNKNOWN_FIGURES = "The figures and hashes of a conversion are in its card and in its `conversion_report.json`."
 CODE_LICENCE = "The three `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
 OPENAI_LICENCE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
@@ -88,7 +88,7 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(report).items())
     parts = [
         f"---\n{render_metadata(None)}\n- gpt2\n---\n# {name}",
-        "A model of hf_gpt_scratch in the layout of the GPT-2 that is part of transformers. It computes the same, and\n"
+        "A model of hf_gpt_scratch in the layout of the GPT-2 that is part of transformers. It computes the same,\nand "
         'loads without remote code: `AutoModelForCausalLM.from_pretrained("USER/NAME", revision="<commit>")`.',
         f"| | |\n|---|---|\n{rows}",
         "## How it was exported and verified",
@@ -189,7 +189,7 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
     command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
     parts = [
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
-        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly once,\n"
+        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly\nonce, "
         "and every shape is compared before a value is copied.",
         *(render_verification(report["verification"]) if report["files"] else [PROOF, UNKNOWN_FIGURES]),
         *(f"Note: {note}." for note in report["notes"]),

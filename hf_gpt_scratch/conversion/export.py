@@ -23,7 +23,7 @@ from .tensor_bundle import free_pages
 from .verify import read_text, verify_folder
 
 
-# GPT-2's activation, as one kernel or written out; the tools that know GPT-2 compute no other, whatever its config says.
+# GPT-2's activation, as one kernel or written out. The tools that know GPT-2 compute no other, whatever is asked for.
 TANH_GELUS = ("gelu_pytorch_tanh", "gelu_new")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 # Name of a dtype -> its code in a header, and the numpy dtype of the stored bytes; numpy knows no bfloat16.
 STORED = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "bfloat16": ("BF16", "<u2")}
-CODES = {code: stored for code, stored in STORED.values()} | {"F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "|b1"}
+CODES = dict(STORED.values()) | {"F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "|b1"}
 CODES |= {"U8": "|u1", "I8": "|i1"}
 
 

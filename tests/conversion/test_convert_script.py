@@ -294,6 +294,16 @@ def test_the_command_of_the_readme(run_script: Callable, tmp_path: Path, shared_
     assert report["verification"]["losses"]["last_tenth"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+def test_a_failed_push_keeps_the_folder(good: dict[str, Path], run_script: Callable, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ("--from-dir", good["openai"], "--output", output, "--no-verify", "--push-to-hub", "nobody/nothing")
+    process = run_script(*arguments, prefix=("env", "HF_HUB_OFFLINE=1"))
+    assert process.returncode == 1
+    assert "cannot push to nobody/nothing" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert (output / "model.safetensors").is_file()
+
+
 LIGHT = """
 import os, sys
 os.environ["HF_GPT_SCRATCH_REGISTER"] = "0"

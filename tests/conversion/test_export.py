@@ -1,4 +1,4 @@
-"""Proves that a model of ours becomes transformers' own GPT-2 and comes back bit for bit, or is refused with a reason."""
+"""Proves that a model of ours becomes transformers' own GPT-2 and comes back bit for bit, or is refused and why."""
 
 import json
 from pathlib import Path
