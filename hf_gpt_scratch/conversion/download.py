@@ -160,10 +160,8 @@ class Download:
                 try:
                     self.fetch(session, name, bars)
                 except ServerError as error:
-                    by_hand = ", ".join(
-                        self.by_hand(other) for other in self.size.files if not self.seems_there(other)
-                    )
-                    hint = f"fetch by hand into {self.folder} and run again: {by_hand}"
+                    wanted = [other for other in self.size.files if other == name or not self.seems_there(other)]
+                    hint = f"fetch by hand into {self.folder} and run again: {', '.join(map(self.by_hand, wanted))}"
                     raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({error}): {hint}") from None
 
     def seems_there(self, name: str) -> bool:
@@ -260,7 +258,9 @@ class Download:
             if name == HPARAMS_FILE and json.loads(path.read_bytes()) != self.size.hparams:
                 raise WrongAnswer(f"it has other settings than {self.size.name}")
             if name == INDEX_FILE:
-                read_index(path)
+                _, entries = read_index(path)
+                if sum(entry.size for entry in entries.values()) != self.size.files[DATA_FILE]:
+                    raise WrongAnswer(f"it is the index of something else than {self.size.name}")
             if name == DATA_FILE:
                 bundle = open_tensor_bundle(self.folder / INDEX_FILE, ending=path.name.removeprefix(DATA_FILE))
                 for tensor in bundle:
@@ -279,7 +279,9 @@ def digest(path: Path, algorithm: str) -> bytes:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Give a verified file, which is on the disk, its name, and put the name on the disk."""
+    """Give a verified file its name; first the file is brought to the disk, then the name."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
     if os.name != "nt":  # where folders cannot be opened
         descriptor = os.open(path.parent, os.O_RDONLY)

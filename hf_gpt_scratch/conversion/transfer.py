@@ -6,7 +6,6 @@ also after a crash, goes on there. Header fields by RFC 9110: Range, Content-Ran
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -228,7 +227,6 @@ class Transfer:
                     raise WrongAnswer(f"more than {total} bytes came")
                 write(file, chunk)
                 self.report(offset, total)
-            os.fsync(file.fileno())
         if total is not None and offset < total:
             raise InterruptedTransfer(f"broke off at {offset} of {total} bytes")
 
