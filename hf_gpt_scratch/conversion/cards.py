@@ -44,8 +44,8 @@ that was linked to after 2017, reads mostly English, and sees no more than 1,024
 
 Its training text, pages that Reddit users linked to, was filtered for being liked, not for being fair. So expect it to
 repeat prejudice about gender, origin, religion and occupation, and to produce insults or worse from a harmless prompt.
-Do not let it speak to people unsupervised, do not use it to decide about them, and test it for the harm that matters in
-your case before you build on it. Say that a machine wrote what it wrote."""
+Do not let it speak to people unsupervised, do not use it to decide about them, and test it for the harm that matters
+in your case before you build on it. Say that a machine wrote what it wrote."""
 OTHER_LIMITS = """The model has the limits and the bias of the text that it was trained on, which the conversion
 neither knows nor changes. It makes up facts, and it ends at its context length."""
 PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its
@@ -88,8 +88,8 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(report).items())
     parts = [
         f"---\n{render_metadata(None)}\n- gpt2\n---\n# {name}",
-        "A model of hf_gpt_scratch in the layout of the GPT-2 that is part of transformers. It computes the same,\nand "
-        'loads without remote code: `AutoModelForCausalLM.from_pretrained("USER/NAME", revision="<commit>")`.',
+        "A model of hf_gpt_scratch in the layout of the GPT-2 that is part of transformers. It computes the same, "
+        'and\nloads without remote code: `AutoModelForCausalLM.from_pretrained("USER/NAME", revision="<commit>")`.',
         f"| | |\n|---|---|\n{rows}",
         "## How it was exported and verified",
         *render_verification(report["verification"]),
@@ -189,8 +189,8 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
     command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
     parts = [
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
-        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly\nonce, "
-        "and every shape is compared before a value is copied.",
+        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly "
+        "once,\nand every shape is compared before a value is copied.",
         *(render_verification(report["verification"]) if report["files"] else [PROOF, UNKNOWN_FIGURES]),
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of the checkpoint", report["source_files"]),

@@ -323,10 +323,13 @@ def convert_checkpoint(
                 dtype,
                 text=given_text if has_tokenizer else None,
             )
+        source_files = describe_files(source.files)
+        if size is not None:
+            conversion.notes.extend(compare_hashes(source_files, size))
         report = {
             "format": conversion.format.name,
             "reader": source.reader,
-            "source_files": describe_files(source.files),
+            "source_files": source_files,
             "dtype": dtype,
             "num_parameters": sum(int(np.prod(shape)) for shape in plan.shapes.values()),
             "tied": config["tie_word_embeddings"],
@@ -352,6 +355,15 @@ def check_size(config: Mapping[str, Any], size: GPT2Size) -> None:
     wrong = [f"{key} is {config[key]}, not {value}" for key, value in expected.items() if config[key] != value]
     if wrong:
         raise ValueError(f"this is not GPT-2 {size.name}: {'; '.join(wrong)}")
+
+
+def compare_hashes(source_files: Mapping[str, Mapping[str, Any]], size: GPT2Size) -> list[str]:
+    """Say which files are not those that were published; only some of the hashes have a second source."""
+    return [
+        f"{name} is not the file that was published for {size.name}: its sha256 is not {size.sha256[name]}"
+        for name, facts in source_files.items()
+        if facts["sha256"] != size.sha256.get(name, facts["sha256"])
+    ]
 
 
 def finish(folder: Path, report: dict[str, Any], licence: str, render: Callable[[dict[str, Any]], str]) -> None:

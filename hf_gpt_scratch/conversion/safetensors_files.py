@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,16 +85,20 @@ def write_safetensors(path: Path, tensors: list[TensorToWrite], dtype: str) -> N
         header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    # The next block is made while this one goes to the system.
+    with path.open("xb") as file, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(file.write, len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             for block in tensor.blocks():
                 try:
-                    file.write(cast(block, dtype).data)
+                    stored = cast(block, dtype)
                 except OverflowError:
                     raise ValueError(
                         f"{tensor.name} has values too large for {dtype}: use --dtype float32 or bfloat16"
                     ) from None
+                written.result()
+                written = writer.submit(file.write, stored.data)
+        written.result()
         if file.tell() != 8 + len(text) + end:
             raise RuntimeError(f"{path} got {file.tell()} bytes, not {8 + len(text) + end}")
         file.flush()

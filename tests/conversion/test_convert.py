@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.conversion import convert
-from hf_gpt_scratch.conversion.convert import convert_checkpoint
+from hf_gpt_scratch.conversion.convert import compare_hashes, convert_checkpoint
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
 from hf_gpt_scratch.conversion.mapping import OPENAI, QKV_WEIGHTS, Format, Row
 from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
@@ -353,6 +353,16 @@ def test_a_wrong_size_is_refused(openai: Path, tmp_path: Path) -> None:
         convert_checkpoint(openai, tmp_path / "out", size=find_size("124M"))
 
 
+def test_files_that_are_not_the_published_ones_are_named() -> None:
+    size = find_size("124M")
+    files = {name: {"sha256": sha256} for name, sha256 in size.sha256.items()}
+    assert not compare_hashes(files, size)
+    files["model.ckpt.index"] = {"sha256": "0" * 64}
+    (note,) = compare_hashes(files, size)
+    assert note.startswith("model.ckpt.index is not the file that was published for 124M")
+    assert not compare_hashes({"model.ckpt.index": {"sha256": "0" * 64}}, find_size("774M"))  # nothing is known of it
+
+
 def test_our_own_folder_is_not_converted_again(openai: Path, tmp_path: Path) -> None:
     convert_checkpoint(openai, tmp_path / "out", verify=False)
     with pytest.raises(ValueError, match="in our own layout already: --export-stock"):
@@ -368,6 +378,7 @@ def test_full_124m_equals_transformers_gpt2(tmp_path: Path) -> None:
     report = convert_checkpoint(tmp_path / "source", tmp_path / "out", size=find_size("124M"))
     assert report["num_parameters"] == 124_439_808
     assert report["verification"]["max_value_difference"] == 0
+    assert any("data-00000-of-00001 is not the file that was published for 124M" in note for note in report["notes"])
     assert difference(load(tmp_path / "out"), to_stock(tensors, 12), 50257, 64) <= 1e-5
 
 
