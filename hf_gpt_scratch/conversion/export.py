@@ -6,7 +6,6 @@ vLLM, llama.cpp, ONNX exporters and whatever else knows GPT-2 can use a model of
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,13 @@ import numpy as np
 from .cards import render_stock_card, render_stock_license
 from .convert import BLOCK_BYTES, DEFAULT_SHARD_SIZE, finish, unfinished_folder
 from .mapping import GPT2, Layout, Row, Shape, name_some, target_shapes
-from .repository_files import has_gpt2_vocabulary, write_generation_config, write_json, write_tokenizer
+from .repository_files import (
+    has_gpt2_vocabulary,
+    transformers_version,
+    write_generation_config,
+    write_json,
+    write_tokenizer,
+)
 from .safetensors_files import STORED, SafetensorsFiles, TensorToWrite, write_model
 from .source_config import DEFAULTS, HEADS, SIZES
 from .sources import OURS, Source, open_source
@@ -125,7 +130,7 @@ def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if names["qkv_bias"]:
         del names["qkv_bias"]
     about = {"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    return names | about | {"dtype": dtype, "transformers_version": version("transformers")}
+    return names | about | {"dtype": dtype, "transformers_version": transformers_version()}
 
 
 def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any], notes: list[str]) -> bool:

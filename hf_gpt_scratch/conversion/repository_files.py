@@ -6,7 +6,6 @@ Tests hold every one of them against what transformers itself writes for the sam
 import hashlib
 import json
 import shutil
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,14 @@ NUM_GPT2_TOKENS = 50257
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def transformers_version() -> str:
+    """The installed version, without importing it."""
+    # Imported here: it brings the email package, which the writing of weights does without.
+    from importlib.metadata import version
+
+    return version("transformers")
+
+
 def write_json(path: Path, content: dict[str, Any], *, final_newline: bool = True) -> None:
     """Write JSON as transformers does: keys sorted, two spaces."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
@@ -35,7 +42,7 @@ def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
     """Write config.json, generation_config.json, the three code files and, where it fits, GPT-2's tokenizer."""
     about = {"architectures": ["GPTScratchForCausalLM"], "auto_map": AUTO_MAP, "model_type": "gpt_scratch"}
     write_json(
-        folder / "config.json", config | about | {"dtype": dtype, "transformers_version": version("transformers")}
+        folder / "config.json", config | about | {"dtype": dtype, "transformers_version": transformers_version()}
     )
     write_generation_config(folder, config)
     for name in CODE_FILES:
@@ -47,7 +54,7 @@ def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
 def write_generation_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the special tokens, those that are set."""
     special = {key: config[key] for key in SPECIAL_TOKENS if config[key] is not None}
-    write_json(folder / "generation_config.json", special | {"transformers_version": version("transformers")})
+    write_json(folder / "generation_config.json", special | {"transformers_version": transformers_version()})
 
 
 def has_gpt2_vocabulary(config: dict[str, Any]) -> bool:
