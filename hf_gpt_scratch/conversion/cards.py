@@ -1,0 +1,245 @@
+"""The README and the licence note of a converted model.
+
+The cards of the four released sizes in model_cards/ are made here too, and a test holds the files against it.
+"""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from .gpt2_sizes import CONTEXT_LENGTH, VOCAB_SIZE, GPT2Size
+from .mapping import FORMATS
+
+
+HUB_NAMES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
+GPT2_PAPER = "https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf"
+NANOGPT = "https://github.com/karpathy/nanoGPT"
+BUILD_NANOGPT = "https://github.com/karpathy/build-nanogpt"
+LM_EVAL_ISSUE = "https://github.com/EleutherAI/lm-evaluation-harness/issues/2159"
+PAPER_ROWS = (
+    "LAMBADA, perplexity",
+    "LAMBADA, accuracy in %",
+    "WikiText-2, perplexity",
+    "Penn Treebank, perplexity",
+    "enwik8, bits per byte",
+    "text8, bits per character",
+    "WikiText-103, perplexity",
+    "One Billion Words, perplexity",
+)
+# Table 3 of the paper, where the sizes are called 117M, 345M, 762M and 1542M.
+PAPER_FIGURES = {
+    "124M": ("35.13", "45.99", "29.41", "65.85", "1.16", "1.17", "37.50", "75.20"),
+    "355M": ("15.60", "55.48", "22.76", "47.33", "1.01", "1.06", "26.37", "55.72"),
+    "774M": ("10.87", "60.12", "19.93", "40.31", "0.97", "1.02", "22.05", "44.575"),
+    "1558M": ("8.63", "63.24", "18.34", "35.76", "0.93", "0.98", "17.48", "42.16"),
+}
+OPENWEBTEXT_LOSSES = {"124M": "3.11 / 3.12", "355M": "2.85 / 2.84", "774M": "2.66 / 2.67", "1558M": "2.56 / 2.54"}
+HELLASWAG = {"124M": "0.2945", "355M": "0.3752", "774M": "0.4320", "1558M": "0.4889"}
+
+LIMITS = """GPT-2 predicts the next token of web text, and that is all it does: it was not taught to follow
+instructions or to tell truth from fiction. What it writes can be fluent and false. It knows no page
+that was linked to after 2017, reads mostly English, and sees no more than 1,024 tokens.
+
+Its training text, pages that Reddit users linked to, was filtered for being liked, not for being fair. So expect it to
+repeat prejudice about gender, origin, religion and occupation, and to produce insults or worse from a harmless prompt.
+Do not let it speak to people unsupervised, do not use it to decide about them, and test it for the harm that matters
+in your case before you build on it. Say that a machine wrote what it wrote."""
+OTHER_LIMITS = """The model has the limits and the bias of the text that it was trained on, which the conversion
+neither knows nor changes. It makes up facts, and it ends at its context length."""
+PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its
+own, are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
+UNKNOWN_FIGURES = "The figures and hashes of a conversion are in its card and in its `conversion_report.json`."
+CODE_LICENCE = "The three `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
+OPENAI_LICENCE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
+OTHER_LICENCE = """The conversion does not change whose the weights are: the licence of the checkpoint that they came
+from holds for them."""
+
+
+def card_file_name(size: GPT2Size) -> str:
+    """Where the card of a size lies in model_cards/."""
+    return f"{HUB_NAMES[size.name]}-{size.name.lower()}.md"
+
+
+def card_template() -> Template:
+    """The README of a converted model, with $names to fill in; in a checkout it lies in model_cards/."""
+    packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "converted_card.md")))
+    checkout = Path(__file__).parents[2] / "model_cards" / "converted.md"
+    return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
+
+
+def render_license(format_name: str, size: GPT2Size | None) -> str:
+    """The LICENSE file: whose the weights are, and whose the code."""
+    if size is None and format_name != "openai":
+        return f"Weights\n\n{OTHER_LICENCE}\n\nCode\n\n{CODE_LICENCE}\n"
+    text = (files("hf_gpt_scratch") / "assets" / "gpt2_license.txt").read_text(encoding="utf-8")
+    weights = "Weights" if size else "Weights, as far as they are those that OpenAI published,"
+    return f"{weights} and vocabulary: https://github.com/openai/gpt-2\n\n{text}\nCode\n\n{CODE_LICENCE}\n"
+
+
+def render_stock_license() -> str:
+    """The LICENSE file of an export whose model had none."""
+    return f"Weights\n\n{OTHER_LICENCE}\n"
+
+
+def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
+    """The card of an export in the layout of transformers' GPT-2."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts(report).items())
+    parts = [
+        f"---\n{render_metadata(None)}\n- gpt2\n---\n# {name}",
+        "A model of hf_gpt_scratch in the layout of the GPT-2 that is part of transformers. It computes the same, "
+        'and\nloads without remote code: `AutoModelForCausalLM.from_pretrained("USER/NAME", revision="<commit>")`.',
+        f"| | |\n|---|---|\n{rows}",
+        "## How it was exported and verified",
+        *render_verification(report["verification"]),
+        *(f"Note: {note}." for note in report["notes"]),
+        render_hashes("File of this repository", report["files"]),
+        f"## Limits and bias\n\n{OTHER_LIMITS}",
+        f"## Licence\n\n{OTHER_LICENCE}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_size_card(size: GPT2Size) -> str:
+    """The card of a released size, as it is before anybody has converted it: with what is known beforehand."""
+    config = {
+        "num_hidden_layers": size.num_hidden_layers,
+        "num_attention_heads": size.num_attention_heads,
+        "hidden_size": size.hidden_size,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "vocab_size": VOCAB_SIZE,
+    }
+    files_ = {name: {"bytes": num_bytes, "sha256": size.sha256.get(name)} for name, num_bytes in size.files.items()}
+    report = {
+        "format": "openai",
+        "config": config,
+        "num_parameters": size.num_parameters,
+        "tied": True,
+        "dtype": "float32",
+        "source_files": files_,
+        "verification": None,
+        "files": {},
+        "notes": [],
+    }
+    return render_card(f"GPT-2 {size.name}", size, report)
+
+
+def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> str:
+    """Fill the template.
+
+    Args:
+        name: the title.
+        size: the released size, if it is one.
+        report: see `convert_checkpoint`.
+    """
+    return card_template().substitute(
+        name=name,
+        metadata=render_metadata(size),
+        introduction=render_introduction(report, size),
+        facts="\n".join(f"| {key} | {value} |" for key, value in facts(report).items()),
+        conversion=render_conversion(report, size),
+        figures=render_figures(size),
+        limits=OTHER_LIMITS if size is None else LIMITS,
+        licence=f"{OTHER_LICENCE if size is None else OPENAI_LICENCE}\n{CODE_LICENCE}",
+    )
+
+
+def render_metadata(size: GPT2Size | None) -> str:
+    """The YAML that the Hub reads."""
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    if size is not None:
+        lines += ["license: mit", "language: en"]
+    return "\n".join([*lines, "tags:", "- gpt-scratch", "- hf_gpt_scratch", *(["- gpt2"] if size else [])])
+
+
+def render_introduction(report: Mapping[str, Any], size: GPT2Size | None) -> str:
+    """What this is, in a paragraph."""
+    if size is None:
+        return (
+            f"A GPT-2 style language model, converted from {FORMATS[report['format']].title} to the architecture of\n"
+            "hf_gpt_scratch. The values are those of the checkpoint; nothing was trained."
+        )
+    return (
+        f"OpenAI's GPT-2 with {size.num_parameters:,} parameters, known as `{HUB_NAMES[size.name]}`, in the "
+        "architecture of hf_gpt_scratch: a GPT\nwritten to be read. The weights are those that OpenAI published in "
+        "2019 for the paper\n[Language Models are Unsupervised Multitask Learners]"
+        f"({GPT2_PAPER});\nnothing was trained or changed. It was trained by OpenAI on WebText, about 40 GB of web "
+        "pages, and only to predict the\nnext token."
+    )
+
+
+def facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """The table under the introduction."""
+    config = report["config"]
+    return {
+        "parameters": f"{report['num_parameters']:,}",
+        "layers, heads, width": ", ".join(
+            str(config[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+        ),
+        "context": f"{config['max_position_embeddings']:,} tokens",
+        "vocabulary": f"{config['vocab_size']:,} tokens",
+        "language-model head": "the token embedding" if report["tied"] else "its own",
+        "stored as": report["dtype"],
+    }
+
+
+def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
+    """The command, the proof with its figures, and the hashes."""
+    command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
+    parts = [
+        f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
+        "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly "
+        "once,\nand every shape is compared before a value is copied.",
+        *(render_verification(report["verification"]) if report["files"] else [PROOF, UNKNOWN_FIGURES]),
+        *(f"Note: {note}." for note in report["notes"]),
+        render_hashes("File of the checkpoint", report["source_files"]),
+    ]
+    if report["files"]:
+        parts.append(render_hashes("File of this repository", report["files"]))
+    return "\n\n".join(parts)
+
+
+def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
+    """What was proved, with its figures; or that nothing was."""
+    if verification is None:
+        return ["This folder was written with `--no-verify`: its values were not compared with the checkpoint."]
+    differences = [
+        f"| logits on the {sequence} tokens, {dtype} | {difference:.2g} |"
+        for dtype, by_sequence in verification["max_logit_difference"].items()
+        for sequence, difference in by_sequence.items()
+    ]
+    rows = ["| Largest difference | |", "|---|---|", f"| values | {verification['max_value_difference']:.3g} |"]
+    parts = [PROOF, "\n".join([*rows, *differences])]
+    if verification["losses"]:
+        losses = (f"{part.replace('_', ' ')} {loss:.4f}" for part, loss in verification["losses"].items())
+        parts.append(f"Loss on the verification text, nats per token: {', '.join(losses)}.")
+    return parts
+
+
+def render_hashes(title: str, files_: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of files."""
+    rows = [f"| {title} | bytes | sha256 |", "|---|---|---|"]
+    for name, facts_ in files_.items():
+        num_bytes = "not published" if facts_["bytes"] is None else f"{facts_['bytes']:,}"
+        sha256 = f"`{facts_['sha256']}`" if facts_["sha256"] else "printed by the download"
+        rows.append(f"| {name} | {num_bytes} | {sha256} |")
+    return "\n".join(rows)
+
+
+def render_figures(size: GPT2Size | None) -> str:
+    """What others have measured on these weights; nothing of it was measured here."""
+    if size is None:
+        return ""
+    rows = [f"| {row} | {value} | paper |" for row, value in zip(PAPER_ROWS, PAPER_FIGURES[size.name], strict=True)]
+    rows.append(f"| OpenWebText, loss in nats per token, train / val | {OPENWEBTEXT_LOSSES[size.name]} | nanoGPT |")
+    rows.append(f"| HellaSwag, accuracy | {HELLASWAG[size.name]} | build-nanogpt |")
+    if size.name == "124M":
+        rows.append("| LAMBADA as lm-eval has it (lambada_openai), accuracy / perplexity | 0.3256 / 40.06 | lm-eval |")
+    table = "\n".join(["| Task, without fine-tuning | figure | source |", "|---|---|---|", *rows])
+    return (
+        f"\n## Known figures\n\nPublished for these weights by others; none was measured for this card.\n\n{table}\n\n"
+        f"Sources: table 3 of the [paper]({GPT2_PAPER})\n(it undoes the tokenisation of the data sets, so other "
+        f"tools print other numbers), [nanoGPT]({NANOGPT}),\n[build-nanogpt]({BUILD_NANOGPT}) (play.ipynb),\n"
+        f"[lm-eval issue 2159]({LM_EVAL_ISSUE}).\n"
+    )

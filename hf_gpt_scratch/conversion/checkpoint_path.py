@@ -1,0 +1,58 @@
+"""Where a TensorFlow checkpoint lies: from what a user names to the prefix of its files."""
+
+import os
+import re
+from pathlib import Path
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, incomplete or of a kind that is not read here; the message is one line."""
+
+
+def find_checkpoint_prefix(path: str | Path) -> Path:
+    """The part that the names of a checkpoint's files have in common, such as `124M/model.ckpt`.
+
+    Args:
+        path: a folder, the prefix itself, one of the files that begin with it, or the `checkpoint` file that names it.
+
+    Raises:
+        CheckpointError: the `checkpoint` file names no checkpoint, or the folder has several and no such file.
+        FileNotFoundError: there is no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint" if (path / "checkpoint").is_file() else only_index(path)
+    if path.name == "checkpoint" and path.is_file():
+        return read_checkpoint_file(path)
+    prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+    if not Path(f"{prefix}.index").is_file():
+        raise FileNotFoundError(
+            f"there is no {prefix}.index: give the folder of a TensorFlow checkpoint, or its prefix"
+        )
+    return prefix
+
+
+def only_index(folder: Path) -> Path:
+    """The one .index file of a folder."""
+    found = sorted(folder.glob("*.index"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no TensorFlow checkpoint: give the folder with model.ckpt.index")
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds {len(found)} checkpoints: give one of them, such as {found[0]}")
+    return found[0]
+
+
+def read_checkpoint_file(path: Path) -> Path:
+    """The prefix that a `checkpoint` file names; an absolute one is first looked for beside it, for folders move."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    found = re.search(r'^model_checkpoint_path: *"([^"]+)"', text, re.MULTILINE)
+    if found is None:
+        raise CheckpointError(f"{path} names no checkpoint: give the .index file instead")
+    stated, beside = path.parent / found[1], path.with_name(re.split(r"[/\\]", found[1])[-1])
+    for prefix in (beside, stated) if os.path.isabs(found[1]) else (stated, beside):
+        if Path(f"{prefix}.index").is_file():
+            return prefix
+    raise CheckpointError(f"{path} names {found[1]!r}, which is not there: give the .index file instead")

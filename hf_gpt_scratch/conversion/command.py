@@ -1,0 +1,87 @@
+"""What stands between scripts/convert_gpt2.py and the conversion: which call its options mean, and what to print."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .convert import REPORT_FILE, convert_checkpoint
+from .export import export_stock
+from .gpt2_sizes import find_size
+from .safetensors_files import parse_size
+
+
+def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do what the command line asks for.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: options contradict each other, or the checkpoint does not fit.
+        OSError: a file is missing or cannot be written.
+    """
+    common = {
+        "max_shard_size": parse_size(arguments.max_shard_size),
+        "verify": not arguments.no_verify,
+        "text": arguments.text,
+        "say": say,
+    }
+    if arguments.export_stock:
+        if arguments.from_dir is None:
+            raise ValueError("--export-stock exports a model of ours: name its folder with --from-dir")
+        return export_stock(arguments.from_dir, arguments.output, dtype=arguments.dtype, **common)
+    size = find_size(arguments.size) if arguments.size else None
+    path = arguments.from_dir
+    if path is None and size is None:
+        raise ValueError("nothing to convert: give --size 124M to download it, or --from-dir with a checkpoint")
+    if path is None:
+        # Imported here, because its HTTP client is not needed for a checkpoint that is there.
+        from .download import download_gpt2
+
+        if arguments.output.exists():
+            raise FileExistsError(f"{arguments.output} exists already: choose another folder, or remove it")
+        path = download_gpt2(size.name, arguments.download_dir or Path("gpt2") / size.name, arguments.mirror)
+    return convert_checkpoint(
+        path,
+        arguments.output,
+        reader=arguments.reader,
+        dtype=arguments.dtype or "float32",
+        num_heads=arguments.n_head,
+        vocab_size=arguments.vocab_size,
+        size=size,
+        **common,
+    )
+
+
+def describe(report: dict[str, Any], output: Path) -> list[str]:
+    """The report in a few lines."""
+    head = "the token embedding" if report["tied"] else "its own"
+    lines = [f"{report['num_parameters']:,} parameters in {len(report['tensors'])} tensors, head: {head}"]
+    dropped = report.get("dropped", {})
+    lines += [f"dropped {name}: {reason}" for name, reason in list(dropped.items())[:8]]
+    if len(dropped) > 8:
+        lines.append(f"dropped {len(dropped) - 8} more, see {REPORT_FILE}")
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines += [f"sha256 {facts['sha256']}  {name}" for name, facts in report["files"].items()]
+    lines += describe_verification(report["verification"])
+    lines.append(f"report: {output / REPORT_FILE}")
+    trust = "" if "format" in report and report["format"].startswith("stock") else ", trust_remote_code=True"
+    lines.append(f'load it: AutoModelForCausalLM.from_pretrained("{output}"{trust})')
+    return lines
+
+
+def describe_verification(verification: dict[str, Any] | None) -> list[str]:
+    """What was proved."""
+    if verification is None:
+        return ["not verified, as asked"]
+    lines = [f"verified: largest difference of a value {verification['max_value_difference']:.3g}"]
+    lines += [
+        f"verified: largest difference of a logit {difference:.3g} ({dtype}, {sequence} tokens)"
+        for dtype, by_sequence in verification["max_logit_difference"].items()
+        for sequence, difference in by_sequence.items()
+    ]
+    return lines + [
+        f"loss on {part.replace('_', ' ')} of the text: {loss:.6f} nats per token"
+        for part, loss in verification["losses"].items()
+    ]

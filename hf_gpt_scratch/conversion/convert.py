@@ -1,0 +1,384 @@
+"""From a checkpoint to a repository folder: read, map, write, prove, and only then put in place. No network.
+
+Neither torch nor transformers is imported here for a checkpoint of TensorFlow or safetensors, and no more than one
+tensor and one block of it are held at a time.
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hf_gpt_scratch
+
+from .cards import render_card, render_license
+from .gpt2_sizes import GPT2Size
+from .mapping import EMBEDDING, Format, Layout, Move, Plan, canonical_names, detect_format, name_some, plan_moves
+from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, sha256_of, write_json, write_model_files
+from .safetensors_files import Shape, TensorToWrite, write_model
+from .source_config import build_config
+from .sources import OURS, Source, open_source
+from .tensor_bundle import free_pages
+from .verify import read_text, verify_folder
+
+
+BLOCK_BYTES = 8 << 20
+TILE_ROWS = 64
+CACHE_LINE_FLOATS = 16
+REPORT_FILE = "conversion_report.json"
+DEFAULT_SHARD_SIZE = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint that has been accounted for, before any value is copied."""
+
+    source: Source
+    format: Format
+    config: dict[str, Any]  # fields of GPTScratchConfig
+    plan: Plan
+    notes: list[str]
+
+
+class OneTensor:
+    """Hands out tensors of a source and holds only the last: reading one may mean verifying its checksum."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.tensors = tensors
+        self.name: str | None = None
+        self.array = np.empty(0)
+
+    def get(self, name: str) -> np.ndarray:
+        """The tensor `name`."""
+        if name != self.name:
+            self.name, self.array = None, np.empty(0)
+            self.array = self.tensors[name]
+            self.name = name
+        return self.array
+
+
+def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: int | None = None) -> Conversion:
+    """Tell the format, build the config and account for every tensor.
+
+    Args:
+        source: the open checkpoint.
+        num_heads: number of attention heads, where nothing else says it.
+        vocab_size: keep only so many rows of the vocabulary; none keeps all.
+
+    Raises:
+        ValueError: something does not fit; one line.
+    """
+    if source.hint == OURS:
+        raise ValueError(
+            f"{source.path} is in our own layout already: --export-stock writes it as transformers' GPT-2"
+        )
+    tensors = source.tensors
+    shapes = tensors.shapes
+    format_ = detect_format(shapes, source.hint)
+    found = build_config(format_, shapes, source.settings, num_heads)
+    config, notes = found.config, found.notes
+    names = {short: name for name, short in canonical_names(format_, shapes).items()}
+    drop = _settle_head(format_, tensors, names, source.settings, config)
+    drop |= _settle_zero_biases(format_, tensors, names, config)
+    rows = config["vocab_size"]
+    config["vocab_size"] = _cut_vocabulary(rows, vocab_size, notes)
+    plan = plan_moves(format_, shapes, config, source_vocab_size=rows, drop=drop)
+    plan.dropped |= source.dropped
+    wrong = [f"{move.source} is {tensors.dtypes[move.source]}" for move in plan.moves if not _is_float(tensors, move)]
+    if wrong:
+        raise ValueError(f"weights have to be float32, float16 or bfloat16, but {name_some(wrong, '; ')}")
+    if plan.zeros:
+        notes.append(f"the model has no biases: {len(plan.zeros)} of ours are zero, which computes the same")
+    if not has_gpt2_vocabulary(config):
+        notes.append(f"no tokenizer is written: {config['vocab_size']} tokens are not the vocabulary of GPT-2")
+    return Conversion(source, format_, config, plan, notes)
+
+
+def _is_float(tensors: Mapping[str, np.ndarray], move: Move) -> bool:
+    return tensors.dtypes[move.source] in (np.float32, np.float16)
+
+
+def _settle_head(
+    format_: Format,
+    tensors: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+    settings: Mapping[str, Any],
+    config: dict[str, Any],
+) -> dict[str, str]:
+    """Decide whether the head is the token embedding, and what to drop for it.
+
+    Raises:
+        ValueError: the settings say that it is, and its values say that it is not.
+    """
+    said = settings.get("tie_word_embeddings", True if settings else None) if format_.name == "gpt2" else None
+    embedding = next(row.source for row in format_.rows if row.targets == (EMBEDDING,))
+    if format_.head not in names:
+        # Without a head in the file the model ties it, but for the tutorial's, which always has one.
+        config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
+        return {}
+    same = _are_equal(tensors, names[format_.head], names[embedding])
+    if said and not same:
+        raise ValueError(
+            f"{names[format_.head]} differs from {names[embedding]}, though config.json ties them: "
+            "set tie_word_embeddings to false there if the head is meant, or remove it from the file"
+        )
+    config["tie_word_embeddings"] = same and said is not False
+    return (
+        {format_.head: "it equals the token embedding, and the head is tied"} if config["tie_word_embeddings"] else {}
+    )
+
+
+def _are_equal(tensors: Mapping[str, np.ndarray], first: str, second: str) -> bool:
+    if tensors.shapes[first] != tensors.shapes[second]:
+        return False
+    one, other = tensors[first], tensors[second]
+    return all(np.array_equal(one[n : n + 4096], other[n : n + 4096]) for n in range(0, len(one), 4096))
+
+
+def _settle_zero_biases(
+    format_: Format, tensors: Mapping[str, np.ndarray], names: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, str]:
+    """What our export filled with zeros is taken out again.
+
+    Raises:
+        ValueError: it is no longer zero.
+    """
+    biases = [short for short in names if short.endswith(".attn.c_attn.bias")]
+    if format_.name != "gpt2" or config["qkv_bias"] or not biases:
+        return {}
+    if changed := [names[short] for short in biases if np.any(tensors[names[short]])]:
+        raise ValueError(
+            f"config.json says qkv_bias is false, but {name_some(changed)} is not zero: remove qkv_bias there"
+        )
+    return dict.fromkeys(biases, "zeros, where the exported model had no bias")
+
+
+def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
+    if wanted is not None and not 0 < wanted <= rows:
+        raise ValueError(f"--vocab-size {wanted} cannot be had from an embedding of {rows} rows: choose 1 to {rows}")
+    if wanted is not None and wanted < rows:
+        notes.append(f"rows {wanted} to {rows - 1} of the vocabulary are cut, as asked")
+    elif rows > NUM_GPT2_TOKENS:
+        padding = rows - NUM_GPT2_TOKENS
+        notes.append(f"the vocabulary has {padding} rows more than GPT-2's; --vocab-size {NUM_GPT2_TOKENS} cuts them")
+    return wanted or rows
+
+
+def blocks(array: np.ndarray, layout: Layout, part: int, num_parts: int, shape: Shape) -> Iterator[np.ndarray]:
+    """Cut one target out of its source, a few megabytes at a time.
+
+    Args:
+        array: the source.
+        layout: how the source is stored.
+        part: which of the `num_parts` equal parts of the output axis.
+        num_parts: number of targets in this source.
+        shape: of the target; rows beyond it are padding.
+    """
+    view = array[0] if layout is Layout.CONV1D_TF else array
+    view = view if layout is Layout.LINEAR else view.T  # [num_parts * out, in]
+    first = part * (len(view) // num_parts)
+    rows = max(1, BLOCK_BYTES * len(view) // max(1, view.nbytes))
+    for start in range(first, first + shape[0], rows):
+        block = view[start : min(start + rows, first + shape[0])]
+        yield block if block.flags.c_contiguous else transpose(block.T)
+        free_pages(array)
+
+
+def transpose(matrix: np.ndarray) -> np.ndarray:
+    """A C-contiguous copy of `matrix.T`, two to three times as fast as numpy makes it.
+
+    numpy walks down whole columns, whose values all fall on the same few sets of the cache where a row is a multiple
+    of a page. Here some rows at a time are read as they lie, into a buffer whose rows are a cache line longer.
+    """
+    num_rows, num_columns = matrix.shape
+    result = np.empty((num_columns, num_rows), matrix.dtype)
+    tile = np.empty((TILE_ROWS, num_columns + CACHE_LINE_FLOATS), matrix.dtype)[:, :num_columns]
+    for start in range(0, num_rows, TILE_ROWS):
+        piece = matrix[start : start + TILE_ROWS]
+        tile[: len(piece)] = piece
+        result[:, start : start + TILE_ROWS] = tile[: len(piece)].T
+    return result
+
+
+def zero_blocks(shape: Shape) -> Iterator[np.ndarray]:
+    """A target that the source does not have."""
+    yield np.zeros(shape, np.float32)
+
+
+def tensors_to_write(plan: Plan, tensors: Mapping[str, np.ndarray]) -> list[TensorToWrite]:
+    """Every target, those of one source after each other."""
+    current = OneTensor(tensors)
+
+    def read(move: Move, part: int, shape: Shape) -> Iterator[np.ndarray]:
+        return blocks(current.get(move.source), move.layout, part, len(move.targets), shape)
+
+    moved = [
+        TensorToWrite(target, plan.shapes[target], partial(read, move, part, plan.shapes[target]))
+        for move in plan.moves
+        for part, target in enumerate(move.targets)
+    ]
+    zeros = [TensorToWrite(name, plan.shapes[name], partial(zero_blocks, plan.shapes[name])) for name in plan.zeros]
+    return moved + zeros
+
+
+@contextlib.contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its name when the block ends well, and is removed when it does not.
+
+    Raises:
+        FileExistsError: `output` is there already.
+    """
+    if output.exists() or output.is_symlink():
+        raise FileExistsError(f"{output} exists already: choose another folder, or remove it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        for path in (*folder.iterdir(), folder):
+            flush(path)
+        folder.rename(output)
+        flush(output.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def convert_checkpoint(
+    path: str | Path,
+    output: str | Path,
+    *,
+    reader: str = "bundle",
+    dtype: str = "float32",
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    num_heads: int | None = None,
+    vocab_size: int | None = None,
+    verify: bool = True,
+    text: str | Path | None = None,
+    size: GPT2Size | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Turn a checkpoint into a repository folder, which is there in whole and proved, or not at all.
+
+    Args:
+        path: see `open_source`.
+        output: the folder to make.
+        reader: "bundle" or "tensorflow".
+        dtype: "float32", "bfloat16" or "float16".
+        max_shard_size: bytes of the largest weight file.
+        num_heads: number of attention heads, where the checkpoint does not say.
+        vocab_size: keep only so many rows of the vocabulary.
+        verify: prove the folder equal to the checkpoint.
+        text: file to compute losses on; by default a short one of the package.
+        size: the released size that this is, for the card and the licence.
+        say: called with a line about each step.
+
+    Returns:
+        The report that is stored in the folder.
+
+    Raises:
+        ValueError: the checkpoint does not fit, or the proof fails; one line.
+        OSError: a file is missing or cannot be written.
+    """
+    output = Path(output)
+    given_text = read_text(text)
+    with unfinished_folder(output) as folder:
+        conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
+        source, config, plan = conversion.source, conversion.config, conversion.plan
+        if size is not None:
+            check_size(config, size)
+        say(f"this is {conversion.format.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
+        weights = write_model(folder, tensors_to_write(plan, source.tensors), dtype, max_shard_size)
+        write_model_files(folder, config, dtype)
+        has_tokenizer = has_gpt2_vocabulary(config)
+        if text is not None and not has_tokenizer:
+            raise ValueError(
+                f"--text {text} needs GPT-2's vocabulary, but this model has {config['vocab_size']} tokens"
+            )
+        verification = None
+        if verify:
+            say("verifying: every value, and logits of the folder loaded in a fresh process")
+            verification = verify_folder(
+                folder,
+                weights,
+                source.tensors,
+                conversion.format.name,
+                config,
+                dtype,
+                text=given_text if has_tokenizer else None,
+            )
+        source_files = describe_files(source.files)
+        if size is not None:
+            conversion.notes.extend(compare_hashes(source_files, size))
+        report = {
+            "format": conversion.format.name,
+            "reader": source.reader,
+            "source_files": source_files,
+            "dtype": dtype,
+            "num_parameters": sum(int(np.prod(shape)) for shape in plan.shapes.values()),
+            "tied": config["tie_word_embeddings"],
+            "config": config,
+            "tensors": {name: list(shape) for name, shape in plan.shapes.items()},
+            "dropped": plan.dropped,
+            "zeros": plan.zeros,
+            "notes": conversion.notes,
+            "text": None if text is None else Path(text).name,
+            "verification": verification,
+        }
+        finish(folder, report, render_license(conversion.format.name, size), partial(render_card, output.name, size))
+    return report
+
+
+def check_size(config: Mapping[str, Any], size: GPT2Size) -> None:
+    """Raise ValueError if a checkpoint is not the released size that it is said to be."""
+    expected = {
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_hidden_layers,
+        "num_attention_heads": size.num_attention_heads,
+    }
+    wrong = [f"{key} is {config[key]}, not {value}" for key, value in expected.items() if config[key] != value]
+    if wrong:
+        raise ValueError(f"this is not GPT-2 {size.name}: {'; '.join(wrong)}")
+
+
+def compare_hashes(source_files: Mapping[str, Mapping[str, Any]], size: GPT2Size) -> list[str]:
+    """Say which files are not those that were published; only some of the hashes have a second source."""
+    return [
+        f"{name} is not the file that was published for {size.name}: its sha256 is not {size.sha256[name]}"
+        for name, facts in source_files.items()
+        if facts["sha256"] != size.sha256.get(name, facts["sha256"])
+    ]
+
+
+def finish(folder: Path, report: dict[str, Any], licence: str, render: Callable[[dict[str, Any]], str]) -> None:
+    """Add licence note, card and report to a folder that is otherwise complete; the report gets the hashes."""
+    report["versions"] = {
+        "hf_gpt_scratch": hf_gpt_scratch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    (folder / "LICENSE").write_text(licence, encoding="utf-8")
+    report["files"] = describe_files(sorted(folder.iterdir()))
+    (folder / "README.md").write_text(render(report), encoding="utf-8")
+    write_json(folder / REPORT_FILE, report)
+
+
+def describe_files(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of each file, by name."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}

@@ -1,0 +1,226 @@
+"""The way back: our repository folder in the layout of transformers' stock GPT2LMHeadModel.
+
+vLLM, llama.cpp, ONNX exporters and whatever else knows GPT-2 can use a model of ours then, without its code.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cards import render_stock_card, render_stock_license
+from .convert import BLOCK_BYTES, DEFAULT_SHARD_SIZE, finish, unfinished_folder
+from .mapping import GPT2, Layout, Row, Shape, name_some, target_shapes
+from .repository_files import (
+    has_gpt2_vocabulary,
+    transformers_version,
+    write_generation_config,
+    write_json,
+    write_tokenizer,
+)
+from .safetensors_files import STORED, SafetensorsFiles, TensorToWrite, write_model
+from .source_config import DEFAULTS, HEADS, SIZES
+from .sources import OURS, Source, open_source
+from .tensor_bundle import free_pages
+from .verify import read_text, verify_folder
+
+
+# GPT-2's activation, as one kernel or written out. The tools that know GPT-2 compute no other, whatever is asked for.
+TANH_GELUS = ("gelu_pytorch_tanh", "gelu_new")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+# Our fields -> those of GPT2Config. n_ctx and qkv_bias are not read by transformers: the first is what llama.cpp
+# reads, the second tells our own converter that the biases of q, k and v were filled with zeros.
+CONFIG_NAMES = {
+    "vocab_size": ("vocab_size",),
+    "max_position_embeddings": ("n_positions", "n_ctx"),
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("n_inner",),
+    "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "layer_norm_eps": ("layer_norm_epsilon",),
+    "initializer_range": ("initializer_range",),
+    "tie_word_embeddings": ("tie_word_embeddings",),
+    "use_cache": ("use_cache",),
+    "bos_token_id": ("bos_token_id",),
+    "eos_token_id": ("eos_token_id",),
+    "pad_token_id": ("pad_token_id",),
+    "qkv_bias": ("qkv_bias",),
+}
+
+
+def check_model(source: Source) -> dict[str, Any]:
+    """Read the config of our model and see that GPT-2 can be it, and that every tensor is there.
+
+    Raises:
+        ValueError: it is no language model of ours, or stock GPT-2 cannot compute what it computes; one line says why.
+    """
+    if source.hint != OURS:
+        raise ValueError(
+            f"{source.path} is no model of ours: --export-stock takes a folder that train or convert made"
+        )
+    config = {key: source.settings.get(key, DEFAULTS.get(key)) for key in (*CONFIG_NAMES, "hidden_act")}
+    if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:
+        raise ValueError(f"config.json beside {source.path} lacks {', '.join(absent)}: fetch it again")
+    if config["hidden_act"] not in TANH_GELUS:
+        raise ValueError(
+            f"hidden_act is {config['hidden_act']!r}, and the tools that know GPT-2 compute the tanh form of GELU "
+            "without asking: a model with another activation cannot be exported as GPT-2"
+        )
+    config["hidden_act"] = "gelu_pytorch_tanh"
+    expected, shapes = target_shapes(config), source.tensors.shapes
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} has no place in a GPT-2 language model" for name in shapes if name not in expected]
+    problems += [
+        f"{name} is {list(shapes[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if shapes.get(name, shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"{source.path} cannot be exported as GPT-2: {name_some(problems, '; ')}")
+    return config
+
+
+def fused_blocks(tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout) -> Iterator[np.ndarray]:
+    """Join ours to one tensor of GPT-2: vectors end to end, matrices [out, in] side by side as [in, n * out]."""
+    arrays = [tensors[name] for name in names]
+    if layout is Layout.LINEAR:
+        arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
+    views = arrays if layout is Layout.LINEAR else [array.T for array in arrays]
+    rows = max(1, BLOCK_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
+    for start in range(0, len(views[0]), rows):
+        pieces = [view[start : start + rows] for view in views]
+        yield np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
+        for array in arrays:
+            free_pages(array)
+
+
+def zero_vector(size: int) -> Iterator[np.ndarray]:
+    """A bias that our model does not have."""
+    yield np.zeros(size, np.float32)
+
+
+def stock_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> list[TensorToWrite]:
+    """Every tensor of GPT2LMHeadModel, by the table of `mapping` read from right to left."""
+    shapes = target_shapes(config)
+
+    def build(row: Row, index: int) -> TensorToWrite | None:
+        name, ours = row.for_layer(index)
+        if ours[0] in shapes:
+            shape: Shape = row.layout.join(shapes[ours[0]], len(ours))
+            return TensorToWrite(name, shape, partial(fused_blocks, tensors, ours, row.layout))
+        if ours[0].endswith("q_proj.bias"):
+            size = len(ours) * config["hidden_size"]
+            return TensorToWrite(name, (size,), partial(zero_vector, size))
+        return None  # the head, where it is the embedding
+
+    rows = [row for row in GPT2.rows if row.targets]
+    built = [build(row, index) for index in range(config["num_hidden_layers"]) for row in rows if "{i}" in row.source]
+    built += [build(row, 0) for row in rows if "{i}" not in row.source]
+    return [tensor for tensor in built if tensor is not None]
+
+
+def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json of the stock model."""
+    names = {theirs: config[ours] for ours, all_theirs in CONFIG_NAMES.items() for theirs in all_theirs}
+    if names["qkv_bias"]:
+        del names["qkv_bias"]
+    about = {"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    return names | about | {"dtype": dtype, "transformers_version": transformers_version()}
+
+
+def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any], notes: list[str]) -> bool:
+    """Put the model's tokenizer into the exported folder, or GPT-2's if it fits; returns whether there is one."""
+    for name in TOKENIZER_FILES:
+        if (source_folder / name).is_file():
+            shutil.copyfile(source_folder / name, folder / name)
+    if (folder / "tokenizer.json").is_file():
+        return True
+    if has_gpt2_vocabulary(config):
+        write_tokenizer(folder, config["max_position_embeddings"])
+        return True
+    notes.append("the model has no tokenizer, so the exported folder has none")
+    return False
+
+
+def export_stock(
+    path: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    verify: bool = True,
+    text: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write a model of ours as transformers' GPT2LMHeadModel; the folder is there in whole and proved, or not at all.
+
+    Args:
+        path: our repository folder.
+        output: the folder to make.
+        dtype: "float32", "bfloat16" or "float16"; by default that of the model.
+        max_shard_size: bytes of the largest weight file.
+        verify: prove the folder equal to the model.
+        text: file to compute losses on; by default a short one of the package.
+        say: called with a line about each step.
+
+    Returns:
+        The report that is stored in the folder.
+
+    Raises:
+        ValueError: GPT-2 cannot be this model, or the proof fails; one line.
+        OSError: a file is missing or cannot be written.
+    """
+    given_text = read_text(text)
+    output = Path(output)
+    with unfinished_folder(output) as folder:
+        source = open_source(path)
+        config, notes = check_model(source), []
+        dtype = dtype or stored_dtype(source.tensors)
+        if not config["qkv_bias"]:
+            notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
+        tensors = stock_tensors(source.tensors, config)
+        weights = write_model(folder, tensors, dtype, max_shard_size)
+        write_json(folder / "config.json", stock_config(config, dtype))
+        write_generation_config(folder, config)
+        has_tokenizer = copy_tokenizer(source.path.parent, folder, config, notes)
+        if text is not None and not has_tokenizer:
+            raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
+        verification = None
+        if verify:
+            say("verifying: every value, and logits of the folder loaded in a fresh process")
+            verification = verify_folder(
+                folder,
+                weights,
+                source.tensors,
+                OURS,
+                config,
+                dtype,
+                stock=True,
+                text=given_text if has_tokenizer else None,
+            )
+        report = {
+            "format": "stock GPT2LMHeadModel",
+            "dtype": dtype,
+            "num_parameters": sum(tensor.num_elements for tensor in tensors),
+            "tied": config["tie_word_embeddings"],
+            "config": config,
+            "tensors": {tensor.name: list(tensor.shape) for tensor in tensors},
+            "notes": notes,
+            "text": None if text is None else Path(text).name,
+            "verification": verification,
+        }
+        license_file = source.path.parent / "LICENSE"
+        licence = license_file.read_text(encoding="utf-8") if license_file.is_file() else render_stock_license()
+        finish(folder, report, licence, partial(render_stock_card, output.name))
+    return report
+
+
+def stored_dtype(tensors: Mapping[str, np.ndarray]) -> str:
+    """What all tensors are stored in, or float32 for a mixture."""
+    codes = set(tensors.codes.values()) if isinstance(tensors, SafetensorsFiles) else set()
+    return next((dtype for dtype, (code, _) in STORED.items() if codes == {code}), "float32")

@@ -1,0 +1,107 @@
+"""Loads a folder as a stranger would and notes what the model computes: run as a program, in a process of its own.
+
+It reads a request in JSON from stdin and leaves result.json and logits beside it. It imports nothing of this package
+and makes sure that the folder does not either.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+# The parameters in float64 take 8 bytes each; beyond this number, float32 has to do.
+MAX_FLOAT64_PARAMETERS = 1_000_000_000
+WINDOW = 256  # tokens; what the tutorial scores at once
+TRAIN_SHARE = 0.9  # of the characters; the tutorial's cut between training and validation text
+
+
+def text_losses(model: Any, tokenizer: Any, text: str) -> dict[str, float]:
+    """Mean cross-entropy in nats per token of the first nine tenths of a text, of the rest, and of all of it.
+
+    Windows follow each other without overlap and a last one that is not full is left out, as in chapter 5 of the
+    tutorial, so that its figures are met. A part that does not fill one window has no figure.
+    """
+    import torch
+
+    size = min(WINDOW, model.config.max_position_embeddings)
+    cut = int(TRAIN_SHARE * len(text))
+    losses = {}
+    for part, piece in (("first_nine_tenths", text[:cut]), ("last_tenth", text[cut:]), ("all", text)):
+        ids = torch.tensor(tokenizer(piece, verbose=False)["input_ids"])
+        starts = range(0, len(ids) - size, size)
+        if starts:
+            means = [
+                torch.nn.functional.cross_entropy(
+                    model(ids[start : start + size].unsqueeze(0)).logits[0].float(), ids[start + 1 : start + size + 1]
+                ).item()
+                for start in starts
+            ]
+            losses[part] = sum(means) / len(means)
+    return losses
+
+
+def load(folder: str, trust_remote_code: bool) -> Any:
+    """Load the model in float32; nothing may be missing, unexpected or of another shape.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
+    )
+    if unfit := {key: sorted(map(str, value)) for key, value in info.items() if value}:
+        raise ValueError(f"the weights do not fit the model: {unfit}")
+    if trust_remote_code and not type(model).__module__.startswith("transformers_modules."):
+        raise ValueError(f"{type(model).__module__} was loaded, not the code of the folder")
+    return model.eval()
+
+
+def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
+    """Do what `request` asks for; logits go into files in `exchange`."""
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+
+    model = load(request["folder"], request["trust_remote_code"])
+    context, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
+    sequences = {"fixed": [(7919 * n + 13) % vocab_size for n in range(min(32, context))]}
+    losses = {}
+    with torch.no_grad():
+        if request["text"] is not None:
+            tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+            sequences["text"] = tokenizer(request["text"], verbose=False)["input_ids"][: min(64, context)]
+            losses = text_losses(model, tokenizer, request["text"])
+        dtypes = [torch.float32]
+        if model.num_parameters() <= MAX_FLOAT64_PARAMETERS:
+            dtypes.append(torch.float64)
+        for dtype in dtypes:
+            model.to(dtype)
+            for name, ids in sequences.items():
+                logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+                np.save(exchange / f"{name}-{str(dtype).removeprefix('torch.')}.npy", logits.numpy())
+    return {
+        "class": type(model).__name__,
+        "num_parameters": model.num_parameters(),
+        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "sequences": sequences,
+        "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
+        "losses": losses,
+    }
+
+
+def main() -> None:
+    """Answer the one request."""
+    # Importing it would now fail: the folder has to stand alone.
+    sys.modules["hf_gpt_scratch"] = None
+    request = json.load(sys.stdin)
+    exchange = Path(request["exchange"])
+    result = compute(request, exchange)
+    (exchange / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

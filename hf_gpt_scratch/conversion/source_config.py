@@ -1,0 +1,223 @@
+"""The configuration of a converted model: from the shapes of its tensors, held against what its own settings say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .gpt2_sizes import GPT2_SIZES
+from .mapping import EMBEDDING, QKV_BIASES, Format, Layout, Shape, canonical_names, name_some
+
+
+# What GPTScratchConfig has by default; a test holds the two together. Importing it here would import torch.
+DEFAULTS: dict[str, Any] = {
+    "bos_token_id": 50256,
+    "dropout": 0.1,
+    "eos_token_id": 50256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 50256,
+    "qkv_bias": True,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+}
+
+# Names in the settings of each format -> our names.
+SETTINGS: dict[str, dict[str, str]] = {
+    "openai": {
+        "n_vocab": "vocab_size",
+        "n_ctx": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+    },
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "activation_function": "hidden_act",
+        "resid_pdrop": "dropout",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "initializer_range": "initializer_range",
+        "tie_word_embeddings": "tie_word_embeddings",
+        "use_cache": "use_cache",
+        "bos_token_id": "bos_token_id",
+        "eos_token_id": "eos_token_id",
+        "pad_token_id": "pad_token_id",
+        "qkv_bias": "qkv_bias",  # not of GPT-2: our export notes here that there were no such biases
+    },
+    "nanogpt": {
+        "vocab_size": "vocab_size",
+        "block_size": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "dropout": "dropout",
+    },
+    "tutorial": {},
+}
+# What a format's own code always does, where it differs from our defaults.
+FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GELU() is the exact form
+
+# Settings of transformers' GPT-2 that our model cannot follow -> the only value that it can.
+GPT2_ONLY = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+ACTIVATIONS = {
+    "gelu_new": "gelu_pytorch_tanh",  # one function, two kernels
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size")
+HEADS = "num_attention_heads"
+HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
+
+
+@dataclass
+class SourceConfig:
+    """What the shapes and the settings of a checkpoint say."""
+
+    config: dict[str, Any]  # fields of GPTScratchConfig
+    notes: list[str] = field(default_factory=list)  # decisions that the user should know
+
+
+def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Read the sizes of a model off its tensors.
+
+    Raises:
+        ValueError: a tensor that this takes is missing or is no matrix.
+    """
+    matrices: dict[str, Shape] = {}
+    num_layers = 0
+    for name, canonical in canonical_names(format_, shapes).items():
+        for row in format_.rows:
+            if row.targets and (match := row.match(canonical)):
+                num_layers = max(num_layers, 1 + int(match["i"] or -1))
+                shape = shapes[name][-2:]
+                matrices.setdefault(row.targets[0], shape if row.layout is Layout.LINEAR else shape[::-1])
+    wanted = (EMBEDDING, "model.embed_positions.weight", "model.layers.{i}.mlp.up_proj.weight")
+    missing = [
+        f"{row.source.replace('{i}', '0')} is missing or no matrix"
+        for row in format_.rows
+        if row.targets and row.targets[0] in wanted and len(matrices.get(row.targets[0], ())) != 2
+    ]
+    if missing:
+        raise ValueError(f"this looks like {format_.title}, but {name_some(missing, '; ')}")
+    (vocab_size, width), (context, _), (inner, _) = (matrices[name] for name in wanted)
+    return dict(zip(SIZES, (vocab_size, context, width, num_layers, inner), strict=True))
+
+
+def build_config(
+    format_: Format, shapes: Mapping[str, Shape], settings: Mapping[str, Any], num_heads: int | None = None
+) -> SourceConfig:
+    """Join shapes and settings.
+
+    Args:
+        format_: the format of the checkpoint.
+        shapes: names and shapes of its tensors.
+        settings: its hparams.json, config.json or model_args; empty if there are none.
+        num_heads: number of attention heads where the checkpoint does not say, or says it wrongly.
+
+    Raises:
+        ValueError: shapes and settings contradict each other, a setting has a value that our model cannot follow, or
+            nothing says how many heads there are; one line names all of it.
+    """
+    sizes = sizes_from_shapes(format_, shapes)
+    names = SETTINGS[format_.name]
+    stated = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
+    problems = [*_wrong_values(names, stated), *_cannot_follow(format_, settings)]
+    problems += [
+        f"{_their_name(names, key)} is {stated[key]!r} in the settings, {value} in the tensors"
+        for key, value in sizes.items()
+        if stated.get(key, value) != value
+    ]
+    if problems:
+        raise ValueError(f"the settings of this checkpoint cannot be used: {name_some(problems, '; ')}")
+    config = DEFAULTS | FIXED.get(format_.name, {}) | stated | sizes
+    config["hidden_act"] = ACTIVATIONS[config["hidden_act"]]
+    config[HEADS] = count_heads(format_, sizes["hidden_size"], stated.get(HEADS), num_heads)
+    config["qkv_bias"] = config["qkv_bias"] and _has_qkv_bias(format_, shapes)
+    notes = _set_special_tokens(config, settings, names)
+    if (
+        format_.name == "gpt2"
+        and len({settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}) > 1
+    ):
+        notes.append(f"GPT-2 had three dropout probabilities, ours has one: resid_pdrop, {config['dropout']}, is kept")
+    return SourceConfig(config, notes)
+
+
+def count_heads(format_: Format, width: int, stated: int | None, given: int | None) -> int:
+    """Find the number of attention heads, which no tensor shows.
+
+    Raises:
+        ValueError: nothing says it, the settings say something else, or the width is no multiple of it.
+    """
+    released = HEADS_OF_WIDTH.get(width)
+    if given is not None and stated is not None and given != stated:
+        raise ValueError(f"--n-head {given} contradicts n_head={stated} of the checkpoint's own settings: drop one")
+    if given is None and format_.name == "openai" and stated is not None and stated != (released or stated):
+        raise ValueError(
+            f"hparams.json says n_head={stated}, but OpenAI's GPT-2 of width {width} has {released} heads: "
+            f"repair hparams.json, or say --n-head {stated} if that is meant"
+        )
+    num_heads = given or stated or released
+    if num_heads is None:
+        raise ValueError(f"nothing says how many attention heads this model of width {width} has: add --n-head")
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"a width of {width} cannot be cut into {num_heads} heads: correct n_head")
+    return num_heads
+
+
+def _their_name(names: Mapping[str, str], ours: str) -> str:
+    return next((name for name, target in names.items() if target == ours), ours)
+
+
+def _wrong_values(names: Mapping[str, str], stated: Mapping[str, Any]) -> list[str]:
+    """Name the settings whose value has the wrong type, or is none that our model knows."""
+    problems = []
+    for key, value in stated.items():
+        if key in ("dropout", "layer_norm_eps", "initializer_range"):
+            is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+        elif key in ("tie_word_embeddings", "use_cache", "qkv_bias"):
+            is_right = isinstance(value, bool)
+        elif key == "hidden_act":
+            is_right = isinstance(value, str) and value in ACTIVATIONS
+        elif key == "eos_token_id" and isinstance(value, list):
+            is_right = all(type(token_id) is int for token_id in value)
+        else:
+            is_right = type(value) is int and value >= (0 if key.endswith("_token_id") else 1)
+        if not is_right:
+            problems.append(f"{_their_name(names, key)} is {value!r}")
+    return problems
+
+
+def _cannot_follow(format_: Format, settings: Mapping[str, Any]) -> list[str]:
+    """Name the settings of transformers' GPT-2 that would make ours another function."""
+    if format_.name != "gpt2":
+        return []
+    return [
+        f"{key} is {settings[key]!r}, and our model knows only {only}"
+        for key, only in GPT2_ONLY.items()
+        if settings.get(key, only) != only
+    ]
+
+
+def _has_qkv_bias(format_: Format, shapes: Mapping[str, Shape]) -> bool:
+    rows = [row for row in format_.rows if row.targets[:1] == QKV_BIASES[:1]]
+    return any(row.match(name) for row in rows for name in canonical_names(format_, shapes).values())
+
+
+def _set_special_tokens(config: dict[str, Any], settings: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Keep special tokens as they are stated, also as none; none of them may lie outside the vocabulary."""
+    notes = []
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if key in names and key in settings:
+            config[key] = settings[key]
+        ids = config[key] if isinstance(config[key], list) else [config[key] or 0]
+        if max(ids, default=0) >= config["vocab_size"]:
+            notes.append(f"{key} {config[key]} is outside the vocabulary and is left unset")
+            config[key] = None
+    return notes

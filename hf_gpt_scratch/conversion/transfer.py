@@ -1,0 +1,301 @@
+"""One file from one server: resumed where it stopped, tried again where that may help, verified before it is kept.
+
+What has come so far lies in `<name>.part`, and what the server said of it in `<name>.part.json`, so that a later run,
+also after a crash, goes on there. Header fields by RFC 9110: Range, Content-Range and If-Range (sections 13 and 14).
+"""
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+
+import requests
+from urllib3.exceptions import InvalidHeader, MaxRetryError
+from urllib3.util import Retry
+
+
+RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+MAX_REDIRECTS = 10
+WRONG_ANSWERS_ALLOWED = 1  # per file: a second one means that the server has something else
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server, and how often.
+
+    Attributes:
+        connect_timeout: seconds until a connection must stand.
+        read_timeout: seconds without a byte after which a connection counts as dead.
+        retries: how often to try again without getting any further; every new byte starts the count anew.
+        first_wait: seconds before the first retry; each wait after it is twice as long.
+        longest_wait: upper limit of a wait in seconds, also where the server asks for more.
+        chunk_bytes: how much is received before it is written; a kill loses at most that.
+    """
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    retries: int = 5
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    chunk_bytes: int = 1 << 16
+
+
+class ServerError(Exception):
+    """The server does not give the file, and asking again does not help."""
+
+
+class InterruptedTransfer(Exception):
+    """The transfer broke off or could not begin; it may be resumed.
+
+    Args:
+        reason: why.
+        wait: seconds that the server asks to wait.
+        reached: whether there was any answer at all.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, reached: bool = True) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.reached = reached
+
+
+class WrongAnswer(Exception):
+    """The server sent something else than the file, or than the part that was asked for."""
+
+
+@dataclass
+class PartState:
+    """What is known of an unfinished file.
+
+    Attributes:
+        url: where its first byte came from.
+        validator: ETag or Last-Modified, by which the server knows whether it has changed since; "" if it gave none.
+        md5: Content-MD5 of the whole file, base64; "" if the server gave none.
+    """
+
+    url: str = ""
+    validator: str = ""
+    md5: str = ""
+
+
+@dataclass
+class Transfer:
+    """The transfer of one file.
+
+    Attributes:
+        session: a requests session, which sees to proxies.
+        url: of the file.
+        part: where the unfinished file lies.
+        size: bytes of the file; None if unknown.
+        verify: is called with the complete `part` and the Content-MD5 ("" if none), and raises `WrongAnswer`.
+        patience: how long and how often.
+        report: is called with the number of bytes that are there, and of all bytes if known.
+        log: is called with a line for each retry.
+    """
+
+    session: requests.Session
+    url: str
+    part: Path
+    size: int | None
+    verify: Callable[[Path, str], None]
+    patience: Patience
+    report: Callable[[int, int | None], None]
+    log: Callable[[str], None]
+
+    def run(self) -> None:
+        """Bring `part` to its end, verified.
+
+        Raises:
+            OSError: the file cannot be written.
+            ServerError: this server does not give it.
+        """
+        tries = wrong_answers = 0
+        progressed = False
+        while True:
+            before = size_of(self.part)
+            try:
+                self.receive()
+                self.check()
+                return
+            except InterruptedTransfer as interruption:
+                reason, wait = str(interruption), interruption.wait
+                further = size_of(self.part) > before
+                progressed = progressed or further
+                tries = 1 if further else tries + 1
+                # A server that was never reached is most likely out of reach because there is no network.
+                if tries > (self.patience.retries if interruption.reached or progressed else 1):
+                    raise ServerError(f"{reason}, {tries} times in a row") from None
+            except WrongAnswer as answer:
+                reason, wait = str(answer), 0.0
+                wrong_answers += 1
+                if wrong_answers > WRONG_ANSWERS_ALLOWED:
+                    raise ServerError(reason) from None
+            wait = max(wait, self.patience.first_wait * 2 ** max(tries - 1, 0))
+            wait = min(wait, self.patience.longest_wait)
+            self.log(f"{self.part.stem}: {reason}; going on at byte {size_of(self.part)} in {wait:.0f} s")
+            time.sleep(wait)
+
+    def receive(self) -> None:
+        """Ask once for what is missing, and append it."""
+        offset = size_of(self.part)
+        if self.size is not None and offset > self.size:
+            self.discard()
+            offset = 0
+        if offset == self.size:
+            return
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            state = self.read_state()
+            headers["Range"] = f"bytes={offset}-"
+            if state.url == self.url and state.validator:
+                headers["If-Range"] = state.validator
+        timeout = (self.patience.connect_timeout, self.patience.read_timeout)
+        try:
+            with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
+                if response.status_code == 416 and offset and content_range(response) == (None, offset):
+                    return
+                self.check_status(response)
+                if response.status_code == 206:
+                    self.append(response, offset, self.check_range(response, offset))
+                else:
+                    self.append(response, 0, self.begin(response))
+        except requests.RequestException as error:
+            raise classified(error) from None
+
+    def check(self) -> None:
+        """Verify the complete part; what is not the file is not kept."""
+        try:
+            self.verify(self.part, self.read_state().md5)
+        except WrongAnswer:
+            self.discard()
+            raise
+
+    def check_status(self, response: requests.Response) -> None:
+        """Sort out every answer that does not bring the file."""
+        status = response.status_code
+        said = f"{status} {response.reason or ''}".strip()
+        if status in RETRIED_STATUS:
+            raise InterruptedTransfer(said, wait=retry_after(response))
+        if status == 416:
+            self.discard()
+            raise WrongAnswer(said)
+        if status not in (200, 206):
+            raise ServerError(said)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise WrongAnswer(f"it came as {response.headers['Content-Encoding']}")
+
+    def check_range(self, response: requests.Response, offset: int) -> int | None:
+        """See that an answer of status 206 continues the part; returns the size of the whole file, if it is stated."""
+        state, etag = self.read_state(), response.headers.get("ETag", "")
+        if state.url == self.url and is_strong(state.validator) and is_strong(etag) and etag != state.validator:
+            self.discard()
+            raise WrongAnswer("the file has changed on the server")
+        start, total = content_range(response)
+        if start != offset or (total is not None and self.size not in (None, total)):
+            self.discard()
+            raise WrongAnswer(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
+        return self.size if total is None else total
+
+    def begin(self, response: requests.Response) -> int | None:
+        """Begin anew with an answer that brings the whole file; returns its size, if it is stated.
+
+        What has come before is touched only if this is not something else, such as the page of a hotel's network.
+        """
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else self.size
+        if self.size not in (None, total):
+            raise WrongAnswer(f"it has {total} bytes instead of {self.size}")
+        etag = response.headers.get("ETag", "")
+        validator = etag if is_strong(etag) else response.headers.get("Last-Modified", "")
+        self.discard()
+        state = PartState(self.url, validator, response.headers.get("Content-MD5", ""))
+        self.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        return total
+
+    def append(self, response: requests.Response, offset: int, total: int | None) -> None:
+        """Write an answer's bytes behind the first `offset`; each chunk reaches the kernel before the next is read."""
+        with self.part.open("ab", buffering=0) as file:
+            self.report(offset, total)
+            for chunk in response.iter_content(self.patience.chunk_bytes):
+                offset += len(chunk)
+                if total is not None and offset > total:
+                    self.discard()
+                    raise WrongAnswer(f"more than {total} bytes came")
+                write(file, chunk)
+                self.report(offset, total)
+        if total is not None and offset < total:
+            raise InterruptedTransfer(f"broke off at {offset} of {total} bytes")
+
+    @property
+    def state_file(self) -> Path:
+        """Where the state of the part is kept."""
+        return self.part.with_name(f"{self.part.name}.json")
+
+    def read_state(self) -> PartState:
+        """What is known of the part: nothing, if that cannot be read."""
+        try:
+            return PartState(**json.loads(self.state_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return PartState()
+
+    def discard(self) -> None:
+        """Forget what has come so far."""
+        self.part.unlink(missing_ok=True)
+        self.state_file.unlink(missing_ok=True)
+
+
+def write(file: FileIO, chunk: bytes) -> None:
+    """Write all of a chunk; the error of a full disk names the file."""
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
+
+
+def is_strong(validator: str) -> bool:
+    """Whether it is an ETag that promises the same bytes."""
+    return validator.startswith('"')
+
+
+def classified(error: requests.RequestException) -> Exception:
+    """Say whether trying again may help."""
+    cause = error.args[0] if error.args else None
+    reason = type(getattr(cause, "reason", None) or cause or error).__name__
+    if isinstance(error, requests.exceptions.SSLError):
+        return ServerError(f"its certificate is not accepted ({reason})")
+    if isinstance(error, requests.Timeout | requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
+        reached = not isinstance(cause, MaxRetryError)  # requests allows no retries, so it means no connection
+        return InterruptedTransfer(
+            f"no connection ({reason})" if not reached else f"broke off ({reason})", 0.0, reached
+        )
+    if isinstance(error, requests.TooManyRedirects):
+        return WrongAnswer(f"it redirected more than {MAX_REDIRECTS} times")
+    return ServerError(f"it cannot be asked ({type(error).__name__})")
+
+
+def retry_after(response: requests.Response) -> float:
+    """Seconds that the server asks to wait."""
+    with contextlib.suppress(InvalidHeader):
+        return Retry().get_retry_after(response.raw) or 0.0
+    return 0.0
+
+
+def content_range(response: requests.Response) -> tuple[int | None, int | None]:
+    """First byte and size of the whole file in Content-Range; None for what is not stated."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    start, total = match.groups() if match else (None, None)
+    return int(start) if start else None, int(total) if total and total != "*" else None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,51 @@
+"""Convert a GPT-2 checkpoint: python scripts/convert_gpt2.py --size 124M --output DIR."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+# Conversion itself needs neither torch nor transformers; what needs them runs in a process of its own.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import run, say  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
+    parser.add_argument(
+        "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it"
+    )
+    parser.add_argument("--from-dir", type=Path, help="a checkpoint that is here: of OpenAI, transformers' GPT-2, "
+                        "the tutorial or nanoGPT; a folder or file")  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, help="folder to make")
+    parser.add_argument("--export-stock", action="store_true", help="the way back: --from-dir is a model of ours, "
+                        "--output gets the layout of transformers' GPT-2")  # fmt: skip
+    parser.add_argument("--reader", choices=("bundle", "tensorflow"), default="bundle", help="of TensorFlow's files")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: 5GB)")
+    parser.add_argument("--n-head", type=int, help="number of attention heads, where the checkpoint does not say")
+    parser.add_argument("--vocab-size", type=int, help="cut padding: keep only so many rows of the vocabulary")
+    parser.add_argument("--download-dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
+    parser.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
+    parser.add_argument("--no-verify", action="store_true", help="do not prove the result")
+    parser.add_argument("--text", type=Path, help="UTF-8 file to compute losses on")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="push the folder afterwards")
+    return parser.parse_args()
+
+
+def main() -> None:
+    from hf_gpt_scratch.conversion.command import convert_or_export, describe
+
+    arguments = parse_arguments()
+    report = convert_or_export(arguments, say)
+    print("\n".join(describe(report, arguments.output)))
+    if arguments.push_to_hub:
+        from hf_gpt_scratch.hub import push_folder
+
+        commit = push_folder(arguments.output, arguments.push_to_hub)
+        print(f'pushed: from_pretrained("{arguments.push_to_hub}", revision="{commit}", trust_remote_code=True)')
+
+
+if __name__ == "__main__":
+    run(main)

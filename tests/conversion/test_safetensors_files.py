@@ -1,0 +1,115 @@
+"""Proves that our writer and reader agree with the safetensors library, and rounding with torch, for every value."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_gpt_scratch.conversion.safetensors_files import (
+    SafetensorsFiles,
+    TensorToWrite,
+    cast,
+    open_safetensors,
+    parse_size,
+    split_into_shards,
+    write_safetensors,
+)
+
+
+def to_write(name: str, values: np.ndarray) -> TensorToWrite:
+    return TensorToWrite(name, values.shape, lambda: [values[:1], values[1:]])
+
+
+def test_bfloat16_rounds_as_torch_does() -> None:
+    every_upper_half = np.arange(65536, dtype=np.uint32) << np.uint32(16)
+    for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        values = (every_upper_half | np.uint32(lower)).view(np.float32)
+        values = values[np.isfinite(values) & (np.abs(values) < 3.3e38)]
+        expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+        assert np.array_equal(cast(values, "bfloat16"), expected)
+
+
+def test_not_finite_values_stay_what_they_are() -> None:
+    values = np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)
+    values[0] = np.uint32(0x7F800001).view(np.float32)  # a NaN that truncation would turn into infinity
+    for dtype, torch_dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        stored = torch.from_numpy(cast(values, dtype).copy()).view(torch_dtype).float()
+        assert stored.isnan().tolist() == [True, False, False, False]
+        assert stored[1:].tolist() == [np.inf, -np.inf, 1.0]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 65520.0), ("bfloat16", 3.4e38), ("float16", -7e4)])
+def test_overflow_is_refused(dtype: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"big has values too large for {dtype}: use --dtype"):
+        write_safetensors(tmp_path / "x.safetensors", [to_write("big", np.float32([[1], [value]]))], dtype)
+
+
+def test_the_library_loads_what_is_written(tmp_path: Path) -> None:
+    values = {name: np.random.default_rng(0).normal(size=shape).astype("f4") for name, shape in
+              {"odd": (3, 5), "a": (7,), "matrix": (4, 6)}.items()}  # fmt: skip
+    for dtype in ("float32", "float16", "bfloat16"):
+        path = tmp_path / f"{dtype}.safetensors"
+        write_safetensors(path, [to_write(name, array) for name, array in values.items()], dtype)
+        loaded = load_file(path)
+        for name, array in values.items():
+            assert torch.equal(loaded[name], torch.from_numpy(array).to(getattr(torch, dtype)))
+        ours = SafetensorsFiles([path])
+        assert all(np.array_equal(ours[name], loaded[name].float().numpy()) for name in values)
+        assert list(ours) == list(values)
+
+
+def test_wrong_number_of_values_does_not_pass(tmp_path: Path) -> None:
+    short = TensorToWrite("short", (4,), lambda: [np.zeros(3, np.float32)])
+    with pytest.raises(RuntimeError, match="got"):
+        write_safetensors(tmp_path / "x.safetensors", [short], "float32")
+
+
+def test_shards_are_filled_in_order() -> None:
+    tensors = [TensorToWrite(str(n), (size,), list) for n, size in enumerate([10, 10, 30, 5, 5])]
+    shards = split_into_shards(tensors, "float32", 80)
+    assert [[tensor.name for tensor in shard] for shard in shards] == [["0", "1"], ["2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5GB", 5 * 10**9), ("200 MB", 2 * 10**8), ("10kb", 10**4), ("1GiB", 2**30), ("5000", 5000)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5GB", "5XB", "GB", "1e9", "5GB extra"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size: write it like 5GB"):
+        parse_size(text)
+
+
+def test_bad_indexes_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "two.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    for weight_map, error, message in (
+        (
+            {"a": "one.safetensors", "b": "two.safetensors"},
+            ValueError,
+            "a is in one.safetensors and in two.safetensors",
+        ),
+        ({"a": "one.safetensors", "c": "one.safetensors"}, ValueError, "disagree about c"),
+        ({"a": "gone.safetensors"}, FileNotFoundError, "names gone.safetensors, which is not there"),
+        ({"a": "../one.safetensors"}, ValueError, "must lie beside the index"),
+        ({"a": str(tmp_path / "one.safetensors")}, ValueError, "must lie beside the index"),
+        ({"a": 3}, ValueError, "no index|must lie beside"),
+        ([1], ValueError, "no index of safetensors files"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(error, match=message):
+            open_safetensors(index)
+    index.write_text("<html>")
+    with pytest.raises(ValueError, match="no index of safetensors files"):
+        open_safetensors(index)
+    (tmp_path / "html.safetensors").write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        open_safetensors(tmp_path / "html.safetensors")
