@@ -16,11 +16,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it"
     )
-    parser.add_argument("--from-dir", type=Path, help="a checkpoint that is here: of OpenAI, transformers' GPT-2, "
-                        "the tutorial or nanoGPT; a folder or file")  # fmt: skip
+    parser.add_argument(
+        "--from-dir", type=Path, help="folder or file of OpenAI's, transformers', tutorial's or nanoGPT's"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
-    parser.add_argument("--export-stock", action="store_true", help="the way back: --from-dir is a model of ours, "
-                        "--output gets the layout of transformers' GPT-2")  # fmt: skip
+    parser.add_argument("--export-stock", action="store_true", help="from our layout to transformers' GPT-2")
     parser.add_argument("--reader", choices=("bundle", "tensorflow"), default="bundle", help="of TensorFlow's files")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: 5GB)")
@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, help="cut padding: keep only so many rows of the vocabulary")
     parser.add_argument("--download-dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
     parser.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
-    parser.add_argument("--no-verify", action="store_true", help="do not prove the result")
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="prove the result")
     parser.add_argument("--text", type=Path, help="UTF-8 file to compute losses on")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="push the folder afterwards")
     return parser.parse_args()

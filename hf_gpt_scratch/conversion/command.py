@@ -23,7 +23,7 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
     """
     common = {
         "max_shard_size": parse_size(arguments.max_shard_size),
-        "verify": not arguments.no_verify,
+        "verify": arguments.verify,
         "text": arguments.text,
         "say": say,
     }

@@ -85,7 +85,7 @@ def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path, launch: Callable
 ) -> None:
     """A real SIGINT while steps run; the resumed series equals that of a run never stopped."""
-    arguments = [*TINY, "--train_file", short_text, "--max_steps", 60, "--per_device_train_batch_size", 4]
+    arguments = [*TINY, "--train_file", short_text, "--max_steps", 60, "--eval_steps", 10]
     arguments = [str(a) for a in (*arguments, "--dropout", "0.1", "--output_dir", tmp_path / "stopped")]
     script = [sys.executable, str(project_root / "scripts" / "train.py")]
     process = subprocess.Popen(
