@@ -146,8 +146,8 @@ def record_step(
 ) -> None:
     """Show a step in the progress bar, the history and the trackers."""
     progress = run.progress
+    bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
     bar.update()
-    bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
     run.history.append(
         "step",
