@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,21 @@ def check_index(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
 
 
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow, which takes seconds; nothing else in this project imports it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        wanted = "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without"
+        raise ValueError(f"TensorFlow cannot be imported ({error}): {wanted}") from None
+    return tf
+
+
 def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """Open a checkpoint through TensorFlow.
 
@@ -83,12 +99,7 @@ def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """
     prefix = find_checkpoint_prefix(path)
     check_index(Path(f"{prefix}.index"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        wanted = "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without"
-        raise ValueError(f"TensorFlow cannot be imported ({error}): {wanted}") from None
+    tf = import_tensorflow()
     errors = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError)
     try:
         return TFCheckpoint(prefix, tf.train.load_checkpoint(str(prefix)), errors)

@@ -256,14 +256,22 @@ def test_validation_is_over_the_whole_text_and_training_goes_on_as_if_not_looked
     assert results[0].validation_loss == results[1].validation_loss
 
 
-def test_checkpointing_and_compiling_do_not_change_the_losses(
-    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"gradient_checkpointing": True},
+        # Compiling takes a minute and a C++ compiler.
+        pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_how_a_step_is_computed_does_not_change_the_losses(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, how: dict
 ) -> None:
     plain = tiny_settings(output_dir=str(tmp_path / "plain"))
-    saving = tiny_settings(output_dir=str(tmp_path / "saving"), gradient_checkpointing=True)
+    other = tiny_settings(output_dir=str(tmp_path / "other"), **how)
     train(plain)
-    train(saving)
-    assert step_losses(saving.output_dir) == pytest.approx(step_losses(plain.output_dir), rel=1e-6)
+    train(other)
+    assert step_losses(other.output_dir) == pytest.approx(step_losses(plain.output_dir), rel=1e-6)
 
 
 def test_bf16_where_the_device_has_it(tiny_settings: Callable[..., TrainingSettings]) -> None:

@@ -1,0 +1,100 @@
+"""Proves that the benchmark runs as typed: every contestant is measured, and table and JSON say the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+CONTESTANTS = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
+LIMITS = {
+    "cpu time, tutorial / ours": ("at least", 10),
+    "cpu time, TensorFlow loop / ours": ("at least", 5),
+    "wall time, ours / cp": ("at most", 3),
+    "wall time, ours / cp, flushed": ("at most", 3),
+    "MiB of ours above bare Python": ("at most", 64),
+}
+
+
+def run_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, root / "scripts" / "benchmark.py", "convert", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def figures(project_root, tmp_path_factory):
+    """Lines printed and content of the JSON file, one round at a tiny size."""
+    pytest.importorskip("tensorflow", reason="two of the contestants need TensorFlow")
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "work").mkdir()
+    arguments = ("--size", "tiny", "--rounds", "1", "--dir", str(folder / "work"), "--json", str(folder / "x.json"))
+    process = run_script(project_root, *arguments)
+    assert process.returncode == 0, process.stderr
+    assert not list((folder / "work").iterdir()), "the benchmark leaves nothing behind"
+    return process.stdout.splitlines(), json.loads((folder / "x.json").read_text(encoding="utf-8"))
+
+
+def test_every_contestant_is_measured(figures):
+    _, report = figures
+    assert sorted(report["contestants"]) == sorted(CONTESTANTS)
+    for name, measurements in report["contestants"].items():
+        assert len(measurements) == 1
+        assert measurements[0]["wall"] > 0, name
+        assert measurements[0]["memory"] > 0, name
+    assert report["bytes"] == 4 * 1666464  # parameters of the tiny model, counted by hand
+
+
+def test_limits_are_judged_by_the_figures(figures):
+    _, report = figures
+    one = {name: measurements[0] for name, measurements in report["contestants"].items()}
+    assert {limit["text"]: (limit["bound"], limit["limit"]) for limit in report["limits"]} == LIMITS
+    reached = {limit["text"]: limit["reached"] for limit in report["limits"]}
+    for text in list(LIMITS)[:4]:
+        figure, _, sides = text.partition(" time, ")
+        numerator, _, denominator = sides.partition(" / ")
+        ratio = one[numerator][figure] / one[denominator][figure]
+        assert reached[text] == pytest.approx([ratio] * 3, rel=1e-9)
+    assert 0 < reached["MiB of ours above bare Python"][0] < one["ours"]["memory"]
+    for limit in report["limits"]:
+        above = limit["reached"][1] >= limit["limit"]
+        assert limit["met"] == (above if limit["bound"] == "at least" else not above)
+
+
+def test_table_shows_what_the_json_holds(figures):
+    lines, report = figures
+    assert lines[0].startswith("tiny: 6,665,856 bytes, 1 rounds, ")
+    for word in ("threads", "load"):
+        assert word in lines[0]
+    assert f"python {report['versions']['python']}" in lines[1]
+    assert "tensorflow" in lines[1]
+    for name, (measurement,) in report["contestants"].items():
+        line = next(line for line in lines if line.startswith(f"{name:18}"))
+        assert line.split() == [
+            *name.split(),
+            *spread(measurement["cpu"]),
+            *spread(measurement["wall"]),
+            line.split()[-1],
+        ]
+    for limit in report["limits"]:
+        line = next(line for line in lines if line.startswith(f"{limit['text']:34}"))
+        assert line.endswith(" NOT MET") is not limit["met"]
+
+
+def spread(value: float) -> list[str]:
+    return f"{value:.2f} / {value:.2f} / {value:.2f}".split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--size", "13B"), "error: unknown GPT-2 size '13B'"),
+        (("--size", "tiny", "--rounds", "0"), "error: --rounds 0 measures nothing: give 1 or more"),
+    ],
+)
+def test_mistakes_end_in_one_line(project_root, arguments, line):
+    process = run_script(project_root, *arguments)
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert process.stderr.startswith(line)
