@@ -36,7 +36,8 @@ def read_request() -> LaunchRequest | None:
         threads = launcher.environ().get("OMP_NUM_THREADS", found.num_cpu_threads_per_process)
     except (psutil.Error, AttributeError):  # the launcher is gone, or may not be looked at
         return None
-    return LaunchRequest(found.num_processes, int(threads) if threads else None)
+    # OMP_NUM_THREADS may be a list, one number for each level of nesting.
+    return LaunchRequest(found.num_processes, int(str(threads).split(",")[0]) if threads else None)
 
 
 def start_as_asked() -> None:

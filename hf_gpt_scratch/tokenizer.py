@@ -7,22 +7,18 @@ each byte as one character; tiktoken works on the bytes, transformers on the spe
 from __future__ import annotations
 
 import functools
-import hashlib
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import tiktoken
 import torch
+
+from .vocabulary import END_OF_TEXT, END_OF_TEXT_ID, byte_alphabet, read_merges, spell_tokens
 
 
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
     AnyTokenizer = tiktoken.Encoding | PreTrainedTokenizerBase
-
-END_OF_TEXT = "<|endoftext|>"
-END_OF_TEXT_ID = 50256
-VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 # Value of `r50k_pat_str` in tiktoken_ext/openai_public.py: it splits as the pattern of the GPT-2 release does, faster.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -37,8 +33,8 @@ def load_encoding() -> tiktoken.Encoding:
     Raises:
         ValueError: `vocab.bpe` is not the file OpenAI published.
     """
-    byte_of = _byte_alphabet()
-    tokens = _spell_tokens(_read_merges())
+    byte_of = byte_alphabet()
+    tokens = spell_tokens(read_merges())
     return tiktoken.Encoding(
         "gpt2",
         pat_str=SPLIT_PATTERN,
@@ -63,8 +59,8 @@ def build_tokenizer(model_max_length: int = 1024) -> GPT2Tokenizer:
     # Imported here, because preparing data needs tiktoken only.
     from transformers import GPT2Tokenizer
 
-    merges = _read_merges()
-    vocab = {token: token_id for token_id, token in enumerate(_spell_tokens(merges))}
+    merges = read_merges()
+    vocab = {token: token_id for token_id, token in enumerate(spell_tokens(merges))}
     return GPT2Tokenizer(
         vocab=vocab | {END_OF_TEXT: END_OF_TEXT_ID},
         merges=merges,
@@ -124,25 +120,3 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = 
     if unknown := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
         raise ValueError(f"token id {unknown[0]} is outside the vocabulary, 0..{vocab_size - 1}: drop it first")
     return tokenizer.decode(ids)
-
-
-def _read_merges() -> list[tuple[str, str]]:
-    """Read the 50,000 merges of `vocab.bpe`, in order of their ids."""
-    vocab_file = files(__package__) / "assets" / "vocab.bpe"
-    content = vocab_file.read_bytes()
-    if (digest := hashlib.sha256(content).hexdigest()) != VOCAB_SHA256:
-        raise ValueError(f"{vocab_file} has sha256 {digest}, not {VOCAB_SHA256}: reinstall the package")
-    _version, *lines = content.decode("utf-8").splitlines()
-    return [tuple(line.split(" ")) for line in lines]
-
-
-def _spell_tokens(merges: list[tuple[str, str]]) -> list[str]:
-    """Spell the 50,256 ordinary tokens in order of their ids: the bytes first, then one token per merge."""
-    return [*_byte_alphabet(), *(first + second for first, second in merges)]
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Map printable character to byte, in order of the ids (`bytes_to_unicode` in encoder.py of openai/gpt-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

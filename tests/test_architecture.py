@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", ""},
-    "conversion": {"model", "tokenizer", ""},
+    | {"repository", "files", ""},
+    "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"model", "conversion", "environment", "tokenizer", ""},
 }
 
@@ -120,6 +121,7 @@ def test_every_module_has_its_test() -> None:
         "command_line.py": "test_settings.py",
         "command.py": "test_convert_script.py",
         "reload.py": "test_verify.py",
+        "vocabulary.py": "test_tokenizer.py",
         "conversion.py": "test_benchmarks.py",
     }
     for path in MODULES:
@@ -136,7 +138,7 @@ def test_modeling_file_is_read_in_one_sitting() -> None:
 
 
 def test_vocabulary_hash_is_the_same_in_the_build_and_at_run_time() -> None:
-    from hf_gpt_scratch.tokenizer import VOCAB_SHA256
+    from hf_gpt_scratch.vocabulary import VOCAB_SHA256
 
     assert f'"{VOCAB_SHA256}"' in (ROOT / ".ci" / "check_assets.py").read_text(encoding="utf-8")
 
@@ -169,6 +171,19 @@ def test_built_package_holds_its_assets(tmp_path: Path) -> None:
         assert f"hf_gpt_scratch/assets/{name}" in names
     assert {f"hf_gpt_scratch/{path.relative_to(PACKAGE).as_posix()}" for path in MODULES} <= names
     assert not {name for name in names if name.startswith(("tests/", "scripts/"))}
+
+
+def test_package_with_another_vocabulary_is_not_built(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".ci", "model_cards", "hf_gpt_scratch"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    vocab = tmp_path / "hf_gpt_scratch" / "assets" / "vocab.bpe"
+    vocab.write_bytes(vocab.read_bytes()[:-1])
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "restore OpenAI's vocab.bpe" in result.stderr
+    assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").glob("*.whl"))
 
 
 def test_readme_names_the_duty_of_every_file() -> None:

@@ -22,15 +22,8 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import hf_gpt_scratch.tokenizer
-from hf_gpt_scratch.tokenizer import (
-    END_OF_TEXT,
-    END_OF_TEXT_ID,
-    VOCAB_SHA256,
-    build_tokenizer,
-    load_encoding,
-    text_to_token_ids,
-    token_ids_to_text,
-)
+from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding, text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, VOCAB_SHA256
 
 
 PACKAGE = Path(hf_gpt_scratch.tokenizer.__file__).parent
@@ -151,7 +144,8 @@ def test_packaged_vocabulary_has_the_published_hash() -> None:
 def test_tampered_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "tampered_package"
     shutil.copytree(PACKAGE / "assets", copy / "assets")
-    shutil.copy(PACKAGE / "tokenizer.py", copy)
+    for name in ("tokenizer.py", "vocabulary.py"):
+        shutil.copy(PACKAGE / name, copy)
     monkeypatch.syspath_prepend(tmp_path)
     tampered = importlib.import_module("tampered_package.tokenizer")
     assert tampered.build_tokenizer().get_vocab() == build_tokenizer().get_vocab()

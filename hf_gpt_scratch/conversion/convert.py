@@ -5,7 +5,6 @@ tensor and one block of it are held at a time.
 """
 
 import contextlib
-import os
 import platform
 import shutil
 import tempfile
@@ -18,11 +17,12 @@ from typing import Any
 import numpy as np
 
 import hf_gpt_scratch
+from hf_gpt_scratch.files import flush, sha256_of
 
 from .cards import render_card, render_license
 from .gpt2_sizes import GPT2Size
 from .mapping import EMBEDDING, Format, Layout, Move, Plan, canonical_names, detect_format, name_some, plan_moves
-from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, sha256_of, write_json, write_model_files
+from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, write_json, write_model_files
 from .safetensors_files import Shape, TensorToWrite, write_model
 from .source_config import build_config
 from .sources import OURS, Source, open_source
@@ -249,15 +249,6 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
         flush(output.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def convert_checkpoint(

@@ -16,6 +16,8 @@ import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from hf_gpt_scratch.files import flush
+
 from .gpt2_sizes import DATA_FILE, HPARAMS_FILE, INDEX_FILE, MIRROR_URLS, OPENAI_URL, GPT2Size, find_size
 from .tensor_bundle import open_tensor_bundle, read_index
 from .transfer import MAX_REDIRECTS, Patience, ServerError, Transfer, WrongAnswer, size_of
@@ -280,12 +282,6 @@ def digest(path: Path, algorithm: str) -> bytes:
 
 def publish(part: Path, path: Path) -> None:
     """Give a verified file its name; first the file is brought to the disk, then the name."""
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
+    flush(part)
     os.replace(part, path)
-    if os.name != "nt":  # where folders cannot be opened
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    flush(path.parent)

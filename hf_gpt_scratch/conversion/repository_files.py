@@ -3,12 +3,13 @@
 Tests hold every one of them against what transformers itself writes for the same model.
 """
 
-import hashlib
 import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, read_merges, spell_tokens
 
 
 CODE_FILES = ("configuration_gpt_scratch.py", "generation_gpt_scratch.py", "modeling_gpt_scratch.py")
@@ -19,8 +20,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_gpt_scratch.GPTScratchForTokenClassification",
 }
-END_OF_TEXT = "<|endoftext|>"
-NUM_GPT2_TOKENS = 50257
+NUM_GPT2_TOKENS = END_OF_TEXT_ID + 1
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -64,8 +64,8 @@ def has_gpt2_vocabulary(config: dict[str, Any]) -> bool:
 
 def write_tokenizer(folder: Path, model_max_length: int) -> None:
     """Write GPT-2's tokenizer, byte for byte as `build_tokenizer(model_max_length).save_pretrained` does."""
-    merges = _read_merges()
-    tokens = [*_byte_alphabet(), *(first + second for first, second in merges), END_OF_TEXT]
+    merges = read_merges()
+    tokens = [*spell_tokens(merges), END_OF_TEXT]
     end_of_text = {"id": len(tokens) - 1, "content": END_OF_TEXT, "single_word": False, "lstrip": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     first, second = ({"Sequence": {"id": letter, "type_id": index}} for index, letter in enumerate("AB"))
@@ -109,21 +109,3 @@ def write_tokenizer(folder: Path, model_max_length: int) -> None:
         **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad", "unk")},
     }
     write_json(folder / "tokenizer_config.json", settings)
-
-
-def _read_merges() -> list[list[str]]:
-    """The 50,000 merges of the packaged vocabulary, in order of their ids."""
-    text = (files("hf_gpt_scratch") / "assets" / "vocab.bpe").read_text(encoding="utf-8")
-    return [line.split(" ") for line in text.splitlines()[1:]]
-
-
-def _byte_alphabet() -> list[str]:
-    """How the 256 bytes are spelled, in order of their ids (`bytes_to_unicode` in encoder.py of openai/gpt-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [*map(chr, printable), *(chr(256 + n) for n in range(256 - len(printable)))]
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

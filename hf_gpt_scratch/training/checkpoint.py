@@ -8,9 +8,7 @@ A checkpoint is a folder `step-00000120`:
     manifest.json           SHA-256 of each file; written last, so without it a checkpoint does not count
 """
 
-import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
+
+from hf_gpt_scratch.files import flush, sha256_of
 
 
 MANIFEST = "manifest.json"
@@ -51,21 +51,6 @@ class SavedState:
     optimizer_groups: list[dict[str, Any]]
     grad_scaler: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def fsync(path: Path) -> None:
-    """Have the kernel put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -143,16 +128,16 @@ def save_checkpoint(
 
 def publish(unfinished: Path, path: Path) -> None:
     """Add the manifest and give a finished checkpoint its name; each stage is on the disk before the next."""
-    digests = {file.name: sha256_of_file(file) for file in sorted(unfinished.iterdir())}
+    digests = {file.name: sha256_of(file) for file in sorted(unfinished.iterdir())}
     for name in digests:
-        fsync(unfinished / name)
+        flush(unfinished / name)
     (unfinished / MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
-    fsync(unfinished / MANIFEST)
-    fsync(unfinished)
+    flush(unfinished / MANIFEST)
+    flush(unfinished)
     if path.exists():  # the same step, saved again after a resume
         shutil.rmtree(path)
     unfinished.rename(path)
-    fsync(path.parent)
+    flush(path.parent)
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
@@ -167,7 +152,7 @@ def damage(path: Path) -> str | None:
     try:
         digests = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, digest in digests.items():
-            if sha256_of_file(path / name) != digest:
+            if sha256_of(path / name) != digest:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

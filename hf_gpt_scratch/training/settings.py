@@ -49,9 +49,11 @@ class TrainingSettings:
     """
 
     # text
-    train_file: list[str] | None = setting(None, "UTF-8 text files or folders to train on; none: sample_text")
+    train_file: list[str] | None = setting(
+        None, "UTF-8 texts to train on: files, or folders with .txt and .md files; none: sample_text"
+    )
     sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
-    validation_file: list[str] | None = setting(None, "text files or folders to validate on; none: split train_file")
+    validation_file: list[str] | None = setting(None, "the same to validate on; none: split train_file")
     train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
     block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")

@@ -45,12 +45,21 @@ def launch(environment: dict[str, str], project_root: Path, tmp_path_factory: py
     """Run a script of the project in an empty folder: through `accelerate launch`, or plainly with python."""
     folder = tmp_path_factory.mktemp("cwd")
 
-    def run(script: str, *arguments: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
+    def run(
+        script: str,
+        *arguments: object,
+        launcher: list[str] | None = None,
+        threads: int | None = 1,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess:
         python = [sys.executable]
         if launcher is not None:
             python = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher]
         command = [*python, str(project_root / "scripts" / script), *map(str, arguments)]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        env = {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"}
+        if threads is not None:
+            env["OMP_NUM_THREADS"] = str(threads)
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
 
     return run
 

@@ -32,6 +32,23 @@ def test_launched_training_says_what_it_does_and_where_things_lie(trained: tuple
     assert len(step_losses(folder)) == 6
 
 
+@pytest.mark.timeout(900)
+def test_default_job_learns_and_then_overfits(launch: Callable, tmp_path: Path) -> None:
+    """README's main job, on the bundled story: validation loss falls clearly, training loss goes on below it."""
+    result = launch("train.py", "--output_dir", tmp_path / "run", launcher=[], threads=None, timeout=800)
+    assert result.returncode == 0, result.stderr
+    rows = map(json.loads, (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines())
+    evaluations = [row for row in rows if row["event"] == "evaluation"]
+    validation = [row["validation_loss"] for row in evaluations]
+    assert validation[0] > 10.5
+    assert min(validation) < 5.0
+    assert validation[-1] < validation[0] - 5
+    assert evaluations[-1]["train_loss"] < validation[-1] - 1
+    assert len([line for line in result.stdout.splitlines() if line.startswith("sample: The lamp")]) == 10
+    for name in ("loss.png", "loss.pdf", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).is_file()
+
+
 def test_printed_line_loads_the_model_without_this_package(trained: tuple[Path, str], environment: dict) -> None:
     """As a user would who has only transformers: the line that training printed, and generated text."""
     line = re.search(r"AutoModelForCausalLM\.from_pretrained\(.*\)", trained[1]).group()
