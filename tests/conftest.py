@@ -1,10 +1,12 @@
 """What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 
 from hf_gpt_scratch import GPTScratchConfig
 
@@ -28,6 +30,14 @@ def shared_data(project_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}; set HF_GPT_SCRATCH_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty Hub on this machine, of this test alone; see tests/loopback_hub."""
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet_cache"))  # its logs would go to the home of the user
+    with LoopbackHub(tmp_path / "loopback_hub") as hub:
+        yield hub
 
 
 @pytest.fixture
