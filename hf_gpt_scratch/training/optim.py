@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and the learning rate of each step."""
+"""AdamW or Muon with decay groups, and the learning rate of each step."""
 
 import math
 
@@ -6,28 +6,36 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from .muon import MuonWithAdamW
 from .settings import TrainingSettings
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
-    """Build AdamW (arXiv:1711.05101); only the matrices of the layers decay, unless all are asked to.
+    """Build AdamW (arXiv:1711.05101) or Muon; only the matrices of the layers decay, unless all are asked to.
 
     Decay pulls weights to zero: sensible for a matrix, harmful for a LayerNorm scale, and for an embedding row it
-    would act on tokens that the batch does not even contain.
+    would act on tokens that the batch does not even contain. Muon takes the hidden matrices, and leaves embeddings,
+    the language-model head and all vectors to AdamW.
     """
     decayed, spared = [], []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in model.parameters():
         is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
         (decayed if is_matrix or settings.decay_all_parameters else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        fused=True if settings.optim == "adamw_torch_fused" else None,
-    )
+    adamw = {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+    adamw["fused"] = None if settings.optim == "adamw_torch" else True
+    if settings.optim != "muon":
+        return AdamW(groups(decayed, spared, settings), lr=settings.learning_rate, **adamw)
+    hidden = {id(parameter) for layer in model.model.layers for parameter in layer.parameters() if parameter.ndim == 2}
+    muon_groups = groups([parameter for parameter in decayed if id(parameter) in hidden], [], settings)
+    adamw_groups = groups([parameter for parameter in decayed if id(parameter) not in hidden], spared, settings)
+    return MuonWithAdamW(muon_groups, adamw_groups, lr=settings.learning_rate, **adamw)
+
+
+def groups(decayed: list[nn.Parameter], spared: list[nn.Parameter], settings: TrainingSettings) -> list[dict]:
+    """Parameter groups with and without weight decay; empty ones are left out."""
+    both = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in both if group["params"]]
 
 
 def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> float:

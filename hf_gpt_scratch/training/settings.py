@@ -83,7 +83,9 @@ class TrainingSettings:
     warmup_steps: NonNegativeInt = setting(20, "optimizer steps of linear warm-up")
     weight_decay: NonNegativeFloat = setting(0.1, "decoupled weight decay per step, times the learning rate")
     decay_all_parameters: bool = setting(False, "decay biases, LayerNorms and embeddings too, not only matrices")
-    optim: Literal["adamw_torch_fused", "adamw_torch"] = setting("adamw_torch_fused", "AdamW kernel")
+    optim: Literal["adamw_torch_fused", "adamw_torch", "muon"] = setting(
+        "adamw_torch_fused", "AdamW in one kernel or step by step, or Muon for the matrices of the layers"
+    )
     adam_beta1: UnitFloat = setting(0.9, "decay of AdamW's first moment, at least 0 and below 1")
     adam_beta2: UnitFloat = setting(0.999, "decay of AdamW's second moment, at least 0 and below 1")
     adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")
