@@ -1,14 +1,19 @@
 """A trained model and its tokenizer, from a folder or the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model_and_tokenizer(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load for evaluation or generation, onto the GPU if there is one. Code from the repository is never run.
+
+    Args:
+        name_or_path: a folder or Hub name.
+        **changes: values that override those of its config.
 
     Raises:
         OSError: there is no such folder or repository, or it is not complete; one line.
@@ -20,7 +25,7 @@ def load_model_and_tokenizer(name_or_path: str) -> tuple[PreTrainedModel, PreTra
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name_or_path, trust_remote_code=False, output_loading_info=True
+            name_or_path, trust_remote_code=False, output_loading_info=True, **changes
         )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -33,8 +33,8 @@ def card_template() -> Template:
     return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
 
 
-def render_card(model: PreTrainedModel, name: str, facts: dict[str, Any]) -> str:
-    """Fill the card: `facts` become a table of two columns."""
+def render_card(model: PreTrainedModel, name: str, facts: dict[str, Any], base_model: str | None = None) -> str:
+    """Fill the card: `facts` become a table of two columns, a `base_model` that is no folder a link of the Hub."""
     config = model.config
     rows = {
         "parameters": f"{model.num_parameters():,}",
@@ -45,6 +45,8 @@ def render_card(model: PreTrainedModel, name: str, facts: dict[str, Any]) -> str
     auto_class = type(model)._auto_class or "AutoModelForCausalLM"
     return card_template().substitute(
         name=name,
+        base_model=f"base_model: {base_model}\n" if base_model and not Path(base_model).exists() else "",
+        origin=f"fine-tuned from `{Path(base_model).name}`" if base_model else "trained from scratch",
         auto_class=auto_class,
         pipeline_tag=PIPELINE_TAGS[auto_class],
         example=GENERATION_EXAMPLE if model.can_generate() else FORWARD_EXAMPLE,
@@ -66,6 +68,7 @@ def build_repository(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     facts: dict[str, Any] | None = None,
+    base_model: str | None = None,
     max_shard_size: int | str = "5GB",
     replace: bool = False,
 ) -> Path:
@@ -78,6 +81,7 @@ def build_repository(
         folder: the folder to make.
         tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
         facts: rows for the card, such as the losses.
+        base_model: folder or Hub name of the model that training began with; none: fresh weights.
         max_shard_size: largest weight file, in bytes or like "5GB".
         replace: put it in the place of a folder that is there already.
 
@@ -95,7 +99,7 @@ def build_repository(
             generation_config(model).save_pretrained(unfinished)
         tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
         tokenizer.save_pretrained(unfinished)
-        card = render_card(model, folder.name, facts or {})
+        card = render_card(model, folder.name, facts or {}, base_model)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         forget_origin(unfinished / "tokenizer_config.json")
         # mkdtemp and safetensors make folders and files that only the user may read.

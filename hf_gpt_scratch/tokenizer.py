@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import tiktoken
 import torch
 
-from .vocabulary import END_OF_TEXT, END_OF_TEXT_ID, byte_alphabet, read_merges, spell_tokens
+from .vocabulary import END_OF_TEXT, END_OF_TEXT_IDS, byte_alphabet, read_merges, spell_tokens
 
 
 if TYPE_CHECKING:
@@ -25,26 +25,27 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\
 
 
 @functools.cache
-def load_encoding() -> tiktoken.Encoding:
+def load_encoding(vocabulary: str = "gpt2") -> tiktoken.Encoding:
     """Build the encoding that tiktoken calls "gpt2", without a download.
 
-    Every call returns the same object, with 50,257 ids.
+    Every call returns the same object, with 50,257 ids; or with 257 if `vocabulary` is "bytes": GPT-2's first 256
+    tokens, the single bytes, and `<|endoftext|>`.
 
     Raises:
         ValueError: `vocab.bpe` is not the file OpenAI published.
     """
     byte_of = byte_alphabet()
-    tokens = spell_tokens(read_merges())
+    tokens = spell_tokens(read_merges() if vocabulary == "gpt2" else [])
     return tiktoken.Encoding(
-        "gpt2",
+        vocabulary,
         pat_str=SPLIT_PATTERN,
         mergeable_ranks={bytes(byte_of[char] for char in token): rank for rank, token in enumerate(tokens)},
-        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
-        explicit_n_vocab=END_OF_TEXT_ID + 1,
+        special_tokens={END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
+        explicit_n_vocab=END_OF_TEXT_IDS[vocabulary] + 1,
     )
 
 
-def build_tokenizer(model_max_length: int = 1024) -> GPT2Tokenizer:
+def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> GPT2Tokenizer:
     """Build a new transformers tokenizer with the ids of `load_encoding`, ready for `save_pretrained`.
 
     `<|endoftext|>` is the bos, eos, unk and pad token. Padding goes to the left, where batched generation needs it.
@@ -52,6 +53,7 @@ def build_tokenizer(model_max_length: int = 1024) -> GPT2Tokenizer:
 
     Args:
         model_max_length: Longest input of the model in tokens; longer texts are warned about and kept whole.
+        vocabulary: "gpt2" or "bytes", as in `load_encoding`.
 
     Raises:
         ValueError: `vocab.bpe` is not the file OpenAI published.
@@ -59,10 +61,10 @@ def build_tokenizer(model_max_length: int = 1024) -> GPT2Tokenizer:
     # Imported here, because preparing data needs tiktoken only.
     from transformers import GPT2Tokenizer
 
-    merges = read_merges()
+    merges = read_merges() if vocabulary == "gpt2" else []
     vocab = {token: token_id for token_id, token in enumerate(spell_tokens(merges))}
     return GPT2Tokenizer(
-        vocab=vocab | {END_OF_TEXT: END_OF_TEXT_ID},
+        vocab=vocab | {END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
         merges=merges,
         unk_token=END_OF_TEXT,
         bos_token=END_OF_TEXT,

@@ -6,6 +6,8 @@ from importlib.resources import files
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
+# Of each vocabulary the id of its last token: GPT-2's, and that of single bytes, which is GPT-2's without any merge.
+END_OF_TEXT_IDS = {"gpt2": END_OF_TEXT_ID, "bytes": 256}
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 

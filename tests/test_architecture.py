@@ -23,7 +23,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "files", ""},
+    | {"repository", "loading", "files", "vocabulary", ""},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"model", "conversion", "environment", "tokenizer", ""},
 }
@@ -169,6 +169,8 @@ def test_built_package_holds_its_assets(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     for name in ("vocab.bpe", "sample_text.txt", "model_card.md"):
         assert f"hf_gpt_scratch/assets/{name}" in names
+    for path in (PACKAGE / "recipes").iterdir():
+        assert f"hf_gpt_scratch/recipes/{path.name}" in names
     assert {f"hf_gpt_scratch/{path.relative_to(PACKAGE).as_posix()}" for path in MODULES} <= names
     assert not {name for name in names if name.startswith(("tests/", "scripts/"))}
 

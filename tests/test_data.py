@@ -20,7 +20,8 @@ from hf_gpt_scratch.data import (
     read_texts,
     split_text,
 )
-from hf_gpt_scratch.tokenizer import END_OF_TEXT_ID, load_encoding
+from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.vocabulary import END_OF_TEXT_ID
 
 
 @pytest.mark.parametrize(

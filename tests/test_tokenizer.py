@@ -194,6 +194,17 @@ def test_the_verdict_has_5145_tokens(
 
 
 @pytest.mark.parametrize("text", NASTY_TEXTS, ids=lambda text: ascii(text[:12]))
+def test_byte_vocabulary_has_a_token_for_each_byte(text: str) -> None:
+    encoding, tokenizer = load_encoding("bytes"), build_tokenizer(vocabulary="bytes")
+    assert encoding.n_vocab == len(tokenizer) == 257
+    ids = encoding.encode_ordinary(text)
+    assert encoding.decode_tokens_bytes(ids) == [bytes([byte]) for byte in text.encode()]
+    assert tokenizer(text, split_special_tokens=True)["input_ids"] == ids
+    assert tokenizer.decode(ids) == text
+    assert encoding.encode(END_OF_TEXT, allowed_special="all") == tokenizer(END_OF_TEXT)["input_ids"] == [256]
+
+
+@pytest.mark.parametrize("text", NASTY_TEXTS, ids=lambda text: ascii(text[:12]))
 def test_nasty_texts_get_the_same_ids(text: str, encoding: tiktoken.Encoding, tokenizer: GPT2Tokenizer) -> None:
     assert_same_ids_and_round_trip(text, encoding, tokenizer)
 

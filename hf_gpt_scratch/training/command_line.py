@@ -5,13 +5,18 @@ import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
-from .settings import RECIPES, TrainingSettings
+from .settings import TrainingSettings
+
+
+# Settings that make a known run, each a YAML file; the command line can still change each of them.
+RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
 
 class OneLineParser(HfArgumentParser):
@@ -85,9 +90,14 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", choices=RECIPES, help="settings of a known run, to start from")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="settings of a known run, to start from; a YAML file in hf_gpt_scratch/recipes",
+    )
     parser.add_argument("--config", help="YAML or JSON file with any of these settings; flags override it")
-    all_flags = [*as_flags(RECIPES.get(recipe, {})), *as_flags(file_values), *flags]
+    recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
+    all_flags = [*as_flags(recipe_values), *as_flags(file_values), *flags]
     settings, _, unknown = parser.parse_args_into_dataclasses(
         all_flags, return_remaining_strings=True, look_for_args_file=False
     )

@@ -19,7 +19,7 @@ from hf_gpt_scratch.data import IGNORE_INDEX, draw_like_torch_loader
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
 from .optim import learning_rate_at, set_learning_rate
 from .run import Run, set_up
@@ -231,7 +231,12 @@ def finish(run: Run) -> TrainingResult:
             "training loss": f"{train_loss:.3f} nats per token",
             "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
         }
-        build_repository(run.bare_model, repository, facts=facts, replace=True)
+        settings = run.settings
+        tokenizer = build_tokenizer(settings.max_position_embeddings, settings.vocabulary)
+        base_model = settings.model_name_or_path
+        build_repository(
+            run.bare_model, repository, tokenizer=tokenizer, facts=facts, base_model=base_model, replace=True
+        )
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)

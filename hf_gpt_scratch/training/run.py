@@ -28,6 +28,7 @@ from hf_gpt_scratch.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
+from .base_model import load_base_model, with_base_architecture
 from .checkpoint import (
     Progress,
     SavedState,
@@ -167,9 +168,14 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
 
 
 def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedModel:
-    """Build the model with fresh weights, the same on every process, and seed dropout differently on each."""
+    """Build the model, the same on every process, and seed dropout differently on each."""
     set_seed(settings.seed)
-    model = AutoModelForCausalLM.from_config(settings.model_config(), attn_implementation=settings.attn_implementation)
+    if settings.model_name_or_path is not None:
+        model = load_base_model(settings)
+    else:
+        model = AutoModelForCausalLM.from_config(
+            settings.model_config(), attn_implementation=settings.attn_implementation
+        )
     if settings.weight_init == "torch":
         torch.manual_seed(settings.seed)
         reset_to_torch_defaults(model)
@@ -209,7 +215,8 @@ def set_up(settings: TrainingSettings) -> Run:
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
     """
-    encoding = load_encoding()
+    settings = with_base_architecture(settings)
+    encoding = load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
     refuse_used_folder(settings)
     accelerator = build_accelerator(settings)

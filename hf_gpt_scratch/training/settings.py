@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_gpt_scratch.model import GPTScratchConfig
-from hf_gpt_scratch.tokenizer import END_OF_TEXT_ID
+from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,17 @@ UnitFloat = Annotated[float, Range(0, below=1)]
 
 # Settings that may change on resume, because the losses do not depend on them.
 FREE_ON_RESUME = frozenset(("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "push_to_hub"))
+
+# Settings that an existing model brings with it.
+ARCHITECTURE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "qkv_bias",
+    "tie_word_embeddings",
+)
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -59,6 +70,10 @@ class TrainingSettings:
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
+    vocabulary: Literal["gpt2", "bytes"] = setting("gpt2", "GPT-2's 50,257 tokens, or one token for each byte")
+    model_name_or_path: str | None = setting(
+        None, "model to start from, a folder or Hub name: it brings weights and architecture; none: fresh weights"
+    )
     hidden_size: PositiveInt = setting(192, "width of the residual stream")
     num_hidden_layers: PositiveInt = setting(4, "number of decoder layers")
     num_attention_heads: PositiveInt = setting(6, "number of attention heads of a layer")
@@ -147,6 +162,8 @@ class TrainingSettings:
             )
         if self.min_learning_rate > self.learning_rate:
             yield f"--min_learning_rate {self.min_learning_rate} is above --learning_rate {self.learning_rate}"
+        if self.model_name_or_path is not None and self.weight_init != "gpt2":
+            yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
         if 0 < self.max_steps <= self.warmup_steps:
             yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
@@ -158,10 +175,11 @@ class TrainingSettings:
         return self.block_size or self.max_position_embeddings
 
     def model_config(self) -> GPTScratchConfig:
-        """Build the config of the model to train, with GPT-2's vocabulary."""
-        shared = {item.name for item in fields(self)} & {item.name for item in fields(GPTScratchConfig)}
-        ids = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, "pad_token_id": END_OF_TEXT_ID}
-        return GPTScratchConfig(**{name: getattr(self, name) for name in shared}, **ids)
+        """Build the config of a fresh model, for the vocabulary."""
+        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary]
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text_id)
+        values = {name: getattr(self, name) for name in ARCHITECTURE}
+        return GPTScratchConfig(**values, vocab_size=end_of_text_id + 1, dropout=self.dropout, **ids)
 
     def to_dict(self) -> dict[str, Any]:
         """All values, JSON-ready."""
@@ -174,44 +192,3 @@ class TrainingSettings:
             for item in fields(self)
             if item.name not in FREE_ON_RESUME and saved.get(item.name, item.default) != getattr(self, item.name)
         ]
-
-
-# Settings that make a known run; the command line can still change each of them.
-RECIPES: dict[str, dict[str, Any]] = {
-    # "Pretraining on unlabeled data", Build a Large Language Model (From Scratch), S. Raschka: the 124M model with
-    # a context of 256 and an untied head on The Verdict, to the printed numbers.
-    "tutorial": {
-        "sample_text": "verdict",
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 256,
-        "hidden_act": "gelu_new",  # the formula written out, as in the tutorial: the same to the last digit
-        "dropout": 0.1,
-        "qkv_bias": False,
-        "tie_word_embeddings": False,
-        "attn_implementation": "eager",  # its dropout on the attention weights draws as the tutorial's
-        "weight_init": "torch",
-        "drop_last": True,
-        "data_order": "torch_dataloader",
-        "num_train_epochs": 10,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 4e-4,
-        "min_learning_rate": 0.0,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.1,
-        "decay_all_parameters": True,
-        "optim": "adamw_torch",
-        "max_grad_norm": 0.0,
-        "seed": 123,
-        "eval_steps": 5,
-        "eval_iter": 5,
-        "initial_eval_iter": 9,
-        "eval_first_step": True,
-        "sample_prompt": "Every effort moves you",
-        "sample_tokens": 50,
-        "save_steps": 0,
-        "output_dir": "runs/tutorial",
-    },
-}

@@ -1,13 +1,13 @@
 """Proves the loop: its losses against a plain PyTorch loop, for any split of the batch, and bit for bit on resume."""
 
 import inspect
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from histories import rows, step_losses, without_speed
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data import encode_text, epoch_order_seed, read_text, split_text
@@ -18,15 +18,6 @@ from hf_gpt_scratch.training import run as run_module
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import learning_rate_at
 from hf_gpt_scratch.training.settings import TrainingSettings
-
-
-def rows(output_dir: str | Path, event: str) -> list[dict]:
-    lines = (Path(output_dir) / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["event"] == event]
-
-
-def step_losses(output_dir: str | Path) -> list[float]:
-    return [row["loss"] for row in rows(output_dir, "step")]
 
 
 def plain_loop(settings: TrainingSettings) -> list[float]:
@@ -132,10 +123,6 @@ def resumed_run(settings: TrainingSettings, step: int, folder: Path) -> Training
     resumed = TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True})
     train(resumed)
     return resumed
-
-
-def without_speed(row: dict) -> dict:
-    return {key: value for key, value in row.items() if key != "tokens_per_second"}
 
 
 @pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])

@@ -1,0 +1,115 @@
+"""Proves Muon against its formula, which parameters it gets, and that a run with it resumes bit for bit."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from histories import rows, step_losses, without_speed
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.muon import MuonWithAdamW
+from hf_gpt_scratch.training.optim import build_optimizer, set_learning_rate
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+def two_steps(model: GPTScratchForCausalLM, optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
+    """Train on two batches; return the gradients."""
+    gradients = []
+    for seed in (1, 2):
+        ids = torch.randint(0, 101, (16, 16), generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad.double() for name, p in model.named_parameters()})
+        optimizer.step()
+    return gradients
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(tiny_config: GPTScratchConfig, tied: bool) -> None:
+    tiny_config.tie_word_embeddings = tied
+    model = GPTScratchForCausalLM(tiny_config)
+    optimizer = build_optimizer(model, TrainingSettings(optim="muon", weight_decay=0.3))
+    by_muon = {id(p): "momentum" in group for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(by_muon) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert by_muon[id(parameter)] == (".layers." in name and name.endswith("proj.weight")), name
+        assert decay[id(parameter)] == (0.3 if name.endswith(("proj.weight", "lm_head.weight")) else 0.0), name
+
+
+def test_updates_of_matrices_are_orthogonal_and_of_adamws_size(tiny_config: GPTScratchConfig) -> None:
+    """Against the momentum of two gradients by hand and its singular vectors, not against an iteration."""
+    torch.manual_seed(0)
+    model = GPTScratchForCausalLM(tiny_config)
+    optimizer = build_optimizer(model, TrainingSettings(optim="muon", weight_decay=0.2))
+    set_learning_rate(optimizer, 0.01)
+    before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    gradients = two_steps(model, optimizer)
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.2.self_attn.v_proj.weight"):
+        weight, momentum = before[name], torch.zeros_like(before[name])
+        for gradient in (step[name] for step in gradients):
+            momentum = 0.95 * momentum + 0.05 * gradient
+            left, _, right = torch.linalg.svd(0.05 * gradient + 0.95 * momentum, full_matrices=False)
+            weight = weight * (1 - 0.01 * 0.2) - 0.01 * 0.2 * max(weight.shape) ** 0.5 * left @ right
+        expected = (weight - before[name]).flatten()
+        moved = (dict(model.named_parameters())[name].detach().double() - before[name]).flatten()
+        # The iteration ends with singular values between 0.7 and 1.2 in place of 1.
+        assert torch.cosine_similarity(moved, expected, dim=0) > 0.95, name
+        assert moved.norm() == pytest.approx(expected.norm().item(), rel=0.25)
+        # The control: the momentum itself points elsewhere.
+        assert torch.cosine_similarity(moved, -momentum.flatten(), dim=0) < 0.9, name
+
+
+def test_everything_else_is_updated_by_adamw(tiny_config: GPTScratchConfig) -> None:
+    models = []
+    for optim in ("muon", "adamw_torch_fused"):
+        torch.manual_seed(0)
+        models.append(GPTScratchForCausalLM(tiny_config))
+        ids = torch.randint(0, 101, (2, 8))
+        models[-1](ids, labels=ids).loss.backward()
+        build_optimizer(models[-1], TrainingSettings(optim=optim)).step()
+    for (name, by_muon), by_adamw in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(by_muon, by_adamw) != (".layers." in name and name.endswith("proj.weight")), name
+
+
+def test_state_goes_through_a_state_dict(tiny_config: GPTScratchConfig) -> None:
+    """Both optimizers go on from a loaded state; forgetting it would give other weights."""
+    models, optimizers = [], []
+    for _ in range(3):
+        torch.manual_seed(1)
+        models.append(GPTScratchForCausalLM(tiny_config))
+        optimizers.append(build_optimizer(models[-1], TrainingSettings(optim="muon")))
+    assert isinstance(optimizers[0], MuonWithAdamW)
+    two_steps(models[0], optimizers[0])
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for model, optimizer in zip(models, optimizers, strict=True):
+        two_steps(model, optimizer)
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"):
+        expected, loaded, forgotten = (dict(model.named_parameters())[name] for model in models)
+        assert torch.equal(loaded, expected)
+        assert not torch.equal(forgotten, expected)
+
+
+def test_resume_with_muon_is_bit_identical(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    settings = tiny_settings(optim="muon", dropout=0.1, max_steps=8, save_steps=3, save_total_limit=9)
+    train(settings)
+    folder = tmp_path / "resumed"
+    shutil.copytree(settings.output_dir, folder)
+    for step in (6, 8):  # as if killed after the first save
+        shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
+    train(TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True}))
+    assert [without_speed(row) for row in rows(folder, "step")] == [
+        without_speed(row) for row in rows(settings.output_dir, "step")
+    ]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        file = Path("checkpoints", "step-00000008", name)
+        assert (folder / file).read_bytes() == (settings.output_dir / file).read_bytes(), name
+    adamw = tiny_settings(dropout=0.1, max_steps=8, output_dir=str(tmp_path / "adamw"))
+    train(adamw)
+    assert step_losses(adamw.output_dir) != step_losses(settings.output_dir)
