@@ -1,28 +1,162 @@
-"""Pushing a repository folder: the only writer to the network."""
+"""Pushing a model folder to the Hub: checked before, one commit, verified after, and never a hang."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .hub_errors import redact
+from .hub_folder import check_folder, read_json
+from .hub_upload import Order, Pushed
 
 
-def push_folder(folder: str | Path, repo_id: str) -> str:
-    """Push a repository folder as one commit, so that no reader ever sees half of it.
+DEFAULT_TIMEOUT = 3600  # seconds
+BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str = "main",
+    private: bool = False,
+    tag: str | None = None,
+    message: str = "Upload model",
+    timeout: float = DEFAULT_TIMEOUT,
+) -> Pushed:
+    """Push a model folder as one commit, so that no reader ever sees half of it, and compare what arrived.
+
+    Afterwards the branch holds the files of the folder and no others. What it held before stays in its history. An
+    unchanged folder makes no commit, and no file that the Hub has is sent again.
 
     Args:
-        folder: what `build_repository` made.
+        folder: what `build_repository` or the converter made.
         repo_id: USER/NAME; the repository is made if it does not exist.
+        revision: branch; it is made, from main, if it does not exist.
+        private: make the repository a private one.
+        tag: name to give to the commit.
+        message: title of the commit.
+        timeout: seconds after which the push is given up.
 
     Returns:
-        The hash of the commit, for `from_pretrained(repo_id, revision=...)`.
+        The commit, for `from_pretrained(repo_id, revision=...)`, and how many files were sent and removed.
 
     Raises:
-        OSError: the push failed; one line says why.
+        ValueError: a name or the folder is not fit for a push; nothing was asked of the network.
+        OSError: the push failed; one line says why and what to do. The branch is as before, or as after.
     """
-    api = HfApi()
+    check_names(repo_id, revision, tag)
+    check_folder(folder)
+    order = Order(
+        folder=str(Path(folder).resolve()),
+        repo_id=repo_id,
+        revision=revision,
+        private=private,
+        tag=tag,
+        message=message,
+        # Room for some attempts before the time is up.
+        answer_timeout=min(Order.answer_timeout, timeout / 10),
+    )
+    return PushProcess(order).wait(timeout)
+
+
+def check_names(repo_id: str, revision: str = "main", tag: str | None = None) -> None:
+    """Raise ValueError for a name that the Hub would not take."""
     try:
-        api.create_repo(repo_id, exist_ok=True)
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model").oid
-    except (OSError, HTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"cannot push to {repo_id} ({reason}): nothing was lost, push {folder} again") from None
+        validate_repo_id(repo_id)
+        problem = "" if repo_id.count("/") == 1 else "it takes USER/NAME"
+    except HFValidationError as error:
+        problem = redact(str(error), None)
+    if problem:
+        raise ValueError(f"{redact(repr(repo_id), None)} is no name of a repository ({problem}): give USER/NAME")
+    for kind, name in (("branch", revision), ("tag", tag)):
+        if name is not None and not BRANCH_OR_TAG.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a {kind}: use letters, digits, '-', '_', '.' and '/'")
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        raise ValueError(f"revision {revision} is a commit, and nothing can be pushed to that: name a branch")
+
+
+class PushProcess:
+    """A push in a process of its own, which can be ended however it hangs, and ends with this one.
+
+    Args:
+        order: what to push, checked already.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
+        if not sys.stderr.isatty():
+            environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        self.process = subprocess.Popen(
+            # -P: what lies in the working directory is not imported.
+            [sys.executable, "-P", "-m", "hf_gpt_scratch.hub_upload", json.dumps(vars(order))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for this process to decide on
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has neither succeeded nor failed yet."""
+        return self.process.poll() is None
+
+    def wait(self, timeout: float) -> Pushed:
+        """Wait for the end; see `push_folder` for what is raised."""
+        repo_id, folder = self.order.repo_id, self.order.folder
+        try:
+            self.process.wait(timeout)
+            answer = read_answer(self.process.stdout.read())
+        except subprocess.TimeoutExpired:
+            raise OSError(
+                f"cannot push to {repo_id}: {HfApi().endpoint} had not taken it after {timeout:g} seconds, so the push "
+                f"was stopped: push {folder} again, what has arrived is not sent twice, or allow more time"
+            ) from None
+        finally:
+            self.stop()
+        if "error" in answer:
+            raise OSError(answer["error"])
+        return Pushed(**answer)
+
+    def stop(self) -> None:
+        """End it at once, if it has not ended: the branch is as before, or as after."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+def read_answer(output: bytes) -> dict[str, Any]:
+    """What the process said in its last line; one that was killed, or fell over, said nothing."""
+    try:
+        return json.loads(output.decode().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"error": "the push ended before it was done: push again, what has arrived is not sent twice"}
+
+
+def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
+    """The line of Python that loads what was pushed, and nothing that is pushed later."""
+    config = read_json(Path(folder) / "config.json")
+    auto_map = config.get("auto_map") or {}
+    architecture = (config.get("architectures") or [""])[0]
+    fitting = [name for name, reference in auto_map.items() if reference.split(".")[-1] == architecture]
+    auto_class = (fitting or ["AutoModelForCausalLM"])[0]
+    trust = ", trust_remote_code=True" if auto_map else ""
+    return f'{auto_class}.from_pretrained("{repo_id}", revision="{commit}"{trust})'
+
+
+def describe(pushed: Pushed, folder: str | Path, repo_id: str) -> list[str]:
+    """What to tell the user."""
+    done = f"sent {pushed.num_sent} files, removed {pushed.num_removed}" if pushed.is_new else "nothing had changed"
+    return [
+        f"pushed to {repo_id}: commit {pushed.commit}, {done}; every file compared with the Hub's",
+        f"load it: {load_line(folder, repo_id, pushed.commit)}",
+    ]

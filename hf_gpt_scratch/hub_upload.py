@@ -1,0 +1,244 @@
+"""One push, step by step, as a process of its own: `hub.push_folder` starts it and ends it when time is up.
+
+Nothing here depends on what an attempt before it did: each looks at what the Hub has and does what is left to do. So
+after an error, an answer that got lost or a kill, it is simply done again.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import logging
+from huggingface_hub.utils.sha import git_hash
+
+from .files import sha256_of
+from .hub_errors import explain, is_transient, redact
+from .hub_folder import may_be_pushed
+
+
+WAITS = (1, 2, 4)  # seconds before the second, third and fourth attempt
+GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large ones
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to push, and where to."""
+
+    folder: str
+    repo_id: str
+    revision: str = "main"
+    private: bool = False
+    tag: str | None = None
+    message: str = "Upload model"
+    answer_timeout: float = 120.0  # seconds without a byte after which a request counts as lost
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What came of it."""
+
+    commit: str
+    num_sent: int
+    num_removed: int
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the branch was not already what the folder is."""
+        return self.num_sent + self.num_removed > 0
+
+
+class Refusal(OSError):
+    """A push that we do not do; the line says what to do instead."""
+
+
+class Push:
+    """A push under way; `attempt` may be called again after an error.
+
+    Args:
+        order: what to do.
+        token: the user's; it goes into the Authorization header and nowhere else.
+    """
+
+    def __init__(self, order: Order, token: str) -> None:
+        self.order = order
+        self.api = HfApi(token=token, library_name="hf_gpt_scratch")
+        self.files = {path.name: path for path in sorted(Path(order.folder).iterdir())}
+        self.repo_exists = False
+        self.first_head: str | None = None
+
+    def attempt(self) -> Pushed:
+        """Bring the repository to what the folder is, in one commit, and see that it is.
+
+        Raises:
+            OSError: the Hub or the rules below refuse it; one line.
+            HTTPError, RuntimeError, ValueError: what the client raises.
+        """
+        order = self.order
+        # The client would wait for ever; a new one, made after an error, has no limit either.
+        get_session().timeout = order.answer_timeout
+        branches, tags = self.open_repository()
+        head = branches.get(order.revision)
+        if head is None:
+            self.api.create_branch(order.repo_id, branch=order.revision, exist_ok=True)
+            head = self.api.repo_info(order.repo_id, revision=order.revision).sha
+        self.first_head = self.first_head or head
+        changed, stale = self.differences(head)
+        if order.tag in tags:
+            self.check_tag(head if not (changed or stale) else None)
+        commit = self.commit(head, changed, stale) if changed or stale else head
+        if order.tag is not None and order.tag not in tags:
+            self.api.create_tag(order.repo_id, tag=order.tag, revision=commit)
+        return Pushed(commit, len(changed), len(stale))
+
+    def open_repository(self) -> tuple[dict[str, str], set[str]]:
+        """Make the repository if there is none; its branches with their commits, and its tags."""
+        order = self.order
+        try:
+            refs = self.api.list_repo_refs(order.repo_id)
+        except RepositoryNotFoundError:
+            self.api.create_repo(order.repo_id, private=order.private or None, exist_ok=True)
+            refs = self.api.list_repo_refs(order.repo_id)
+        self.repo_exists = True
+        if order.private and not self.api.repo_info(order.repo_id).private:
+            raise Refusal(
+                f"cannot push to {order.repo_id}: it is public already: leave out --private, make it private in its "
+                "settings, or choose another name"
+            )
+        return {branch.name: branch.target_commit for branch in refs.branches}, {tag.name for tag in refs.tags}
+
+    def differences(self, commit: str) -> tuple[list[str], list[str]]:
+        """Compare every file of a commit with the folder by its hash: (new or changed, no longer in the folder)."""
+        order = self.order
+        tree = self.api.list_repo_tree(order.repo_id, recursive=True, revision=commit)
+        remote = {item.path: item for item in tree if isinstance(item, RepoFile) and item.path != GIT_ATTRIBUTES}
+        foreign = sorted(name for name in remote if not may_be_pushed(name))
+        if foreign:
+            raise Refusal(
+                f"cannot push to {order.repo_id}: it holds {', '.join(foreign[:8])}, which no push of ours writes "
+                "or removes: delete that there, or choose another name"
+            )
+        changed = [name for name, path in self.files.items() if name not in remote or not is_same(remote[name], path)]
+        return changed, sorted(remote.keys() - self.files.keys())
+
+    def check_tag(self, wanted: str | None) -> None:
+        """Refuse to go on if the tag exists, unless it stands at `wanted` already."""
+        order = self.order
+        found = self.api.repo_info(order.repo_id, revision=order.tag).sha
+        if found != wanted:
+            raise Refusal(
+                f"cannot push to {order.repo_id}: the tag {order.tag} exists at another commit, {found}: choose "
+                "another tag, or delete it there"
+            )
+
+    def commit(self, head: str, changed: list[str], stale: list[str]) -> str:
+        """One commit of all changes, then a look at what it holds.
+
+        It names its parent, so the Hub refuses it if anything was committed meanwhile: also if that was ours, whose
+        answer got lost. The next attempt sees which it was.
+        """
+        order = self.order
+        if head != self.first_head:
+            raise Refusal(
+                f"cannot push to {order.repo_id}: somebody else pushed to {order.revision} meanwhile: look at that, "
+                "then push again"
+            )
+        operations = [
+            *(CommitOperationAdd(name, self.files[name]) for name in changed),
+            *(CommitOperationDelete(name, is_folder=False) for name in stale),
+        ]
+        commit = self.api.create_commit(
+            order.repo_id,
+            operations,
+            commit_message=order.message,
+            revision=order.revision,
+            parent_commit=head,
+        ).oid
+        wrong, left = self.differences(commit)
+        if wrong or left:
+            raise Refusal(
+                f"the push to {order.repo_id} did not arrive as it was sent: commit {commit} differs from "
+                f"{order.folder} in {', '.join([*wrong, *left])}: push again, and do not use that commit"
+            )
+        return commit
+
+
+def is_same(remote: RepoFile, path: Path) -> bool:
+    """Compare a file with the hash that the Hub has of it: SHA-256 of a large file, git's of any other."""
+    if remote.size != path.stat().st_size:
+        return False
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == sha256_of(path)
+    return remote.blob_id == git_hash(path.read_bytes())
+
+
+def push(order: Order) -> Pushed:
+    """Try until it is done, a few times where the next attempt may succeed.
+
+    Raises:
+        OSError: what is wrong and what to do; one line, without the token.
+    """
+    if is_offline_mode():
+        raise OSError(f"cannot push to {order.repo_id}: offline mode is on: unset HF_HUB_OFFLINE and push again")
+    token = get_token()
+    endpoint = HfApi().endpoint
+    if token is None:
+        raise OSError(
+            f"cannot push to {order.repo_id}: no token for {endpoint}: run `hf auth login`, or set HF_TOKEN, with a "
+            f"token of {endpoint}/settings/tokens that has the right to write"
+        )
+    under_way = Push(order, token)
+    waits = iter(WAITS)
+    while True:
+        try:
+            return under_way.attempt()
+        except Exception as error:  # the client raises whatever comes: also RuntimeError, KeyError
+            wait = next(waits, None)
+            if wait is None or not (is_transient(error) or is_conflict(error)):
+                if os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
+                    traceback.print_exc()
+                is_ours = isinstance(error, Refusal)
+                line = str(error) if is_ours else explain(error, order.repo_id, endpoint, under_way.repo_exists)
+                raise OSError(redact(line, token)) from None
+        time.sleep(wait)
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether the branch has moved since it was looked at, or a tag or branch came into being: look again."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
+
+
+def end_with_parent() -> None:
+    """Stop at once when the process that started this one is gone: its end of our standard input closes."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Take an order as JSON from the command line; answer with JSON on standard output."""
+    end_with_parent()
+    if "HF_DEBUG" not in os.environ and "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+    try:
+        pushed = push(Order(**json.loads(sys.argv[1])))
+        answer = vars(pushed)
+    except OSError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+    # Threads of an upload that hangs would keep an orderly end waiting.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
