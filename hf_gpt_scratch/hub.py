@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,10 @@ from .hub_folder import check_folder, read_json
 from .hub_upload import Order, Pushed
 
 
-DEFAULT_TIMEOUT = 3600  # seconds
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    revision: str = "main",
-    private: bool = False,
-    tag: str | None = None,
-    message: str = "Upload model",
-    timeout: float = DEFAULT_TIMEOUT,
-) -> Pushed:
+def push_folder(folder: str | Path, repo_id: str, **options: Any) -> Pushed:
     """Push a model folder as one commit, so that no reader ever sees half of it, and compare what arrived.
 
     Afterwards the branch holds the files of the folder and no others. What it held before stays in its history. An
@@ -39,11 +30,7 @@ def push_folder(
     Args:
         folder: what `build_repository` or the converter made.
         repo_id: USER/NAME; the repository is made if it does not exist.
-        revision: branch; it is made, from main, if it does not exist.
-        private: make the repository a private one.
-        tag: name to give to the commit.
-        message: title of the commit.
-        timeout: seconds after which the push is given up.
+        options: see `prepare_push`.
 
     Returns:
         The commit, for `from_pretrained(repo_id, revision=...)`, and how many files were sent and removed.
@@ -52,19 +39,38 @@ def push_folder(
         ValueError: a name or the folder is not fit for a push; nothing was asked of the network.
         OSError: the push failed; one line says why and what to do. The branch is as before, or as after.
     """
+    return PushProcess(prepare_push(folder, repo_id, **options)).wait()
+
+
+def prepare_push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str = "main",
+    private: bool = False,
+    tag: str | None = None,
+    message: str = "Upload model",
+    timeout: float = Order.timeout,
+) -> Order:
+    """Check everything that can be checked without the network.
+
+    Args:
+        folder: see `push_folder`.
+        repo_id: see `push_folder`.
+        revision: branch; it is made, from main, if it does not exist.
+        private: make the repository a private one; one that is public already is refused.
+        tag: name to give to the commit.
+        message: title of the commit.
+        timeout: seconds after which the push is given up.
+
+    Raises:
+        ValueError, OSError: see `push_folder`.
+    """
     check_names(repo_id, revision, tag)
+    if not timeout > 0:
+        raise ValueError(f"a push cannot be done in {timeout:g} seconds: allow more")
     check_folder(folder)
-    order = Order(
-        folder=str(Path(folder).resolve()),
-        repo_id=repo_id,
-        revision=revision,
-        private=private,
-        tag=tag,
-        message=message,
-        # Room for some attempts before the time is up.
-        answer_timeout=min(Order.answer_timeout, timeout / 10),
-    )
-    return PushProcess(order).wait(timeout)
+    return Order(str(Path(folder).resolve()), repo_id, revision, private, tag, message, timeout)
 
 
 def check_names(repo_id: str, revision: str = "main", tag: str | None = None) -> None:
@@ -92,6 +98,7 @@ class PushProcess:
 
     def __init__(self, order: Order) -> None:
         self.order = order
+        self.deadline = time.monotonic() + order.timeout
         environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
         if not sys.stderr.isatty():
             environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -106,19 +113,19 @@ class PushProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has neither succeeded nor failed yet."""
-        return self.process.poll() is None
+        """Whether it has neither succeeded nor failed yet, and has time left."""
+        return self.process.poll() is None and time.monotonic() < self.deadline
 
-    def wait(self, timeout: float) -> Pushed:
-        """Wait for the end; see `push_folder` for what is raised."""
-        repo_id, folder = self.order.repo_id, self.order.folder
+    def wait(self) -> Pushed:
+        """Wait until it has ended or its time is up; see `push_folder` for what is raised."""
+        repo_id, folder, timeout = self.order.repo_id, self.order.folder, self.order.timeout
         try:
-            self.process.wait(timeout)
+            self.process.wait(max(0.0, self.deadline - time.monotonic()))
             answer = read_answer(self.process.stdout.read())
         except subprocess.TimeoutExpired:
             raise OSError(
-                f"cannot push to {repo_id}: {HfApi().endpoint} had not taken it after {timeout:g} seconds, so the push "
-                f"was stopped: push {folder} again, what has arrived is not sent twice, or allow more time"
+                f"cannot push to {repo_id}: {HfApi().endpoint} had not taken it after {timeout:g} seconds, so it was "
+                f"stopped: push {folder} again, what has arrived is not sent twice, or allow more time"
             ) from None
         finally:
             self.stop()
@@ -153,7 +160,7 @@ def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
     return f'{auto_class}.from_pretrained("{repo_id}", revision="{commit}"{trust})'
 
 
-def describe(pushed: Pushed, folder: str | Path, repo_id: str) -> list[str]:
+def describe_push(pushed: Pushed, folder: str | Path, repo_id: str) -> list[str]:
     """What to tell the user."""
     done = f"sent {pushed.num_sent} files, removed {pushed.num_removed}" if pushed.is_new else "nothing had changed"
     return [

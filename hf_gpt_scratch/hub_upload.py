@@ -38,7 +38,12 @@ class Order:
     private: bool = False
     tag: str | None = None
     message: str = "Upload model"
-    answer_timeout: float = 120.0  # seconds without a byte after which a request counts as lost
+    timeout: float = 3600.0  # seconds for the whole push
+
+    @property
+    def answer_timeout(self) -> float:
+        """Seconds of silence after which a request counts as lost: short enough for some attempts."""
+        return min(120.0, self.timeout / 10)
 
 
 @dataclass(frozen=True)
@@ -179,21 +184,29 @@ def is_same(remote: RepoFile, path: Path) -> bool:
     return remote.blob_id == git_hash(path.read_bytes())
 
 
+def why_no_push() -> str | None:
+    """What in the environment makes any push fail, and what to do; None if nothing does."""
+    endpoint = HfApi().endpoint
+    if is_offline_mode():
+        return "offline mode is on: unset HF_HUB_OFFLINE and push again"
+    if get_token() is None:
+        return (
+            f"no token for {endpoint}: run `hf auth login`, or set HF_TOKEN, with a token of "
+            f"{endpoint}/settings/tokens that has the right to write"
+        )
+    return None
+
+
 def push(order: Order) -> Pushed:
     """Try until it is done, a few times where the next attempt may succeed.
 
     Raises:
         OSError: what is wrong and what to do; one line, without the token.
     """
-    if is_offline_mode():
-        raise OSError(f"cannot push to {order.repo_id}: offline mode is on: unset HF_HUB_OFFLINE and push again")
-    token = get_token()
-    endpoint = HfApi().endpoint
-    if token is None:
-        raise OSError(
-            f"cannot push to {order.repo_id}: no token for {endpoint}: run `hf auth login`, or set HF_TOKEN, with a "
-            f"token of {endpoint}/settings/tokens that has the right to write"
-        )
+    problem = why_no_push()
+    if problem:
+        raise OSError(f"cannot push to {order.repo_id}: {problem}")
+    token, endpoint = get_token(), HfApi().endpoint
     under_way = Push(order, token)
     waits = iter(WAITS)
     while True:

@@ -4,54 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .model_card import CardDetails, render_card
 from .tokenizer import build_tokenizer
-
-
-PIPELINE_TAGS = {
-    "AutoModel": "feature-extraction",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForTokenClassification": "token-classification",
-}
-GENERATION_EXAMPLE = """\
-token_ids = model.generate(**inputs, max_new_tokens=25, do_sample=True, temperature=1.0, top_k=25)
-print(tokenizer.decode(token_ids[0]))"""
-FORWARD_EXAMPLE = "print(model(**inputs)[0])"
-
-
-def card_template() -> Template:
-    """The README of a repository, with $names to fill in; in a checkout it lies in model_cards/."""
-    packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "model_card.md")))
-    checkout = Path(__file__).parent.parent / "model_cards" / "template.md"
-    return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
-
-
-def render_card(model: PreTrainedModel, name: str, facts: dict[str, Any], base_model: str | None = None) -> str:
-    """Fill the card: `facts` become a table of two columns, a `base_model` that is no folder a link of the Hub."""
-    config = model.config
-    rows = {
-        "parameters": f"{model.num_parameters():,}",
-        "layers, heads, width": f"{config.num_hidden_layers}, {config.num_attention_heads}, {config.hidden_size}",
-        "context": f"{config.max_position_embeddings} tokens",
-        **facts,
-    }
-    auto_class = type(model)._auto_class or "AutoModelForCausalLM"
-    return card_template().substitute(
-        name=name,
-        base_model=f"base_model: {base_model}\n" if base_model and not Path(base_model).exists() else "",
-        origin=f"fine-tuned from `{Path(base_model).name}`" if base_model else "trained from scratch",
-        auto_class=auto_class,
-        pipeline_tag=PIPELINE_TAGS[auto_class],
-        example=GENERATION_EXAMPLE if model.can_generate() else FORWARD_EXAMPLE,
-        facts="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
-    )
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig:
@@ -69,6 +28,7 @@ def build_repository(
     tokenizer: PreTrainedTokenizerBase | None = None,
     facts: dict[str, Any] | None = None,
     base_model: str | None = None,
+    card: CardDetails | None = None,
     max_shard_size: int | str = "5GB",
     replace: bool = False,
 ) -> Path:
@@ -82,6 +42,7 @@ def build_repository(
         tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
         facts: rows for the card, such as the losses.
         base_model: folder or Hub name of the model that training began with; none: fresh weights.
+        card: what else the card says; its pictures are copied into the folder.
         max_shard_size: largest weight file, in bytes or like "5GB".
         replace: put it in the place of a folder that is there already.
 
@@ -99,8 +60,10 @@ def build_repository(
             generation_config(model).save_pretrained(unfinished)
         tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
         tokenizer.save_pretrained(unfinished)
-        card = render_card(model, folder.name, facts or {}, base_model)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        readme = render_card(model, folder.name, facts or {}, base_model, card)
+        (unfinished / "README.md").write_text(readme, encoding="utf-8")
+        for picture in card.pictures if card else ():
+            shutil.copyfile(picture, unfinished / picture.name)
         forget_origin(unfinished / "tokenizer_config.json")
         # mkdtemp and safetensors make folders and files that only the user may read.
         umask = current_umask()

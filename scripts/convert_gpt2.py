@@ -41,10 +41,10 @@ def main() -> None:
     report = convert_or_export(arguments, say)
     print("\n".join(describe(report, arguments.output)))
     if arguments.push_to_hub:
-        from hf_gpt_scratch.hub import push_folder
+        from hf_gpt_scratch.hub import describe_push, push_folder
 
-        commit = push_folder(arguments.output, arguments.push_to_hub)
-        print(f'pushed: from_pretrained("{arguments.push_to_hub}", revision="{commit}", trust_remote_code=True)')
+        pushed = push_folder(arguments.output, arguments.push_to_hub)
+        print("\n".join(describe_push(pushed, arguments.output, arguments.push_to_hub)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
 from hf_gpt_scratch.cli import run  # noqa: E402
-from hf_gpt_scratch.hub import DEFAULT_TIMEOUT, describe, push_folder  # noqa: E402
+from hf_gpt_scratch.hub import Order, describe_push, push_folder  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revision", default="main", metavar="B", help="branch; made if missing (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v0.1")
     parser.add_argument(
-        "--timeout", type=float, default=DEFAULT_TIMEOUT, help="give up after so many seconds (default: 3600)"
+        "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: 3600)"
     )
     return parser.parse_args()
 
@@ -38,7 +38,7 @@ def main() -> None:
         tag=arguments.tag,
         timeout=arguments.timeout,
     )
-    print("\n".join(describe(pushed, folder, repo_id)))
+    print("\n".join(describe_push(pushed, folder, repo_id)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ def main() -> None:
     start_as_asked()
     quiet_libraries()
     from hf_gpt_scratch.evaluation import perplexity
-    from hf_gpt_scratch.hub import push_folder
     from hf_gpt_scratch.training.command_line import parse_settings
     from hf_gpt_scratch.training.loop import train
+    from hf_gpt_scratch.training.sharing import push_result
 
     settings = parse_settings(sys.argv[1:])
     result = train(settings)
@@ -25,11 +25,7 @@ def main() -> None:
     print(f"plot: {settings.output_dir}/loss.png, history: {settings.output_dir}/history.jsonl")
     print(f'load it: AutoModelForCausalLM.from_pretrained("{result.repository}", trust_remote_code=True)')
     if settings.push_to_hub:
-        commit = push_folder(result.repository, settings.push_to_hub)
-        print(
-            f'pushed: AutoModelForCausalLM.from_pretrained("{settings.push_to_hub}", revision="{commit}", '
-            "trust_remote_code=True)"
-        )
+        print("\n".join(push_result(settings, result.repository)))
 
 
 if __name__ == "__main__":

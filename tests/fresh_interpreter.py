@@ -239,13 +239,17 @@ def import_code_without_warning(path: str, class_references: list[str]) -> dict[
 
 
 def run_example(card: str, path: str) -> dict[str, Any]:
-    """The Python example of a card, with its placeholder filled in."""
+    """The Python example of a card, with its placeholders filled in."""
     examples = re.findall(r"^```python\n(.*?)^```$", Path(card).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for example in examples:
-            exec(example.replace('"USER/NAME"', repr(path)), {"__name__": "__main__"})  # noqa: S102
-    return {"filled_in": ["USER/NAME" in example for example in examples], "printed": printed.getvalue()}
+            filled_in = example.replace('"USER/NAME"', repr(path)).replace('"<commit>"', '"main"')
+            exec(filled_in, {"__name__": "__main__"})  # noqa: S102
+    return {
+        "filled_in": ['"USER/NAME"' in example and '"<commit>"' in example for example in examples],
+        "printed": printed.getvalue(),
+    }
 
 
 def load_side_by_side(
@@ -307,7 +311,7 @@ def push(path: str, repo_id: str) -> dict[str, Any]:
     """Our own function for it."""
     from hf_gpt_scratch.hub import push_folder
 
-    return {"commit": push_folder(path, repo_id)}
+    return {"commit": push_folder(path, repo_id).commit}
 
 
 class NotInstalled:

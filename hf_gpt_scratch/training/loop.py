@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -21,6 +21,7 @@ from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
+from .card import card_details
 from .optim import learning_rate_at, set_learning_rate
 from .run import Run, set_up
 from .settings import TrainingSettings
@@ -95,6 +96,8 @@ def train_epoch(run: Run, bar: tqdm, signals: StopSignals) -> None:
             progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
         if received or is_last or (settings.save_steps and progress.global_step % settings.save_steps == 0):
             checkpoint = run.save()
+        if settings.push_steps and progress.global_step % settings.push_steps == 0 and not is_last:
+            push_unfinished(run)
         if received and not is_last:
             how = f"saved {checkpoint} at step {progress.global_step}; continue with the same command and --resume"
             raise Interrupted(f"stopped by signal: {how}", signals.received or received)
@@ -219,24 +222,46 @@ def write_sample(run: Run) -> None:
 
 
 def finish(run: Run) -> TrainingResult:
-    """Evaluate on the whole validation text, draw the losses and build the repository folder."""
+    """Evaluate on the whole validation text and write the repository folder."""
     train_loss, validation_loss = run.whole_losses or evaluate(run, 0)
     seconds = time.perf_counter() - run.started
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
-    run.history.plot_losses(run.output_dir / "loss")
     repository = run.output_dir / "model"
+    write_repository(run, repository)
+    run.accelerator.end_training()
+    run.pushes.close()
+    return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)
+
+
+def write_repository(run: Run, folder: Path) -> None:
+    """Draw the losses and write the folder that loads without this package; all processes call it."""
+    run.history.plot_losses(run.output_dir / "loss")
     if run.accelerator.is_main_process:
+        evaluation, progress = run.history.rows("evaluation")[-1], run.progress
+        train_loss, validation_loss = evaluation["train_loss"], evaluation["validation_loss"]
         facts = {
-            "training": f"{run.progress.global_step:,} steps, {run.progress.tokens_seen:,} tokens",
+            "training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens",
             "training loss": f"{train_loss:.3f} nats per token",
             "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
         }
         settings = run.settings
-        tokenizer = build_tokenizer(settings.max_position_embeddings, settings.vocabulary)
-        base_model = settings.model_name_or_path
         build_repository(
-            run.bare_model, repository, tokenizer=tokenizer, facts=facts, base_model=base_model, replace=True
+            run.bare_model,
+            folder,
+            tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
+            facts=facts,
+            base_model=settings.model_name_or_path,
+            card=card_details(settings, run.history),
+            replace=True,
         )
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
-    return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)
+
+
+def push_unfinished(run: Run) -> None:
+    """Push the model as it is to a branch of its own, beside the run, unless the push before is still under way."""
+    if broadcast_object_list([run.pushes.is_busy])[0]:
+        return
+    folder = run.output_dir / "unfinished-model"
+    write_repository(run, folder)
+    if run.accelerator.is_main_process:
+        run.pushes.start(folder, run.settings, run.progress.global_step)

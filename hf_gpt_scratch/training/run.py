@@ -29,6 +29,7 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
 from .base_model import load_base_model, with_base_architecture
+from .card import describe_texts
 from .checkpoint import (
     Progress,
     SavedState,
@@ -43,6 +44,7 @@ from .command_line import settings_json
 from .history import History
 from .optim import build_optimizer, reset_to_torch_defaults
 from .settings import TrainingSettings
+from .sharing import BackgroundPushes, warn_early
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
+    pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
 
     @property
     def output_dir(self) -> Path:
@@ -306,6 +309,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "steps_per_epoch": len(run.train_sampler),
         "steps": run.num_steps,
         "resumed_at_step": run.progress.global_step,
+        "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }
     run.history.append("run", **facts, settings=settings.to_dict())
     run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}")
@@ -315,3 +319,5 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
         f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, {facts['steps']:,} steps"
     )
+    if accelerator.is_main_process:
+        warn_early(settings)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from hf_gpt_scratch.hub import check_names
 from hf_gpt_scratch.model import GPTScratchConfig
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
 
@@ -30,7 +31,10 @@ NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
 
 # Settings that may change on resume, because the losses do not depend on them.
-FREE_ON_RESUME = frozenset(("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "push_to_hub"))
+FREE_ON_RESUME = frozenset(
+    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license")
+    + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
+)
 
 # Settings that an existing model brings with it.
 ARCHITECTURE = (
@@ -128,7 +132,15 @@ class TrainingSettings:
     save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep")
     resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir")
     report_to: list[str] | None = setting(None, "trackers of Accelerate, such as tensorboard")
+    license: str | None = setting(
+        None, "licence of the weights for the model card, as the Hub calls it, such as apache-2.0; none: none is named"
+    )
     push_to_hub: str | None = setting(None, "USER/NAME of a Hub repository for the result")
+    hub_private_repo: bool = setting(False, "make that repository a private one")
+    hub_revision: str = setting("main", "its branch for the result")
+    push_steps: NonNegativeInt = setting(0, "optimizer steps between pushes of the unfinished model; 0: none of it")
+    push_steps_revision: str = setting("in-training", "branch for the unfinished model")
+    push_timeout: PositiveInt = setting(3600, "seconds after which a push is given up; the run goes on")
 
     def __post_init__(self) -> None:
         problems = [*self._wrong_values(), *self._contradictions()]
@@ -166,8 +178,19 @@ class TrainingSettings:
             yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
         if 0 < self.max_steps <= self.warmup_steps:
             yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
-        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
-            yield f"--push_to_hub takes USER/NAME, got {self.push_to_hub!r}"
+        yield from self._wrong_pushes()
+
+    def _wrong_pushes(self) -> Iterator[str]:
+        if self.push_to_hub is not None:
+            try:
+                check_names(self.push_to_hub, self.hub_revision)
+                check_names(self.push_to_hub, self.push_steps_revision)
+            except ValueError as error:
+                yield f"--push_to_hub: {error}"
+            if self.push_steps and self.push_steps_revision == self.hub_revision:
+                yield f"--push_steps_revision {self.push_steps_revision} is the branch of the result: name another"
+        elif self.push_steps:
+            yield f"--push_steps {self.push_steps} has nowhere to push to: add --push_to_hub USER/NAME"
 
     @property
     def window_size(self) -> int:
