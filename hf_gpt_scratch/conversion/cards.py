@@ -149,7 +149,7 @@ def render_metadata(size: GPT2Size | None) -> str:
     """The YAML that the Hub reads."""
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if size is not None:
-        lines += ["license: mit", "language: en"]
+        lines += ["license: mit", "language: en", f"base_model: openai-community/{HUB_NAMES[size.name]}"]
     return "\n".join([*lines, "tags:", "- gpt-scratch", "- hf_gpt_scratch", *(["- gpt2"] if size else [])])
 
 
