@@ -8,7 +8,8 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 
-from hf_gpt_scratch import GPTScratchConfig
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.repository import build_repository
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +39,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet_cache"))  # its logs would go to the home of the user
     with LoopbackHub(tmp_path / "loopback_hub") as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as training writes it, small and in two shards; tests copy what they change."""
+    config = GPTScratchConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8, tie_word_embeddings=False
+    )
+    folder = tmp_path_factory.mktemp("finished") / "model"
+    return build_repository(GPTScratchForCausalLM(config), folder, max_shard_size="1700KB")
 
 
 @pytest.fixture

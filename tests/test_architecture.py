@@ -120,6 +120,8 @@ def test_every_module_has_its_test() -> None:
         "run.py": "test_loop.py",
         "command_line.py": "test_settings.py",
         "command.py": "test_convert_script.py",
+        "hub_upload.py": "test_hub.py",
+        "hub_errors.py": "test_push_to_hub_script.py",
         "reload.py": "test_verify.py",
         "vocabulary.py": "test_tokenizer.py",
         "conversion.py": "test_benchmarks.py",

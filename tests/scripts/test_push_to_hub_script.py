@@ -1,0 +1,142 @@
+"""Proves that whatever keeps a push from succeeding ends the script with one line that names the way out.
+
+Every case is typed as a user types it and meets a Hub on this machine, or none; exit code 1, no traceback, no token.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from loopback_hub import LoopbackHub
+
+
+@dataclass
+class Case:
+    """What is typed and set, what the Hub does, and words of the line; {url} is the address of the Hub."""
+
+    words: list[str]
+    repo_id: str = "alice/toy"
+    options: list[str] = field(default_factory=list)
+    user: str | None = "alice"
+    role: str = "write"
+    env: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[LoopbackHub], object] = lambda hub: None
+    asks: bool = True  # whether the Hub is asked anything
+
+
+def fault(route: str, kind: str) -> Callable[[LoopbackHub], object]:
+    return lambda hub: hub.fault(route, kind, times=99)
+
+
+NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+LFS = {"HF_HUB_DISABLE_XET": "1"}
+CASES = {
+    "no token": Case(
+        ["no token for {url}", "hf auth login", "HF_TOKEN", "{url}/settings/tokens"], user=None, asks=False
+    ),
+    "wrong token": Case(
+        ["{url} does not accept the token (Invalid credentials", "{url}/settings/tokens"],
+        env={"HF_TOKEN": "hf_" + "wrong" * 7},
+    ),
+    "foreign namespace": Case(["may not make a repository under nobody", "use your own name"], repo_id="nobody/toy"),
+    "of somebody else": Case(
+        ["bob/toy", "it exists, but the token may not write to it", "choose a name of your own"],
+        repo_id="bob/toy",
+        prepare=lambda hub: hub.add_repository("bob/toy"),
+    ),
+    "private of somebody else": Case(
+        ["may not make a repository under bob", "use your own name"],
+        repo_id="bob/toy",
+        prepare=lambda hub: hub.add_repository("bob/toy", private=True),
+    ),
+    "token that may only read": Case(
+        ["may not write to it", "token with the right to write"],
+        role="read",
+        prepare=lambda hub: hub.add_repository("alice/toy"),
+    ),
+    "no name": Case(["'toy' is no name of a repository", "give USER/NAME"], repo_id="toy", asks=False),
+    "token for a name": Case(["'<TOKEN>' is no name of a repository"], repo_id="hf_" + "aB3" * 11, asks=False),
+    "offline mode": Case(["offline mode is on", "unset HF_HUB_OFFLINE"], env={"HF_HUB_OFFLINE": "1"}, asks=False),
+    "nobody listens": Case(["http://127.0.0.1:9 cannot be reached", "check the network"], env=NOWHERE, asks=False),
+    "no such host": Case(
+        # The domain .invalid never exists (RFC 2606).
+        ["http://hub.invalid cannot be reached"],
+        env={"HF_ENDPOINT": "http://hub.invalid", "NO_PROXY": "*"},
+        asks=False,
+    ),
+    "public already": Case(
+        ["it is public already", "leave out --private"],
+        options=["--private"],
+        prepare=lambda hub: hub.add_repository("alice/toy"),
+    ),
+    "payment": Case(["{url} has no room for it (Fault 402)", "quota"], prepare=fault("POST create", "402")),
+    "too large": Case(["{url} has no room for it (Fault 413)", "quota"], prepare=fault("POST commit", "413")),
+    "too often": Case(["too many requests for {url}", "push again"], prepare=fault("POST commit", "429")),
+    "refused": Case(["{url} refused it (Fault 422)"], prepare=fault("POST commit", "422")),
+    "server down": Case(["{url} failed again and again (Fault 503)"], prepare=fault("GET refs", "503")),
+    "connection lost": Case(["the connection to {url} was lost again and again"], prepare=fault("GET refs", "reset")),
+    "upload expired": Case(["(Fault 403)", "use a token"], env=LFS, prepare=fault("PUT lfs_upload", "403")),
+    "xet refused": Case(["403 Forbidden", "HF_HUB_DISABLE_XET=1"], prepare=fault("GET xet_write_token", "403")),
+    "card refused": Case(
+        ["no such licence", "correct that"],
+        prepare=lambda hub: setattr(hub, "card_errors", lambda content: ["no such licence"]),
+    ),
+}
+
+
+@pytest.fixture
+def push(hub: LoopbackHub, finished_folder: Path, project_root: Path, tmp_path: Path) -> Callable:
+    def run(case: Case, folder: Path = finished_folder) -> subprocess.CompletedProcess:
+        token = hub.token_of(case.user, case.role) if case.user else None
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = variables | hub.environment(tmp_path / "home", token) | case.env
+        command = [sys.executable, project_root / "scripts" / "push_to_hub.py", folder, case.repo_id, *case.options]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_error_is_one_line_with_the_way_out(push: Callable, hub: LoopbackHub, name: str) -> None:
+    case = CASES[name]
+    case.prepare(hub)
+    result = push(case)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    for words in case.words:
+        assert words.format(url=hub.url) in line
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert bool(hub.requests) == case.asks
+    assert not any(len(repository.commits) > 1 for repository in hub.repositories.values())
+    for token in (*hub.accounts.tokens, case.env.get("HF_TOKEN", "none"), "hf_aB3"):
+        assert token not in line
+    assert "huggingface.co" not in line.replace("huggingface.co/docs", "")
+
+
+def test_a_folder_that_is_not_fit_is_refused_before_anything_is_asked(
+    push: Callable, hub: LoopbackHub, finished_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_folder, tmp_path / "model")
+    (folder / ".env").write_text("HF_TOKEN=1", encoding="utf-8")
+    result = push(Case([]), folder)
+    assert result.stderr == f"error: cannot push {folder}: .env does not belong into a model repository, remove it\n"
+    assert (result.returncode, hub.requests) == (1, [])
+
+
+def test_a_push_prints_the_commit_and_the_line_that_loads_it(push: Callable, hub: LoopbackHub) -> None:
+    result = push(Case([], options=["--private", "--revision", "b", "--tag", "v0.1", "--timeout", "50"]))
+    assert (result.returncode, result.stderr) == (0, "")
+    repository = hub.repo("alice/toy")
+    commit = repository.branches["b"]
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"pushed to alice/toy: commit {commit}, sent 11 files, removed 0; every file compared")
+    call = f'AutoModelForCausalLM.from_pretrained("alice/toy", revision="{commit}", trust_remote_code=True)'
+    assert second == f"load it: {call}"
+    assert repository.tags == {"v0.1": commit}
+    assert repository.private

@@ -1,0 +1,121 @@
+"""Proves that a run pushes what it has, and that no trouble with that ends the run or loses its result."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from loopback_hub import LoopbackHub
+
+from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.sharing import BackgroundPushes, push_result, warn_early
+
+
+TINY = [
+    *("--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--dropout", "0"),
+    *("--max_position_embeddings", "16", "--sample_tokens", "5", "--warmup_steps", "2", "--max_steps", "12"),
+]
+
+
+@pytest.fixture
+def alice(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub, with the variables of Alice for every process that a push starts."""
+    for name, value in hub.environment(tmp_path / "home", hub.token_of("alice")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return hub
+
+
+def settings_for(**changes: object) -> TrainingSettings:
+    return TrainingSettings(push_to_hub="alice/lamp", **{"push_timeout": 30, **changes})
+
+
+def test_two_processes_push_once_and_a_failed_push_ends_nothing(
+    alice: LoopbackHub, project_root: Path, tmp_path: Path
+) -> None:
+    """The unfinished model arrives; the finished one does not, until it is pushed as the last line says."""
+    text = tmp_path / "text.txt"
+    text.write_text(bundled_text_path().read_text(encoding="utf-8")[:2300], encoding="utf-8")
+    alice.fault("POST commit", "422", times=1, path="commit/main")
+    run = tmp_path / "my-run"
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    options = [*TINY, "--train_file", text, "--output_dir", run, "--push_to_hub", "alice/lamp", "--push_steps", "5"]
+    command = [*launch, project_root / "scripts" / "train.py", *options]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    repository = alice.repo("alice/lamp")
+    titles = [commit.title for commit in repository.commits]
+    assert titles[:2] == ["initial commit", "Unfinished model after step 5"]
+    assert len(set(titles)) == len(titles)  # by one of the two processes
+    unfinished = repository.resolve("in-training").files
+    assert {"model.safetensors", "loss.png", "README.md"} <= set(unfinished)
+    assert b"| training | 5 of 12 steps" in repository.commits[1].files["README.md"].content
+    assert not (run / "unfinished-model").exists()
+
+    warning, way_out = result.stdout.splitlines()[-2:]
+    assert (
+        warning
+        == f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
+    )
+    assert set(repository.head().files) == {".gitattributes"}
+    said, typed = way_out.split(": python ")
+    assert said == "the model is saved; push it again"
+    again = subprocess.run(
+        [sys.executable, *typed.split()], cwd=project_root, capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 0, again.stderr
+    assert {path.name for path in (run / "model").iterdir()} == set(repository.head().files) - {".gitattributes"}
+    card = repository.head().files["README.md"].content.decode()
+    assert "# lamp" in card
+    assert "![losses](loss.png)" in card
+    assert str(tmp_path) not in card
+
+
+def test_trouble_in_the_background_is_one_line(
+    alice: LoopbackHub, finished_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pushes = BackgroundPushes()
+    alice.fault("POST commit", "422")
+    pushes.start(finished_folder, settings_for(), 7)
+    pushes.report()
+    pushes.report()  # nothing more to say
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("warning: cannot push to alice/lamp: ")
+    assert line.endswith("; the run goes on")
+
+
+def test_a_hang_in_the_background_ends_with_its_time(
+    alice: LoopbackHub, finished_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pushes = BackgroundPushes()
+    alice.fault("GET refs", "hang", times=99)
+    pushes.start(finished_folder, settings_for(push_timeout=1), 7)
+    assert pushes.is_busy
+    pushes.report()
+    assert not pushes.is_busy
+    assert "had not taken it after 1 seconds" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_pushed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    BackgroundPushes().start(tmp_path, settings_for(), 7)
+    assert "it lacks README.md" in capsys.readouterr().err
+    warning, way_out = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
+    assert warning.startswith(f"warning: cannot push {tmp_path}: it lacks README.md")
+    assert way_out.endswith(f"scripts/push_to_hub.py {tmp_path} alice/lamp --revision b --private")
+
+
+def test_what_will_fail_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    warn_early(settings_for())
+    warn_early(TrainingSettings())
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    warn_early(settings_for())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the result will not be pushed to alice/lamp: no token for https://")
