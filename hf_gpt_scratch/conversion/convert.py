@@ -19,18 +19,16 @@ import numpy as np
 import hf_gpt_scratch
 from hf_gpt_scratch.files import flush, sha256_of
 
-from .cards import render_card, render_license
+from .direct_writer import BUFFER_BYTES, Empty, Shape
 from .gpt2_sizes import GPT2Size
 from .mapping import EMBEDDING, Format, Layout, Move, Plan, canonical_names, detect_format, name_some, plan_moves
 from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, write_json, write_model_files
-from .safetensors_files import Shape, TensorToWrite, write_model
+from .safetensors_files import TensorToWrite, write_model
 from .source_config import build_config
 from .sources import OURS, Source, open_source
 from .tensor_bundle import free_pages
-from .verify import read_text, verify_folder
 
 
-BLOCK_BYTES = 8 << 20
 TILE_ROWS = 64
 CACHE_LINE_FLOATS = 16
 REPORT_FILE = "conversion_report.json"
@@ -172,7 +170,9 @@ def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
     return wanted or rows
 
 
-def blocks(array: np.ndarray, layout: Layout, part: int, num_parts: int, shape: Shape) -> Iterator[np.ndarray]:
+def blocks(
+    array: np.ndarray, layout: Layout, part: int, num_parts: int, shape: Shape, empty: Empty = np.empty
+) -> Iterator[np.ndarray]:
     """Cut one target out of its source, a few megabytes at a time.
 
     Args:
@@ -181,34 +181,39 @@ def blocks(array: np.ndarray, layout: Layout, part: int, num_parts: int, shape: 
         part: which of the `num_parts` equal parts of the output axis.
         num_parts: number of targets in this source.
         shape: of the target; rows beyond it are padding.
+        empty: makes the arrays, as `TensorToWrite` has it.
     """
     view = array[0] if layout is Layout.CONV1D_TF else array
     view = view if layout is Layout.LINEAR else view.T  # [num_parts * out, in]
     first = part * (len(view) // num_parts)
-    rows = max(1, BLOCK_BYTES * len(view) // max(1, view.nbytes))
+    rows = max(1, BUFFER_BYTES * len(view) // max(1, view.nbytes))
+    rows = rows // TILE_ROWS * TILE_ROWS or rows  # whole tiles, which are whole pages of the file too
     for start in range(first, first + shape[0], rows):
         block = view[start : min(start + rows, first + shape[0])]
-        yield block if block.flags.c_contiguous else transpose(block.T)
+        if block.flags.c_contiguous:
+            yield block
+        else:
+            transposed = empty(block.shape, block.dtype)
+            transpose(block.T, transposed)
+            yield transposed
         free_pages(array)
 
 
-def transpose(matrix: np.ndarray) -> np.ndarray:
-    """A C-contiguous copy of `matrix.T`, two to three times as fast as numpy makes it.
+def transpose(matrix: np.ndarray, result: np.ndarray) -> None:
+    """Write `matrix.T` to `result`, C-contiguous, two to three times as fast as numpy does it.
 
     numpy walks down whole columns, whose values all fall on the same few sets of the cache where a row is a multiple
     of a page. Here some rows at a time are read as they lie, into a buffer whose rows are a cache line longer.
     """
     num_rows, num_columns = matrix.shape
-    result = np.empty((num_columns, num_rows), matrix.dtype)
     tile = np.empty((TILE_ROWS, num_columns + CACHE_LINE_FLOATS), matrix.dtype)[:, :num_columns]
     for start in range(0, num_rows, TILE_ROWS):
         piece = matrix[start : start + TILE_ROWS]
         tile[: len(piece)] = piece
         result[:, start : start + TILE_ROWS] = tile[: len(piece)].T
-    return result
 
 
-def zero_blocks(shape: Shape) -> Iterator[np.ndarray]:
+def zero_blocks(shape: Shape, empty: Empty = np.empty) -> Iterator[np.ndarray]:
     """A target that the source does not have."""
     yield np.zeros(shape, np.float32)
 
@@ -217,8 +222,8 @@ def tensors_to_write(plan: Plan, tensors: Mapping[str, np.ndarray]) -> list[Tens
     """Every target, those of one source after each other."""
     current = OneTensor(tensors)
 
-    def read(move: Move, part: int, shape: Shape) -> Iterator[np.ndarray]:
-        return blocks(current.get(move.source), move.layout, part, len(move.targets), shape)
+    def read(move: Move, part: int, shape: Shape, empty: Empty) -> Iterator[np.ndarray]:
+        return blocks(current.get(move.source), move.layout, part, len(move.targets), shape, empty)
 
     moved = [
         TensorToWrite(target, plan.shapes[target], partial(read, move, part, plan.shapes[target]))
@@ -287,6 +292,9 @@ def convert_checkpoint(
         ValueError: the checkpoint does not fit, or the proof fails; one line.
         OSError: a file is missing or cannot be written.
     """
+    from .cards import render_card, render_license  # these two are not needed for the weights alone
+    from .verify import read_text, verify_folder
+
     output = Path(output)
     given_text = read_text(text)
     with unfinished_folder(output) as folder:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .cards import render_stock_card, render_stock_license
-from .convert import BLOCK_BYTES, DEFAULT_SHARD_SIZE, finish, unfinished_folder
+from .convert import DEFAULT_SHARD_SIZE, finish, unfinished_folder
+from .direct_writer import BUFFER_BYTES, Empty
 from .mapping import GPT2, Layout, Row, Shape, name_some, target_shapes
 from .repository_files import (
     has_gpt2_vocabulary,
@@ -85,13 +86,15 @@ def check_model(source: Source) -> dict[str, Any]:
     return config
 
 
-def fused_blocks(tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout) -> Iterator[np.ndarray]:
+def fused_blocks(
+    tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout, empty: Empty
+) -> Iterator[np.ndarray]:
     """Join ours to one tensor of GPT-2: vectors end to end, matrices [out, in] side by side as [in, n * out]."""
     arrays = [tensors[name] for name in names]
     if layout is Layout.LINEAR:
         arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
     views = arrays if layout is Layout.LINEAR else [array.T for array in arrays]
-    rows = max(1, BLOCK_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
+    rows = max(1, BUFFER_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
     for start in range(0, len(views[0]), rows):
         pieces = [view[start : start + rows] for view in views]
         yield np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
@@ -99,7 +102,7 @@ def fused_blocks(tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layo
             free_pages(array)
 
 
-def zero_vector(size: int) -> Iterator[np.ndarray]:
+def zero_vector(size: int, empty: Empty) -> Iterator[np.ndarray]:
     """A bias that our model does not have."""
     yield np.zeros(size, np.float32)
 

@@ -4,22 +4,21 @@ Format: https://huggingface.co/docs/safetensors, a header in JSON before the raw
 """
 
 import json
-import os
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .direct_writer import PAGE_BYTES, DirectWriter, Empty, Shape
+
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-Shape = tuple[int, ...]
 
 # Name of a dtype -> its code in a header, and the numpy dtype of the stored bytes; numpy knows no bfloat16.
 STORED = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "bfloat16": ("BF16", "<u2")}
@@ -34,17 +33,22 @@ class TensorToWrite:
     Args:
         name: its name.
         shape: its shape.
-        blocks: makes the values, in order, as C-contiguous arrays of float32 or float16.
+        blocks: makes the values, in order, as C-contiguous arrays of float32 or float16. It is given `empty`, which
+            makes an array whose values need not be copied again to be written; each is overwritten by a later one.
     """
 
     name: str
     shape: Shape
-    blocks: Callable[[], Iterable[np.ndarray]]
+    blocks: Callable[[Empty], Iterable[np.ndarray]]
 
     @property
     def num_elements(self) -> int:
         """Number of values."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    def num_bytes(self, dtype: str) -> int:
+        """Bytes of the values in a file."""
+        return self.num_elements * np.dtype(STORED[dtype][1]).itemsize
 
 
 def cast(block: np.ndarray, dtype: str) -> np.ndarray:
@@ -71,48 +75,36 @@ def cast(block: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-def write_block(file: BufferedWriter, block: np.ndarray, flusher: ThreadPoolExecutor) -> None:
-    """Write the values of a block, and have the system begin to put them on the disk, so that fsync waits less."""
-    start = file.tell()
-    file.write(block.data)
-    if hasattr(os, "posix_fadvise"):
-        # The advice drops only pages that are on the disk, hardly any yet; the others it sends on their way there.
-        flusher.submit(os.posix_fadvise, file.fileno(), start, block.nbytes, os.POSIX_FADV_DONTNEED)
-
-
 def write_safetensors(path: Path, tensors: list[TensorToWrite], dtype: str) -> None:
     """Write a new file and flush it to the disk.
+
+    Tensors that fill whole pages come first, each at the start of a page, so that they can be written directly.
 
     Raises:
         ValueError: a value is too large for the dtype.
         OSError: the disk is full or cannot be written.
     """
-    code, stored = STORED[dtype]
+    tensors = sorted(tensors, key=lambda tensor: tensor.num_bytes(dtype) % PAGE_BYTES > 0)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        start, end = end, end + tensor.num_elements * np.dtype(stored).itemsize
-        header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start, end = end, end + tensor.num_bytes(dtype)
+        header[tensor.name] = {"dtype": STORED[dtype][0], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    # The next block is made while this one goes to the system and the ones before it go on to the disk.
-    with path.open("xb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
-        written = writer.submit(file.write, len(text).to_bytes(8, "little") + text)
+    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
+    with DirectWriter(path) as file:
+        file.write(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8))
         for tensor in tensors:
-            for block in tensor.blocks():
+            for block in tensor.blocks(file.empty):
                 try:
-                    stored = cast(block, dtype)
+                    file.write(cast(block, dtype))
                 except OverflowError:
                     raise ValueError(
                         f"{tensor.name} has values too large for {dtype}: use --dtype float32 or bfloat16"
                     ) from None
-                written.result()
-                written = writer.submit(write_block, file, stored, flusher)
-        written.result()
-        if file.tell() != 8 + len(text) + end:
-            raise RuntimeError(f"{path} got {file.tell()} bytes, not {8 + len(text) + end}")
-        file.flush()
-        os.fsync(file.fileno())
+        if file.position != 8 + len(text) + end:
+            raise RuntimeError(f"{path} got {file.position} bytes, not {8 + len(text) + end}")
+        file.finish()
 
 
 def split_into_shards(tensors: list[TensorToWrite], dtype: str, max_shard_size: int) -> list[list[TensorToWrite]]:
@@ -120,7 +112,7 @@ def split_into_shards(tensors: list[TensorToWrite], dtype: str, max_shard_size: 
     shards: list[list[TensorToWrite]] = [[]]
     size = 0
     for tensor in tensors:
-        num_bytes = tensor.num_elements * np.dtype(STORED[dtype][1]).itemsize
+        num_bytes = tensor.num_bytes(dtype)
         if shards[-1] and size + num_bytes > max_shard_size:
             shards.append([])
             size = 0
@@ -140,7 +132,7 @@ def write_model(folder: Path, tensors: list[TensorToWrite], dtype: str, max_shar
         index = {
             "metadata": {
                 "total_parameters": num_elements,
-                "total_size": num_elements * np.dtype(STORED[dtype][1]).itemsize,
+                "total_size": sum(tensor.num_bytes(dtype) for tensor in tensors),
             },
             "weight_map": dict(
                 sorted((tensor.name, path.name) for path, shard in zip(paths, shards, strict=True) for tensor in shard)

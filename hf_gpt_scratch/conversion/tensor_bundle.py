@@ -7,7 +7,7 @@ protobuf/tensor_bundle.proto, framework/{tensor_shape,types}.proto; https://prot
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -19,7 +19,8 @@ from .checkpoint_path import CheckpointError, find_checkpoint_prefix
 from .leveldb_table import Cursor, mask, parse_table
 
 
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
+HELD_BYTES = 16 << 20  # larger tensors are not read into memory but mapped
 BUNDLE_VERSION = 1
 
 # By the numbers of types.proto: the TensorFlow dtypes that numpy has too, and the names of some that it has not.
@@ -193,6 +194,8 @@ class TensorBundle(Mapping[str, np.ndarray]):
         path = self._data_files[entry.shard_id]
         try:
             with path.open("rb", buffering=0) as file:
+                if entry.size < HELD_BYTES:
+                    return read_tensor(file, entry)
                 verify_checksum(file, entry)
                 return map_tensor(file, entry)
         except OSError as error:
@@ -206,21 +209,38 @@ def skip_reason(dtype: int) -> str:
     return f"numpy has no dtype {OTHER_DTYPES.get(dtype, f'number {dtype} of TensorFlow')}"
 
 
-def verify_checksum(file: RawIOBase, entry: BundleEntry) -> None:
-    """Read a tensor piece by piece: that survives a file that is cut meanwhile, and a map would not.
+def read_tensor(file: RawIOBase, entry: BundleEntry) -> np.ndarray:
+    """A tensor's bytes, read once and verified.
 
     Raises:
         ValueError: the bytes are not those that were written.
     """
+    values = np.empty(entry.size, np.uint8)
+    read_verified(file, entry, [values[start : start + READ_BYTES] for start in range(0, entry.size, READ_BYTES)])
+    values.flags.writeable = False
+    return values.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def verify_checksum(file: RawIOBase, entry: BundleEntry) -> None:
+    """Read a tensor without keeping it: that survives a file that is cut meanwhile, and a map would not.
+
+    Raises:
+        ValueError: the bytes are not those that were written.
+    """
+    buffer = np.empty(READ_BYTES, np.uint8)
+    read_verified(file, entry, (buffer[: entry.size - start] for start in range(0, entry.size, READ_BYTES)))
+
+
+def read_verified(file: RawIOBase, entry: BundleEntry, pieces: Iterable[np.ndarray]) -> None:
+    """Read a tensor into `pieces`, one after the other, and compare its checksum while they are in the cache."""
     file.seek(entry.offset)
-    buffer = np.empty(min(READ_BYTES, entry.size), np.uint8)
     crc, missing = 0, entry.size
-    while missing:
-        count = file.readinto(buffer[:missing])
-        if not count:
-            raise ValueError(f"{missing} bytes are missing")
-        crc = google_crc32c.extend(crc, buffer[:count])
+    for piece in pieces:
+        count = file.readinto(piece)
         missing -= count
+        if count < len(piece):
+            raise ValueError(f"{missing} bytes are missing")
+        crc = google_crc32c.extend(crc, piece)
     if mask(crc) != entry.crc32c:
         raise ValueError(f"its checksum is {mask(crc):08x}, the index says {entry.crc32c:08x}")
 

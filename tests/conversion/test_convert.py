@@ -127,12 +127,12 @@ def test_each_fault_is_seen(fault: str, openai: Path, tmp_path: Path, monkeypatc
     else:
         original = convert.blocks
 
-        def blocks(array, layout, part, num_parts, shape):
+        def blocks(array, layout, part, num_parts, shape, empty):
             if fault == "transpose" and array.shape == (1, 16, 16):
-                return original(array[0].T[None], layout, part, num_parts, shape)
+                return original(array[0].T[None], layout, part, num_parts, shape, empty)
             if fault == "bias" and num_parts == 3 and part == 1 and len(shape) == 1:
                 return iter([np.zeros(shape, np.float32)])
-            return original(array, layout, part, num_parts, shape)
+            return original(array, layout, part, num_parts, shape, empty)
 
         monkeypatch.setattr(convert, "blocks", blocks)
     report = convert_checkpoint(openai, tmp_path / "faulty", verify=False)

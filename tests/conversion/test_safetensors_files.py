@@ -20,7 +20,7 @@ from hf_gpt_scratch.conversion.safetensors_files import (
 
 
 def to_write(name: str, values: np.ndarray) -> TensorToWrite:
-    return TensorToWrite(name, values.shape, lambda: [values[:1], values[1:]])
+    return TensorToWrite(name, values.shape, lambda empty: [values[:1], values[1:]])
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
@@ -62,7 +62,7 @@ def test_the_library_loads_what_is_written(tmp_path: Path) -> None:
 
 
 def test_wrong_number_of_values_does_not_pass(tmp_path: Path) -> None:
-    short = TensorToWrite("short", (4,), lambda: [np.zeros(3, np.float32)])
+    short = TensorToWrite("short", (4,), lambda empty: [np.zeros(3, np.float32)])
     with pytest.raises(RuntimeError, match="got"):
         write_safetensors(tmp_path / "x.safetensors", [short], "float32")
 
