@@ -2,8 +2,10 @@
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -22,6 +24,21 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on a GPU what PyTorch allocated there, else what was resident.
+
+    Outside Linux and Windows, which keep the maximum, it is what is resident now.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)
 
 
 def as_line(values: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ divided by their number, whatever the split: the same on one process or many, in
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hf_gpt_scratch.data import IGNORE_INDEX, draw_like_torch_loader
+from hf_gpt_scratch.environment import peak_memory
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.repository import build_repository
@@ -23,6 +25,7 @@ from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_i
 
 from .card import card_details
 from .optim import learning_rate_at, set_learning_rate
+from .progress_bar import StepDisplay
 from .run import Run, set_up
 from .settings import TrainingSettings
 
@@ -56,16 +59,14 @@ def train(settings: TrainingSettings) -> TrainingResult:
             with torch.random.fork_rng():
                 torch.manual_seed(settings.seed)
                 evaluate(run, settings.initial_eval_iter)
-        bar = tqdm(
-            total=run.num_steps, initial=progress.global_step, unit="step", disable=not run.accelerator.is_main_process
-        )
-        with bar:
+        display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
+        with closing(display):
             while progress.global_step < run.num_steps:
-                train_epoch(run, bar, signals)
+                train_epoch(run, display, signals)
         return finish(run)
 
 
-def train_epoch(run: Run, bar: tqdm, signals: StopSignals) -> None:
+def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
     """Train to the end of the epoch, or from the middle of it after a resume; evaluate, sample and save when due."""
     settings, progress, accelerator = run.settings, run.progress, run.accelerator
     if progress.order_seed is None:
@@ -86,7 +87,7 @@ def train_epoch(run: Run, bar: tqdm, signals: StopSignals) -> None:
         progress.tokens_seen += num_tokens
         run.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
-        record_step(run, bar, loss, grad_norm, learning_rate, tokens_per_second)
+        record_step(run, display, loss, grad_norm, learning_rate, tokens_per_second)
         if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
             evaluate(run, settings.eval_iter)
         is_last = progress.global_step == run.num_steps
@@ -145,22 +146,30 @@ def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str,
 
 
 def record_step(
-    run: Run, bar: tqdm, loss: float, grad_norm: float | None, learning_rate: float, tokens_per_second: float
+    run: Run,
+    display: StepDisplay,
+    loss: float,
+    grad_norm: float | None,
+    learning_rate: float,
+    tokens_per_second: float,
 ) -> None:
-    """Show a step in the progress bar, the history and the trackers."""
+    """Show a step, and write it into the history and the trackers."""
     progress = run.progress
-    bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
-    bar.update()
+    mfu, memory = run.flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
+    display.show(progress.global_step, loss, tokens_per_second, mfu, memory)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+    speed = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(mfu, 4), "peak_memory_bytes": memory}
     run.history.append(
         "step",
         global_step=progress.global_step,
         epoch=progress.epoch,
         tokens_seen=progress.tokens_seen,
         **values,
-        tokens_per_second=round(tokens_per_second, 1),
+        **speed,
+        seconds_left=round(display.seconds_left(progress.global_step), 3),
     )
-    run.accelerator.log({k: v for k, v in values.items() if v is not None}, step=progress.global_step)
+    known = {name: value for name, value in (values | speed).items() if value is not None}
+    run.accelerator.log(known, step=progress.global_step)
 
 
 def evaluate(run: Run, num_batches: int) -> tuple[float, float]:

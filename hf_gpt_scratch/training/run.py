@@ -42,6 +42,7 @@ from .checkpoint import (
 )
 from .command_line import settings_json
 from .history import History
+from .mfu import ModelFlops, flops_per_token, measure_peak_flops
 from .optim import build_optimizer, reset_to_torch_defaults
 from .settings import TrainingSettings
 from .sharing import BackgroundPushes, warn_early
@@ -62,6 +63,7 @@ class Run:
     train_sampler: StepSampler  # of all processes, before Accelerate split it
     train_eval_sampler: StepSampler
     num_steps: int
+    flops: ModelFlops
     progress: Progress = field(default_factory=Progress)
     whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
@@ -191,6 +193,13 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     return model.train()
 
 
+def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
+    """What MFU is computed from; the peak is measured on all devices at once, unless the settings know it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    peak = settings.peak_flops or measure_peak_flops(accelerator.device, dtype)
+    return ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
+
+
 def refuse_used_folder(settings: TrainingSettings) -> None:
     """Never write into a folder that holds something, unless it is this run that goes on.
 
@@ -253,6 +262,7 @@ def set_up(settings: TrainingSettings) -> Run:
         ),
         *samplers,
         num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
+        flops=model_flops(model, settings, accelerator),
     )
     if settings.resume:
         resume(run)
@@ -308,11 +318,14 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "train_windows": len(train_windows),
         "steps_per_epoch": len(run.train_sampler),
         "steps": run.num_steps,
+        "flops_per_token": run.flops.per_token,
+        "peak_flops": run.flops.peak,
         "resumed_at_step": run.progress.global_step,
         "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }
     run.history.append("run", **facts, settings=settings.to_dict())
-    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}")
+    peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
+    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}, {peak}")
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -32,7 +32,7 @@ UnitFloat = Annotated[float, Range(0, below=1)]
 
 # Settings that may change on resume, because the losses do not depend on them.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license")
+    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
 )
 
@@ -118,6 +118,9 @@ class TrainingSettings:
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    peak_flops: Annotated[float, Range(1)] | None = setting(
+        None, "FLOP/s of one device, for the MFU; none: measured with a matrix product"
+    )
     torch_compile: bool = setting(False, "compile the model with torch.compile")
 
     # evaluation and results

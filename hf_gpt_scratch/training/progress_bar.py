@@ -1,0 +1,55 @@
+"""Each step shown: as a bar in a terminal, as a line now and then in a log file."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+# What fits into 80 columns: the bar takes what is left.
+BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+LOG_SECONDS = 10.0  # between two lines of a log
+
+
+class StepDisplay:
+    """Shows loss, speed, memory and time left on stderr.
+
+    Args:
+        num_steps: optimizer steps of the run.
+        first_step: steps done before, in a resumed run.
+        enabled: whether this process shows anything.
+    """
+
+    def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
+        self.num_steps = num_steps
+        self.first_step = first_step
+        self.started = self.last_line = time.perf_counter()
+        self.logs = enabled and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=num_steps,
+            initial=first_step,
+            disable=not enabled or self.logs,
+            bar_format=BAR_FORMAT,
+            dynamic_ncols=True,
+            smoothing=0,  # time left by the mean of all steps, evaluations included
+        )
+
+    def seconds_left(self, step: int) -> float:
+        """Time until the last step, if the rest goes as the steps of this process so far, evaluations included."""
+        seconds_a_step = (time.perf_counter() - self.started) / (step - self.first_step)
+        return (self.num_steps - step) * seconds_a_step
+
+    def show(self, step: int, loss: float, tokens_per_second: float, mfu: float, memory: int) -> None:
+        """Show a finished step; `memory` in bytes."""
+        text = f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}, {memory / 1e9:.1f} GB"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        now = time.perf_counter()
+        if self.logs and (now - self.last_line >= LOG_SECONDS or step == self.num_steps):
+            self.last_line = now
+            left = tqdm.format_interval(self.seconds_left(step))
+            print(f"step {step}/{self.num_steps}, {left} left, {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and end its line."""
+        self.bar.close()
