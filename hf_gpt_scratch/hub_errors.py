@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundEr
 
 # Of a server or a line that may do better the next time.
 TRANSIENT_STATUSES = (408, 500, 502, 503, 504)
-SECRET_SHAPE = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+SECRET_SHAPE = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def redact(text: str, token: str | None) -> str:

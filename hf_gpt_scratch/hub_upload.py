@@ -38,7 +38,7 @@ class Order:
     private: bool = False
     tag: str | None = None
     message: str = "Upload model"
-    timeout: float = 3600.0  # seconds for the whole push
+    timeout: float = 6 * 3600.0  # seconds for the whole push: silence ends it earlier, a slow line takes long
 
     @property
     def answer_timeout(self) -> float:

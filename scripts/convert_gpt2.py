@@ -38,11 +38,13 @@ def main() -> None:
     from hf_gpt_scratch.conversion.command import convert_or_export, describe
 
     arguments = parse_arguments()
+    if arguments.push_to_hub:
+        from hf_gpt_scratch.hub import check_names, describe_push, push_folder
+
+        check_names(arguments.push_to_hub)  # before the work of minutes
     report = convert_or_export(arguments, say)
     print("\n".join(describe(report, arguments.output)))
     if arguments.push_to_hub:
-        from hf_gpt_scratch.hub import describe_push, push_folder
-
         pushed = push_folder(arguments.output, arguments.push_to_hub)
         print("\n".join(describe_push(pushed, arguments.output, arguments.push_to_hub)))
 

@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revision", default="main", metavar="B", help="branch; made if missing (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v0.1")
     parser.add_argument(
-        "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: 3600)"
+        "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: six hours)"
     )
     return parser.parse_args()
 

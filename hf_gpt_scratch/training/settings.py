@@ -143,7 +143,7 @@ class TrainingSettings:
     hub_revision: str = setting("main", "its branch for the result")
     push_steps: NonNegativeInt = setting(0, "optimizer steps between pushes of the unfinished model; 0: none of it")
     push_steps_revision: str = setting("in-training", "branch for the unfinished model")
-    push_timeout: PositiveInt = setting(3600, "seconds after which a push is given up; the run goes on")
+    push_timeout: PositiveInt = setting(6 * 3600, "seconds after which a push is given up; the run goes on")
 
     def __post_init__(self) -> None:
         problems = [*self._wrong_values(), *self._contradictions()]

@@ -295,13 +295,26 @@ def test_the_command_of_the_readme(run_script: Callable, tmp_path: Path, shared_
 
 
 def test_a_failed_push_keeps_the_folder(good: dict[str, Path], run_script: Callable, tmp_path: Path) -> None:
+    """This checkpoint has not GPT-2's vocabulary, so the folder has no tokenizer and is not for the Hub as it is."""
     output = tmp_path / "out"
     arguments = ("--from-dir", good["openai"], "--output", output, "--no-verify", "--push-to-hub", "nobody/nothing")
-    process = run_script(*arguments, prefix=("env", "HF_HUB_OFFLINE=1"))
+    process = run_script(*arguments)
     assert process.returncode == 1
-    assert "cannot push to nobody/nothing" in process.stderr.splitlines()[-1]
+    assert process.stderr.splitlines()[-1].endswith(
+        f"cannot push {output}: it lacks tokenizer.json, tokenizer_config.json"
+    )
     assert "Traceback" not in process.stderr
     assert (output / "model.safetensors").is_file()
+
+
+def test_a_name_that_no_repository_has_is_refused_before_the_conversion(
+    good: dict[str, Path], run_script: Callable, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process = run_script("--from-dir", good["openai"], "--output", output, "--push-to-hub", "nothing")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("error: 'nothing' is no name of a repository")
+    assert not output.exists()
 
 
 LIGHT = """
