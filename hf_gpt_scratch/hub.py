@@ -154,7 +154,7 @@ def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
     config = read_json(Path(folder) / "config.json")
     auto_map = config.get("auto_map") or {}
     architecture = (config.get("architectures") or [""])[0]
-    fitting = [name for name, reference in auto_map.items() if reference.split(".")[-1] == architecture]
+    fitting = [name for name, reference in auto_map.items() if str(reference).endswith(f".{architecture}")]
     auto_class = (fitting or ["AutoModelForCausalLM"])[0]
     trust = ", trust_remote_code=True" if auto_map else ""
     return f'{auto_class}.from_pretrained("{repo_id}", revision="{commit}"{trust})'

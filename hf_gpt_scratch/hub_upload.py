@@ -1,7 +1,7 @@
 """One push, step by step, as a process of its own: `hub.push_folder` starts it and ends it when time is up.
 
-Nothing here depends on what an attempt before it did: each looks at what the Hub has and does what is left to do. So
-after an error, an answer that got lost or a kill, it is simply done again.
+Each attempt looks at what the Hub has and does what is left to do. So after an error, after an answer that got lost or
+a kill, it is simply done again.
 """
 
 import json
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OIDCError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.sha import git_hash
 
 from .files import sha256_of
 from .hub_errors import explain, is_transient, redact
-from .hub_folder import may_be_pushed
+from .hub_folder import foreign_files, may_be_pushed
 
 
 WAITS = (1, 2, 4)  # seconds before the second, third and fourth attempt
@@ -75,9 +75,14 @@ class Push:
     def __init__(self, order: Order, token: str) -> None:
         self.order = order
         self.api = HfApi(token=token, library_name="hf_gpt_scratch")
-        self.files = {path.name: path for path in sorted(Path(order.folder).iterdir())}
+        paths = sorted(Path(order.folder).iterdir())
+        # The folder was checked, but it may have changed since.
+        if foreign := foreign_files(paths):
+            raise Refusal(f"cannot push {order.folder}: {'; '.join(foreign)}")
+        self.files = {path.name: path for path in paths}
         self.repo_exists = False
-        self.first_head: str | None = None
+        self.first_head: str | None = None  # of the branch; only we may move it
+        self.num_changes: tuple[int, int] | None = None  # as first seen
 
     def attempt(self) -> Pushed:
         """Bring the repository to what the folder is, in one commit, and see that it is.
@@ -96,12 +101,13 @@ class Push:
             head = self.api.repo_info(order.repo_id, revision=order.revision).sha
         self.first_head = self.first_head or head
         changed, stale = self.differences(head)
+        self.num_changes = self.num_changes or (len(changed), len(stale))
         if order.tag in tags:
             self.check_tag(head if not (changed or stale) else None)
         commit = self.commit(head, changed, stale) if changed or stale else head
         if order.tag is not None and order.tag not in tags:
             self.api.create_tag(order.repo_id, tag=order.tag, revision=commit)
-        return Pushed(commit, len(changed), len(stale))
+        return Pushed(commit, *self.num_changes)
 
     def open_repository(self) -> tuple[dict[str, str], set[str]]:
         """Make the repository if there is none; its branches with their commits, and its tags."""
@@ -189,12 +195,16 @@ def why_no_push() -> str | None:
     endpoint = HfApi().endpoint
     if is_offline_mode():
         return "offline mode is on: unset HF_HUB_OFFLINE and push again"
-    if get_token() is None:
-        return (
-            f"no token for {endpoint}: run `hf auth login`, or set HF_TOKEN, with a token of "
-            f"{endpoint}/settings/tokens that has the right to write"
-        )
-    return None
+    try:
+        reason = "" if get_token() else "none is stored or set"
+    except (OIDCError, HTTPError, OSError) as error:  # some tokens are fetched
+        reason = redact(str(error), None)
+    if not reason:
+        return None
+    return (
+        f"no token for {endpoint} ({reason}): run `hf auth login`, or set HF_TOKEN, with a token of "
+        f"{endpoint}/settings/tokens that has the right to write"
+    )
 
 
 def push(order: Order) -> Pushed:

@@ -139,6 +139,7 @@ def test_no_fault_at_the_commit_makes_a_second_one(alice: LoopbackHub, folder: P
     pushed = push_folder(folder, REPO, tag="v1", timeout=20)
     assert len(fault.hits) == 1
     assert num_commits(alice) == 1
+    assert pushed.num_sent == len(local(folder))  # said also by the attempt that found it done
     assert alice.repo(REPO).head().sha == alice.repo(REPO).tags["v1"] == pushed.commit
     assert content(alice) == local(folder)
     # What had arrived was not sent again.

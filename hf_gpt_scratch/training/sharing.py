@@ -16,7 +16,7 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
     """Push the finished model; to be called by the main process alone.
 
     Returns:
-        What to tell the user: where it is, or why it is not there and how to push it again.
+        What to tell the user: where it is; or, after a warning that says why it is not there, how to push it again.
     """
     repo_id = settings.push_to_hub
     try:
@@ -28,9 +28,9 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
             timeout=settings.push_timeout,
         )
     except (ValueError, OSError) as error:
+        warn(str(error))
         private = " --private" if settings.hub_private_repo else ""
         return [
-            f"warning: {error}",
             f"the model is saved; push it again: python scripts/push_to_hub.py {folder} {repo_id} "
             f"--revision {settings.hub_revision}{private}",
         ]

@@ -1,13 +1,18 @@
 """Proves that a run pushes what it has, and that no trouble with that ends the run or loses its result."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from loopback_hub import LoopbackHub
+from safetensors.torch import load_file
 
 from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.sharing import BackgroundPushes, push_result, warn_early
 
@@ -53,11 +58,9 @@ def test_two_processes_push_once_and_a_failed_push_ends_nothing(
     assert b"| training | 5 of 12 steps" in repository.commits[1].files["README.md"].content
     assert not (run / "unfinished-model").exists()
 
-    warning, way_out = result.stdout.splitlines()[-2:]
-    assert (
-        warning
-        == f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
-    )
+    warning = f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
+    assert warning in result.stderr.splitlines()
+    way_out = result.stdout.splitlines()[-1]
     assert set(repository.head().files) == {".gitattributes"}
     said, typed = way_out.split(": python ")
     assert said == "the model is saved; push it again"
@@ -70,6 +73,25 @@ def test_two_processes_push_once_and_a_failed_push_ends_nothing(
     assert "# lamp" in card
     assert "![losses](loss.png)" in card
     assert str(tmp_path) not in card
+
+
+def test_pushes_change_nothing_of_the_run(
+    tiny_settings: Callable[..., TrainingSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # of the processes that push
+    results = {}
+    for name, pushing in {"plain": {}, "pushing": {"push_to_hub": "alice/lamp", "push_steps": 2}}.items():
+        result = train(tiny_settings(output_dir=str(tmp_path / name), dropout=0.1, **pushing))
+        rows = map(json.loads, (tmp_path / name / "history.jsonl").read_text(encoding="utf-8").splitlines())
+        losses = [row["loss"] for row in rows if row["event"] == "step"]
+        results[name] = losses, load_file(result.repository / "model.safetensors")
+    (plain, plain_weights), (pushing, pushing_weights) = results.values()
+    assert plain == pushing
+    assert all(torch.equal(plain_weights[name], pushing_weights[name]) for name in plain_weights)
+    assert capsys.readouterr().err.count("warning: cannot push to alice/lamp: offline mode is on") == 2
 
 
 def test_trouble_in_the_background_is_one_line(
@@ -102,8 +124,8 @@ def test_a_hang_in_the_background_ends_with_its_time(
 def test_a_folder_that_cannot_be_pushed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     BackgroundPushes().start(tmp_path, settings_for(), 7)
     assert "it lacks README.md" in capsys.readouterr().err
-    warning, way_out = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
-    assert warning.startswith(f"warning: cannot push {tmp_path}: it lacks README.md")
+    (way_out,) = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
+    assert f"warning: cannot push {tmp_path}: it lacks README.md" in capsys.readouterr().err
     assert way_out.endswith(f"scripts/push_to_hub.py {tmp_path} alice/lamp --revision b --private")
 
 
@@ -118,4 +140,4 @@ def test_what_will_fail_is_said_at_the_start(
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     warn_early(settings_for())
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: the result will not be pushed to alice/lamp: no token for https://")
+    assert line.startswith("warning: the result will not be pushed to alice/lamp: no token for http")
