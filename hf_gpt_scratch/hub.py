@@ -94,13 +94,14 @@ class PushProcess:
 
     Args:
         order: what to push, checked already.
+        shows_progress: on a terminal, draw bars.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, shows_progress: bool = True) -> None:
         self.order = order
         self.deadline = time.monotonic() + order.timeout
         environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
-        if not sys.stderr.isatty():
+        if not (shows_progress and sys.stderr.isatty()):
             environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         self.process = subprocess.Popen(
             # -P: what lies in the working directory is not imported.

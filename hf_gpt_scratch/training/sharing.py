@@ -74,7 +74,7 @@ class BackgroundPushes:
                 message=f"Unfinished model after step {global_step}",
                 timeout=settings.push_timeout,
             )
-            self.process = PushProcess(order)
+            self.process = PushProcess(order, shows_progress=False)  # the run has a bar of its own
         except (ValueError, OSError) as error:
             warn(f"{error}; the run goes on")
 
