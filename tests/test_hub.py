@@ -219,6 +219,12 @@ def test_stopping_leaves_no_process(alice: LoopbackHub, folder: Path) -> None:
     assert push.process.returncode == -signal.SIGKILL
 
 
+def test_pushing_needs_no_torch() -> None:
+    code = "import sys, hf_gpt_scratch.hub; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    command, environment = [sys.executable, "-c", code], {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout == "False\n"
+
+
 def test_nothing_in_the_working_folder_is_run(
     alice: LoopbackHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
