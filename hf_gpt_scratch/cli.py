@@ -10,8 +10,8 @@ from .interrupts import Interrupted
 def run(main: Callable[[], None]) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
-    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130 or 143 after
-    Ctrl-C or SIGTERM. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
+    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143 or
+    138 after Ctrl-C, SIGTERM or SIGUSR1. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
     """
     try:
         main()

@@ -122,6 +122,10 @@ class TokenWindows(Dataset):
             labels[: self.block_size - self.num_tail_targets] = IGNORE_INDEX
         return {"input_ids": input_ids, "shift_labels": labels}
 
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the token ids: a resumed run must be on the same text."""
+        return hashlib.sha256(self.token_ids.numpy()).digest()
+
     @property
     def num_targets(self) -> int:
         """The number of labels that count: predicted tokens in one pass."""

@@ -1,8 +1,13 @@
-"""What is asked of files that must not be lost or mistaken: to be on the disk, and to have a known hash."""
+"""What is asked of files that must not be lost or mistaken: to be on the disk, to be whole, to have a known hash."""
 
 import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def flush(path: Path) -> None:
@@ -21,3 +26,34 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Have an error of writing inside say which file it was, and in the system's words what.
+
+    Python leaves the path out where a write fails, as on a full disk, and safetensors raises no OSError at all.
+
+    Raises:
+        OSError: with `filename`, for any error of the operating system inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: beside, flushed, then given its name."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with errors_name(path):
+        unfinished.write_text(text, encoding="utf-8")
+        flush(unfinished)
+        unfinished.replace(path)

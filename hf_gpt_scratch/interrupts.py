@@ -18,9 +18,14 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """While entered, notes the first SIGINT or SIGTERM in `received`; a second one acts at once, as if unhandled."""
+    """While entered, notes the first SIGINT, SIGTERM or SIGUSR1 in `received`.
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    After it, Ctrl-C ends the process at once; every other signal is still only noted, since a scheduler sends SIGTERM
+    after SIGUSR1, and a launcher hands on to its processes what they may have got already.
+    """
+
+    # SIGUSR1 is what Slurm is asked to send before it takes a machine away; Windows does not have it.
+    signals = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received = 0
@@ -32,12 +37,10 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        # The system's own action: Python's would wait for the end of a call into C, such as waiting for a process.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

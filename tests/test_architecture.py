@@ -118,6 +118,7 @@ def test_every_module_has_its_test() -> None:
         "interrupts.py": "test_train_script.py",
         "launching.py": "test_train_script.py",
         "run.py": "test_loop.py",
+        "processes.py": "test_train_script.py",
         "command_line.py": "test_settings.py",
         "command.py": "test_convert_script.py",
         "hub_upload.py": "test_hub.py",

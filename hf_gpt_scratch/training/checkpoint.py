@@ -4,11 +4,12 @@ A checkpoint is a folder `step-00000120`:
     model.safetensors       each parameter once, by name
     optimizer.safetensors   optimizer state, named <parameter index>.<key>
     rng_<process>.safetensors   random state of each process
-    state.json              progress, settings, versions, and what of the optimizer is no tensor
-    manifest.json           SHA-256 of each file; written last, so without it a checkpoint does not count
+    state.json              progress, and what of the optimizer is no tensor
+    manifest.json           SHA-256 of each file, settings, processes, versions; without it a checkpoint does not count
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,17 +17,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_gpt_scratch.files import flush, sha256_of
+from hf_gpt_scratch.files import errors_name, flush
+
+from .manifest import damage, read_manifest, strangers, write_manifest
+from .processes import on_main_process
 
 
-MANIFEST = "manifest.json"
 PREFIX = "step-"
-UNFINISHED = ".unfinished-"
+REPLACED = ".replaced"  # ends the name of a checkpoint that another of the same step takes the place of
+UNFINISHED = ".unfinished-"  # begins the name of what is being written, or being deleted
+IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256")
 
 
 @dataclass
@@ -39,40 +45,46 @@ class Progress:
     tokens_seen: int = 0  # labels that counted in all completed steps
     order_seed: int | None = None  # of the window order of this epoch
     history_bytes: int = 0  # size of history.jsonl
+    best_step: int | None = None  # step with the lowest validation loss, where the settings ask for it
+    best_validation_loss: float | None = None  # nats per token
 
 
 @dataclass
 class SavedState:
-    """state.json: everything of a checkpoint that is no tensor."""
+    """Everything of a checkpoint that is no tensor; the part in IN_MANIFEST says which run it is of."""
 
     progress: Progress
     settings: dict[str, Any]
     num_processes: int
-    optimizer_groups: list[dict[str, Any]]
+    optimizer_groups: list[dict[str, Any]] = field(default_factory=list)
     grad_scaler: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # versions and device
+    text_sha256: str = ""  # of the token ids of training and validation
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """The state of the generators that draw in a step (dropout): CPU and every CUDA device."""
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the generators that draw in a step (dropout): that of the CPU and that of the device."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
-def restore_random_state(states: dict[str, torch.Tensor]) -> None:
+def restore_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
     """Put the generators back.
 
     Raises:
-        ValueError: the state is that of another number of devices, so that dropout would go another way.
+        ValueError: the state is that of another kind of device, so that dropout would go another way.
     """
-    expected = set(random_state())
+    expected = set(random_state(device))
     if set(states) != expected:
-        raise ValueError(f"the checkpoint has random state of {sorted(states)}, this machine has {sorted(expected)}")
-    torch.set_rng_state(states.pop("cpu"))
-    if states:
-        torch.cuda.set_rng_state_all([states[f"cuda.{index}"] for index in range(len(states))])
+        raise ValueError(f"the checkpoint has random state of {sorted(states)}, this run needs {sorted(expected)}")
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(states[device.type])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the checkpoint's random state cannot be restored: {error}") from None
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -95,6 +107,24 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], groups: list[dict[str, An
     return {"state": state, "param_groups": groups}
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file; an error names it."""
+    with errors_name(path):
+        save_file(tensors, path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
 def save_checkpoint(
     folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, saved: SavedState
 ) -> Path:
@@ -106,74 +136,103 @@ def save_checkpoint(
         model: the bare model, not wrapped.
         optimizer: the bare optimizer.
         saved: what is no tensor; the optimizer's part is filled in here.
+
+    Raises:
+        OSError: the disk does not take it; it names the file, and all older checkpoints are as they were.
     """
-    path = folder / f"{PREFIX}{saved.progress.global_step:08d}"
-    unfinished = folder / f"{UNFINISHED}{path.name}"
-    if accelerator.is_main_process:
+    random_states = gather_object([random_state(accelerator.device)])
+
+    def write() -> Path:
+        path = folder / f"{PREFIX}{saved.progress.global_step:08d}"
+        unfinished = folder / f"{UNFINISHED}{path.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    save_file(random_state(), unfinished / f"rng_{accelerator.process_index}.safetensors")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        parameters = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-        save_file(parameters, unfinished / "model.safetensors")
-        tensors, saved.optimizer_groups = pack_optimizer(optimizer)
-        save_file(tensors, unfinished / "optimizer.safetensors")
-        (unfinished / "state.json").write_text(json.dumps(asdict(saved), indent=2), encoding="utf-8")
-        publish(unfinished, path)
-    accelerator.wait_for_everyone()
-    return path
+        try:
+            for process, states in enumerate(random_states):
+                save_tensors(states, unfinished / f"rng_{process}.safetensors")
+            parameters = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+            save_tensors(parameters, unfinished / "model.safetensors")
+            tensors, saved.optimizer_groups = pack_optimizer(optimizer)
+            save_tensors(tensors, unfinished / "optimizer.safetensors")
+            write_state(saved, unfinished)
+            publish(unfinished, path)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
+            raise
+        return path
+
+    return on_main_process(accelerator, write)
+
+
+def write_state(saved: SavedState, folder: Path) -> None:
+    """Write state.json, then the manifest over all files of the folder."""
+    values = asdict(saved)
+    facts = {name: values.pop(name) for name in IN_MANIFEST}
+    with errors_name(folder / "state.json"):
+        (folder / "state.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+    progress = saved.progress
+    write_manifest(folder, {"global_step": progress.global_step, "tokens_seen": progress.tokens_seen, **facts})
 
 
 def publish(unfinished: Path, path: Path) -> None:
-    """Add the manifest and give a finished checkpoint its name; each stage is on the disk before the next."""
-    digests = {file.name: sha256_of(file) for file in sorted(unfinished.iterdir())}
-    for name in digests:
-        flush(unfinished / name)
-    (unfinished / MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
-    flush(unfinished / MANIFEST)
-    flush(unfinished)
-    if path.exists():  # the same step, saved again after a resume
-        shutil.rmtree(path)
+    """Give a finished checkpoint its name. One of the same step makes room without ever being away."""
+    replaced = path.with_name(path.name + REPLACED)
+    if path.exists():
+        discard(replaced)
+        path.rename(replaced)
     unfinished.rename(path)
     flush(path.parent)
+    discard(replaced)
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and what an interrupted save left behind."""
-    checkpoints = sorted(folder.glob(f"{PREFIX}*"))
-    for path in [*checkpoints[:-keep], *folder.glob(f"{UNFINISHED}*")]:
-        shutil.rmtree(path)
+def discard(path: Path) -> None:
+    """Delete a checkpoint, if it is there; one half deleted is never seen under its name."""
+    if path.exists():
+        doomed = path.with_name(f"{UNFINISHED}{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
-def damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None if every file has the hash of the manifest."""
-    try:
-        digests = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        for name, digest in digests.items():
-            if sha256_of(path / name) != digest:
-                return f"{name} is damaged"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError):
-        return f"{MANIFEST} is damaged"
-    return None
+def find_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints, newest step first, whole or damaged."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+({REPLACED})?", path.name)]
+    return sorted(found, key=lambda path: (-step_of(path), path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix(PREFIX).removesuffix(REPLACED))
+
+
+def remove_old_checkpoints(newest: Path, keep: int, best_step: int | None = None) -> None:
+    """Delete all checkpoints but some; to be called when the newest is complete.
+
+    Args:
+        newest: the checkpoint just written. Later ones are damaged leftovers that a resume passed over: they go too.
+        keep: how many to keep, the newest among them.
+        best_step: step of one more to keep.
+    """
+    past = [path for path in find_checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
+    for path in find_checkpoints(newest.parent):
+        if path not in past[:keep] and step_of(path) != best_step:
+            discard(path)
 
 
 def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """Find the newest checkpoint whose files are all as they were written.
 
     Returns:
-        The checkpoint, and a warning for each newer one that is damaged.
+        The checkpoint, and a warning for each newer one that is damaged and for files in it that do not belong there.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or all are damaged.
     """
     warnings: list[str] = []
-    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+    for path in find_checkpoints(folder):
         fault = damage(path)
         if fault is None:
+            warnings += [f"{path / name} does not belong to the checkpoint: not read" for name in strangers(path)]
             return path, warnings
         warnings.append(f"{path} is left out: {fault}")
     found = f" ({'; '.join(warnings)})" if warnings else ""
@@ -181,34 +240,56 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
 
 
 def read_state(path: Path) -> SavedState:
-    """Read state.json of a checkpoint that `newest_valid_checkpoint` gave."""
-    values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return SavedState(**{**values, "progress": Progress(**values["progress"])})
+    """Read what is no tensor of a checkpoint that `newest_valid_checkpoint` gave.
+
+    Raises:
+        ValueError: it is not what `save_checkpoint` writes.
+    """
+    try:
+        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        facts = {name: value for name, value in read_manifest(path).items() if name in IN_MANIFEST}
+        return SavedState(**facts, **{**values, "progress": Progress(**values["progress"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path / 'state.json'} cannot be read: {error}") from None
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into a bare model, in place.
+
+    Raises:
+        ValueError: the checkpoint is of another model.
+    """
+    saved = load_tensors(path / "model.safetensors")
+    parameters = dict(model.named_parameters())
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in parameters.items()}:
+        raise ValueError(f"{path} is the checkpoint of another model: its weights have other names or shapes")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
 
 
 def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> None:
     """Put weights and optimizer state back, in place. The random state comes later: `load_random_state`.
 
     Raises:
-        ValueError: the checkpoint is of another model.
+        ValueError: the checkpoint is of another model or optimizer.
     """
-    parameters = dict(model.named_parameters())
-    try:
-        saved = load_file(path / "model.safetensors")
-        tensors = load_file(path / "optimizer.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in parameters.items()}:
-        raise ValueError(f"{path} is the checkpoint of another model: its weights have other names or shapes")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+    load_weights(path, model)
     state = read_state(path)
-    optimizer.load_state_dict(unpack_optimizer(tensors, state.optimizer_groups))
+    tensors = load_tensors(path / "optimizer.safetensors")
+    try:
+        optimizer.load_state_dict(unpack_optimizer(tensors, state.optimizer_groups))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'optimizer.safetensors'} is of another optimizer: {error}") from None
     if accelerator.scaler is not None and state.grad_scaler is not None:
         accelerator.scaler.load_state_dict(state.grad_scaler)
 
 
-def load_random_state(path: Path, process_index: int) -> None:
-    """Put the generators of this process back; the last thing before the first step, since much else draws."""
-    restore_random_state(load_file(path / f"rng_{process_index}.safetensors"))
+def load_random_state(path: Path, accelerator: Accelerator) -> None:
+    """Put the generators of this process back; the last thing before the first step, since much else draws.
+
+    Raises:
+        ValueError: that is not possible, so that the run would silently be another one.
+    """
+    file = path / f"rng_{accelerator.process_index}.safetensors"
+    restore_random_state(load_tensors(file), accelerator.device)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.files import errors_name, flush
 from hf_gpt_scratch.plots import loss_figure, save_figure
 
 
@@ -23,15 +24,21 @@ class History:
     def append(self, event: str, **values: Any) -> None:
         """Add one row, in one write."""
         if self.writes:
-            with self.path.open("a", encoding="utf-8") as file:
+            with errors_name(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, **values}) + "\n")
 
     def rows(self, event: str) -> list[dict[str, Any]]:
-        """All rows of one kind of event, oldest first."""
+        """All rows of one kind of event, oldest first; a last one that a kill cut off is left out."""
         if not self.path.is_file():
             return []
-        rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
+        rows = map(json.loads, lines)
         return [row for row in rows if row["event"] == event]
+
+    def flush(self) -> None:
+        """Have all rows on the disk, before a checkpoint counts on them."""
+        if self.writes and self.path.is_file():
+            flush(self.path)
 
     def size(self) -> int:
         """Bytes written so far: with it a checkpoint remembers where the history was."""
@@ -42,7 +49,8 @@ class History:
         if self.writes:
             if self.size() < size:
                 raise ValueError(f"{self.path} is shorter than at the checkpoint: it was changed by hand, restore it")
-            os.truncate(self.path, size)
+            if self.path.is_file():
+                os.truncate(self.path, size)
 
     def plot_losses(self, stem: Path) -> None:
         """Draw training and validation loss of all evaluations as PNG and PDF."""

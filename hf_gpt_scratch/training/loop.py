@@ -19,12 +19,15 @@ from tqdm import tqdm
 from hf_gpt_scratch.data import IGNORE_INDEX, draw_like_torch_loader
 from hf_gpt_scratch.environment import peak_memory
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
+from hf_gpt_scratch.files import errors_name
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
 from .card import card_details
 from .optim import learning_rate_at, set_learning_rate
+from .output_folder import FolderLock
+from .processes import on_main_process
 from .progress_bar import StepDisplay
 from .run import Run, set_up
 from .settings import TrainingSettings
@@ -46,10 +49,15 @@ def train(settings: TrainingSettings) -> TrainingResult:
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
-        Interrupted: Ctrl-C or SIGTERM, after the step under way and a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
     """
-    run = set_up(settings)
-    progress = run.progress
+    with FolderLock(Path(settings.output_dir)) as lock:
+        return train_run(set_up(settings, lock))
+
+
+def train_run(run: Run) -> TrainingResult:
+    """Train a run that is set up to its end; every process calls this."""
+    settings, progress = run.settings, run.progress
     if settings.report_to:
         plain = {name: value for name, value in settings.to_dict().items() if isinstance(value, (int, float, str))}
         run.accelerator.init_trackers("hf_gpt_scratch", config=plain)
@@ -75,9 +83,7 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
     run.train_sampler.first_step = progress.step_in_epoch
     for batch in run.train_loader:
         started = time.perf_counter()
-        counts = torch.tensor([0, signals.received], device=accelerator.device)
-        counts[0] = (batch["shift_labels"] != IGNORE_INDEX).sum()
-        num_tokens, received = accelerator.reduce(counts, "sum").tolist()
+        num_tokens = int(accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
 
         learning_rate = learning_rate_at(progress.global_step, run.num_steps, settings)
         loss, grad_norm = optimizer_step(run, batch, num_tokens, learning_rate)
@@ -88,20 +94,25 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         run.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
         record_step(run, display, loss, grad_norm, learning_rate, tokens_per_second)
+        is_best = False
         if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
-            evaluate(run, settings.eval_iter)
+            _, validation_loss = evaluate(run, settings.eval_iter)
+            is_best = run.note_validation_loss(validation_loss)
         is_last = progress.global_step == run.num_steps
         if progress.step_in_epoch == len(run.train_sampler) or is_last:
             write_sample(run)
         if progress.step_in_epoch == len(run.train_sampler):
             progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
-        if received or is_last or (settings.save_steps and progress.global_step % settings.save_steps == 0):
+        is_due = settings.save_steps > 0 and progress.global_step % settings.save_steps == 0
+        # All processes save or none does, whichever of them got the signal.
+        received = accelerator.gather(torch.tensor([signals.received], device=accelerator.device)).max().item()
+        if received or is_last or is_due or is_best:
             checkpoint = run.save()
         if settings.push_steps and progress.global_step % settings.push_steps == 0 and not is_last:
             push_unfinished(run)
         if received and not is_last:
             how = f"saved {checkpoint} at step {progress.global_step}; continue with the same command and --resume"
-            raise Interrupted(f"stopped by signal: {how}", signals.received or received)
+            raise Interrupted(f"stopped by signal: {how}", received)
         if is_last:
             return
 
@@ -232,6 +243,7 @@ def write_sample(run: Run) -> None:
 
 def finish(run: Run) -> TrainingResult:
     """Evaluate on the whole validation text and write the repository folder."""
+    run.load_best_weights()
     train_loss, validation_loss = run.whole_losses or evaluate(run, 0)
     seconds = time.perf_counter() - run.started
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
@@ -244,8 +256,10 @@ def finish(run: Run) -> TrainingResult:
 
 def write_repository(run: Run, folder: Path) -> None:
     """Draw the losses and write the folder that loads without this package; all processes call it."""
-    run.history.plot_losses(run.output_dir / "loss")
-    if run.accelerator.is_main_process:
+
+    def write() -> None:
+        with errors_name(run.output_dir / "loss.png"):
+            run.history.plot_losses(run.output_dir / "loss")
         evaluation, progress = run.history.rows("evaluation")[-1], run.progress
         train_loss, validation_loss = evaluation["train_loss"], evaluation["validation_loss"]
         facts = {
@@ -254,16 +268,18 @@ def write_repository(run: Run, folder: Path) -> None:
             "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
         }
         settings = run.settings
-        build_repository(
-            run.bare_model,
-            folder,
-            tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
-            facts=facts,
-            base_model=settings.model_name_or_path,
-            card=card_details(settings, run.history),
-            replace=True,
-        )
-    run.accelerator.wait_for_everyone()
+        with errors_name(folder):
+            build_repository(
+                run.bare_model,
+                folder,
+                tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
+                facts=facts,
+                base_model=settings.model_name_or_path,
+                card=card_details(settings, run.history),
+                replace=True,
+            )
+
+    on_main_process(run.accelerator, write)
 
 
 def push_unfinished(run: Run) -> None:

@@ -1,5 +1,6 @@
 """What a run consists of: text, model, optimizer and output folder, made ready by Accelerate."""
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,16 +26,19 @@ from hf_gpt_scratch.data import (
     split_text,
 )
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
 from .base_model import load_base_model, with_base_architecture
 from .card import describe_texts
 from .checkpoint import (
+    PREFIX,
     Progress,
     SavedState,
+    find_checkpoints,
     load_checkpoint,
-    load_random_state,
+    load_weights,
     newest_valid_checkpoint,
     read_state,
     remove_old_checkpoints,
@@ -42,8 +46,12 @@ from .checkpoint import (
 )
 from .command_line import settings_json
 from .history import History
+from .manifest import damage
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops
 from .optim import build_optimizer, reset_to_torch_defaults
+from .output_folder import FolderLock, claim_folder, clear_leftovers
+from .processes import on_main_process
+from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
 from .sharing import BackgroundPushes, warn_early
 
@@ -64,6 +72,7 @@ class Run:
     train_eval_sampler: StepSampler
     num_steps: int
     flops: ModelFlops
+    text_sha256: str  # of the token ids
     progress: Progress = field(default_factory=Progress)
     whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
@@ -107,22 +116,49 @@ class Run:
         return int(broadcast(seed) if self.accelerator.num_processes > 1 else seed)
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment; to be called by all processes."""
+        """Write a checkpoint of this moment, then delete old ones; to be called by all processes."""
+        self.history.flush()
         self.progress.history_bytes = self.history.size()
+        optimizer = self.optimizer.optimizer
+        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, optimizer, self.saved_state())
+        keep, best_step = self.settings.save_total_limit, self.progress.best_step
+        on_main_process(self.accelerator, lambda: remove_old_checkpoints(path, keep, best_step))
+        return path
+
+    def saved_state(self) -> SavedState:
+        """What a checkpoint says of this run and moment, besides weights and optimizer."""
         scaler = self.accelerator.scaler
-        saved = SavedState(
+        return SavedState(
             progress=self.progress,
             settings=self.settings.to_dict(),
             num_processes=self.accelerator.num_processes,
-            optimizer_groups=[],
             grad_scaler=scaler.state_dict() if scaler is not None else None,
-            versions=key_versions(),
+            environment={**key_versions(), "device": describe_device(self.accelerator.device)},
+            text_sha256=self.text_sha256,
         )
-        bare_optimizer = self.optimizer.optimizer
-        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, bare_optimizer, saved)
-        if self.accelerator.is_main_process:
-            remove_old_checkpoints(self.checkpoint_dir, self.settings.save_total_limit)
-        return path
+
+    def note_validation_loss(self, loss: float) -> bool:
+        """Remember this step if it is the best so far and the settings ask for it; returns whether it is."""
+        progress = self.progress
+        best = progress.best_validation_loss
+        is_best = self.settings.load_best_model_at_end and (best is None or loss < best)
+        if is_best:
+            progress.best_step, progress.best_validation_loss = progress.global_step, loss
+        return is_best
+
+    def load_best_weights(self) -> None:
+        """Take the weights of the best evaluation, if the settings ask for it; to be called by all processes."""
+        step = self.progress.best_step
+        if step is None or step == self.progress.global_step:
+            return
+        path = self.checkpoint_dir / f"{PREFIX}{step:08d}"
+        fault = on_main_process(self.accelerator, lambda: damage(path))
+        if fault is not None:
+            self.say(f"warning: {path}, the best checkpoint, cannot be used ({fault}): keeping the last weights")
+            return
+        load_weights(path, self.bare_model)
+        self.whole_losses = None
+        self.say(f"took the weights of {path}: validation loss {self.progress.best_validation_loss:.3f}")
 
 
 def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tuple[TokenWindows, TokenWindows]:
@@ -200,39 +236,21 @@ def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator:
     return ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
 
 
-def refuse_used_folder(settings: TrainingSettings) -> None:
-    """Never write into a folder that holds something, unless it is this run that goes on.
-
-    Raises:
-        FileExistsError: it holds another run, or other files.
-        FileNotFoundError: `--resume` without anything to resume.
-        NotADirectoryError: it is a file.
-    """
-    folder = Path(settings.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--output_dir {folder} is a file: name a folder")
-    if settings.resume:
-        newest_valid_checkpoint(folder / "checkpoints")
-    elif folder.exists() and any(folder.iterdir()):
-        if (folder / "history.jsonl").is_file():
-            raise FileExistsError(
-                f"--output_dir {folder} holds another run: continue it with --resume, or name a new folder"
-            )
-        raise FileExistsError(f"--output_dir {folder} is not empty: name a new folder")
-
-
-def set_up(settings: TrainingSettings) -> Run:
+def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     """Build a run from its settings, fresh or resumed, up to the moment before the first step.
+
+    Args:
+        settings: what to train.
+        lock: of the output folder; taken here, given back by the caller.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
     """
+    accelerator = build_accelerator(settings)
+    on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
     settings = with_base_architecture(settings)
     encoding = load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
-    refuse_used_folder(settings)
-    accelerator = build_accelerator(settings)
-    accelerator.wait_for_everyone()  # all have looked at the folder before the first of them writes
 
     micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
     batch_size = micro_batch_size * settings.gradient_accumulation_steps
@@ -263,35 +281,66 @@ def set_up(settings: TrainingSettings) -> Run:
         *samplers,
         num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
         flops=model_flops(model, settings, accelerator),
+        text_sha256=text_sha256(train_windows, validation_windows),
     )
-    if settings.resume:
-        resume(run)
-    else:
+    on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
+    on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
+    checkpoint = find_resumable(run) if settings.resume else None
+    if checkpoint is None:
         begin(run)
+    else:
+        resume(run, checkpoint)
     describe(run, train_windows, validation_windows)
     return run
 
 
+def text_sha256(*parts: TokenWindows) -> str:
+    """SHA-256 over the token ids of all parts, to know on resume that they are the same."""
+    return hashlib.sha256(b"".join(part.fingerprint() for part in parts)).hexdigest()
+
+
 def begin(run: Run) -> None:
-    """Make the output folder and write down the settings."""
-    if run.accelerator.is_main_process:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        (run.output_dir / "settings.json").write_text(settings_json(run.settings), encoding="utf-8")
+    """Write down the settings, and begin the history."""
+
+    def write() -> None:
+        write_text(run.output_dir / "settings.json", settings_json(run.settings))
+        run.history.truncate(0)
+
+    on_main_process(run.accelerator, write)
 
 
-def resume(run: Run) -> None:
-    """Put the run back to the newest valid checkpoint.
+def find_resumable(run: Run) -> Path | None:
+    """Choose the checkpoint to go on from, the same for all processes; damaged ones are named.
+
+    Returns:
+        None where the run was stopped before its first checkpoint: it goes on from the first step.
 
     Raises:
-        ValueError: the settings or the number of processes would make it another run.
+        FileNotFoundError: all checkpoints are damaged, or they were deleted.
     """
-    path, warnings = newest_valid_checkpoint(run.checkpoint_dir)
+
+    def look() -> tuple[Path | None, list[str]]:
+        repeated, interval = run.history.rows("step"), run.settings.save_steps or run.num_steps
+        if not find_checkpoints(run.checkpoint_dir) and len(repeated) <= interval:
+            return None, []
+        return newest_valid_checkpoint(run.checkpoint_dir)
+
+    path, warnings = on_main_process(run.accelerator, look)
     for warning in warnings:
         run.say(f"warning: {warning}")
-    saved = read_state(path)
-    differences = run.settings.differences(saved.settings)
-    if saved.num_processes != run.accelerator.num_processes:
-        differences.append(f"processes were {saved.num_processes}, are {run.accelerator.num_processes}")
+    if path is None:
+        run.say(f"{run.checkpoint_dir} holds no checkpoint yet: starting from the first step")
+    return path
+
+
+def resume(run: Run, path: Path) -> None:
+    """Put the run back to a valid checkpoint.
+
+    Raises:
+        ValueError: settings, text, processes or random state would make it another run.
+    """
+    saved, now = read_state(path), run.saved_state()
+    differences = [*run.settings.differences(saved.settings), *other_run(saved, now)]
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
@@ -299,9 +348,11 @@ def resume(run: Run) -> None:
         )
     load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
     run.progress = saved.progress
-    run.history.truncate(saved.progress.history_bytes)
+    on_main_process(run.accelerator, lambda: run.history.truncate(saved.progress.history_bytes))
     run.say(f"resumed from {path}")
-    load_random_state(path, run.accelerator.process_index)
+    for notice in other_digits(saved, now):
+        run.say(f"warning: {notice}")
+    restore_draws(path, saved, run.accelerator)
 
 
 def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:

@@ -30,10 +30,12 @@ NonNegativeInt = Annotated[int, Range(0)]
 NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
 
-# Settings that may change on resume, because the losses do not depend on them.
+# Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
+# the number of processes counts: resume.py compares it.
 FREE_ON_RESUME = frozenset(
     ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
+    + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
 
 # Settings that an existing model brings with it.
@@ -133,6 +135,9 @@ class TrainingSettings:
     sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
     save_steps: NonNegativeInt = setting(100, "optimizer steps between checkpoints; 0: only at the end")
     save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep")
+    load_best_model_at_end: bool = setting(
+        False, "save at each lowest validation loss too, keep that checkpoint, and build the result from it"
+    )
     resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir")
     report_to: list[str] | None = setting(None, "trackers of Accelerate, such as tensorboard")
     license: str | None = setting(

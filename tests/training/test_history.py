@@ -29,6 +29,20 @@ def test_truncating_forgets_what_came_after(tmp_path: Path) -> None:
         history.truncate(size + 1)
 
 
+def test_row_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    history.append("step", global_step=1)
+    with history.path.open("a") as file:
+        file.write('{"event": "step", "glo')
+    assert [row["global_step"] for row in history.rows("step")] == [1]
+
+
+def test_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        History(Path("/dev/full")).append("step", global_step=1)
+    assert caught.value.filename == "/dev/full"
+
+
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl", writes=False)
     history.append("step", global_step=1)

@@ -151,7 +151,7 @@ def test_resume_without_the_random_state_would_differ(
     """The control of the test above."""
     settings = tiny_settings(**RESUME_SETTINGS)
     train(settings)
-    monkeypatch.setattr(run_module, "load_random_state", lambda path, process_index: None)
+    monkeypatch.setattr(run_module, "restore_draws", lambda *_: None)
     resumed = resumed_run(settings, 4, tmp_path / "resumed")
     assert step_losses(resumed.output_dir)[:4] == step_losses(settings.output_dir)[:4]
     assert step_losses(resumed.output_dir) != step_losses(settings.output_dir)
@@ -178,6 +178,69 @@ def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., T
     assert len(step_losses(settings.output_dir)) == 6
 
 
+def test_changed_text_is_another_run(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(Path(tiny_settings().train_file[0]).read_text())
+    settings = tiny_settings(train_file=[str(text)], max_steps=3, warmup_steps=0)
+    train(settings)
+    text.write_text(text.read_text().replace("lamp", "ship"))
+    with pytest.raises(ValueError, match="the training or validation text has changed"):
+        train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+
+
+def test_another_split_goes_on_with_the_same_batches_and_says_so(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(max_steps=12, save_steps=5, save_total_limit=9)
+    train(settings)
+    changed = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    resumed = resumed_run(TrainingSettings(**{**settings.to_dict(), **changed}), 5, tmp_path / "resumed")
+    assert "a step was 1 processes x 4 windows x 1 micro-batches, is 1 processes x 2 wind" in capsys.readouterr().out
+    assert step_losses(resumed.output_dir) == pytest.approx(step_losses(settings.output_dir), rel=1e-6)
+    with pytest.raises(ValueError, match="a step had 1 processes x 4 windows x 1 micro-batches, has"):
+        train(TrainingSettings(**{**settings.to_dict(), "per_device_train_batch_size": 2, "resume": True}))
+
+
+def test_run_stopped_before_its_first_checkpoint_starts_again(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(save_steps=4)
+    train(settings)
+    expected, history = step_losses(settings.output_dir), Path(settings.output_dir, "history.jsonl")
+    shutil.rmtree(Path(settings.output_dir, "checkpoints"))
+    again = TrainingSettings(**{**settings.to_dict(), "resume": True})
+    with pytest.raises(FileNotFoundError, match="holds no valid checkpoint"):
+        train(again)  # six steps are more than one interval: checkpoints were there, and somebody deleted them
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:4]) + lines[4][:9])
+    train(again)
+    assert "holds no checkpoint yet: starting from the first step" in capsys.readouterr().out
+    assert step_losses(settings.output_dir) == expected
+
+
+def test_best_checkpoint_is_kept_and_becomes_the_result(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    """A rate far too high makes the loss rise, so that the best weights are not the last."""
+    settings = tiny_settings(
+        max_steps=12, eval_steps=2, learning_rate=0.5, lr_scheduler_type="constant", load_best_model_at_end=True
+    )
+    result = train(settings)
+    losses = {row["global_step"]: row["validation_loss"] for row in rows(settings.output_dir, "evaluation")[1:7]}
+    best = min(losses, key=losses.get)
+    assert best < 12
+    assert result.validation_loss == losses[best]
+    names = sorted(path.name for path in Path(settings.output_dir, "checkpoints").iterdir())
+    assert f"step-{best:08d}" in names
+    assert names[-1] == "step-00000012"
+    assert len(names) <= 3
+    # Where it is damaged, the last weights are taken and it is said.
+    Path(settings.output_dir, "checkpoints", f"step-{best:08d}", "state.json").unlink()
+    result = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    assert result.validation_loss != losses[best]
+    assert "the best checkpoint, cannot be used (state.json is missing)" in capsys.readouterr().out
+
+
 def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
 ) -> None:
@@ -200,6 +263,7 @@ def test_run_leaves_everything_it_promises(
     result = train(settings)
     folder = Path(settings.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "history.jsonl",
         "loss.pdf",

@@ -1,0 +1,115 @@
+"""The output folder: who may write into it, one process at a time, and what a killed one left there."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from hf_gpt_scratch.files import errors_name
+
+from .checkpoint import UNFINISHED
+from .settings import TrainingSettings
+
+
+LOCK_NAME = ".lock"
+
+
+class FolderLock:
+    """The lock `.lock` in a folder; the kernel frees it with the process, so none is ever left over.
+
+    Leaving the context gives it back. Without `take` it does nothing, so that processes beside the main one can
+    enter it too.
+
+    Args:
+        folder: the output folder of a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_NAME
+        self._lock = FileLock(self.path)
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def take(self) -> None:
+        """Take the lock of a folder that exists, or keep it if this object has it already.
+
+        Raises:
+            BlockingIOError: another process has it; the line names that one.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise BlockingIOError(
+                f"{self.path.parent} is in use by {self._owner()}: wait for it, stop it, or name another --output_dir"
+            ) from None
+        with errors_name(self.path):
+            self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+    def _owner(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8") or "another process"
+        except (OSError, ValueError):  # Windows does not let a locked file be read
+            return "another process"
+
+
+def refuse_used_folder(settings: TrainingSettings) -> None:
+    """Never write into a folder that holds something, unless it is this run that goes on.
+
+    Raises:
+        FileExistsError: it holds another run, or other files.
+        FileNotFoundError: `--resume` where no run ever began.
+        NotADirectoryError: it is a file.
+    """
+    folder = Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder} is a file: name a folder")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if settings.resume:
+        if not names & {LOCK_NAME, "checkpoints"}:
+            raise FileNotFoundError(f"--output_dir {folder} holds no valid checkpoint: start without --resume")
+    elif "history.jsonl" in names:
+        raise FileExistsError(
+            f"--output_dir {folder} holds another run: continue it with --resume, or name a new folder"
+        )
+    elif names - {LOCK_NAME}:
+        raise FileExistsError(f"--output_dir {folder} is not empty: name a new folder")
+
+
+def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> None:
+    """Take the lock of the output folder, and be sure then that this run may write there; main process only.
+
+    Args:
+        settings: of the run.
+        lock: of the output folder.
+        make: make the folder where it is missing; otherwise it is left for later.
+
+    Raises:
+        OSError: the folder is in use, holds something else, or cannot be made.
+    """
+    if not lock.path.exists():
+        refuse_used_folder(settings)  # not even a lock is written into a folder that is not ours
+    folder = lock.path.parent
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        lock.take()
+    refuse_used_folder(settings)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a run that was killed left half written in its output folder."""
+    for path in [*folder.glob(f"checkpoints/{UNFINISHED}*"), *folder.glob(".*model-*")]:
+        shutil.rmtree(path)
+    for path in folder.glob("*.tmp"):
+        path.unlink()
