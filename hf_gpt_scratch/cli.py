@@ -26,6 +26,11 @@ def run(main: Callable[[], None]) -> None:
             raise
         say(f"error: {describe(error)}")
         sys.exit(1)
+    finally:
+        if "torch.distributed" in sys.modules:  # a script that never loaded it shall not wait for it
+            from .launching import leave_process_group
+
+            leave_process_group()
 
 
 def describe(error: Exception) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 
 def flush(path: Path) -> None:
     """Have the kernel put a file, or the names in a folder, on the disk before going on."""
@@ -32,7 +30,8 @@ def sha256_of(path: Path) -> str:
 def errors_name(path: Path) -> Iterator[None]:
     """Have an error of writing inside say which file it was, and in the system's words what.
 
-    Python leaves the path out where a write fails, as on a full disk, and safetensors raises no OSError at all.
+    Python leaves the path out where a write fails, as on a full disk; safetensors and tokenizers, which are written in
+    Rust, raise no OSError at all.
 
     Raises:
         OSError: with `filename`, for any error of the operating system inside.
@@ -43,7 +42,7 @@ def errors_name(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    except SafetensorError as error:
+    except Exception as error:
         code = re.search(r"\(os error (\d+)\)", str(error))
         if code is None:
             raise

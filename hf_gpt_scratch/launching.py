@@ -66,3 +66,13 @@ def start_as_asked() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
     environment["OMP_NUM_THREADS"] = str(request.num_threads or max(1, cores // count))
     os.execve(sys.executable, [*torchrun, *sys.argv], environment)
+
+
+def leave_process_group() -> None:
+    """End the threads of a group of processes, if there is one; the last thing before its model is freed.
+
+    PyTorch 2.13's gloo threads keep tensors of Python until they end. Freeing a DDP model ends them while it holds
+    Python's lock, for which they then wait for ever: most processes would hang at their end.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.group.WORLD.shutdown()

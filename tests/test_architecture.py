@@ -23,7 +23,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", ""},
+    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching", ""},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"model", "conversion", "environment", "tokenizer", ""},
 }

@@ -21,6 +21,7 @@ from hf_gpt_scratch.environment import peak_memory
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
 from hf_gpt_scratch.files import errors_name
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
+from hf_gpt_scratch.launching import leave_process_group
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
@@ -249,6 +250,8 @@ def finish(run: Run) -> TrainingResult:
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
     write_repository(run, repository)
+    if not run.accelerator.state.fork_launched:  # then the group of processes is someone else's
+        leave_process_group()
     run.accelerator.end_training()
     run.pushes.close()
     return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)
