@@ -22,10 +22,27 @@ RUN = [
     *SMALL,
     *("--dropout", "0.1", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
     *("--warmup_steps", "3", "--max_steps", str(MAX_STEPS), "--eval_steps", "3", "--initial_eval_iter", "1"),
-    *("--eval_iter", "2", "--sample_tokens", "3", "--sample_prompt", "The", "--save_steps", str(SAVE_STEPS)),
+    *(
+        "--eval_iter",
+        "2",
+        "--sample_tokens",
+        "3",
+        "--sample_prompt",
+        "The",
+        "--peak_flops",
+        "1e9",
+        "--save_steps",
+        str(SAVE_STEPS),
+    ),
 ]
 # What a run leaves when it ends; anything else is a leftover.
 LEFT = {".lock", "checkpoints", "history.jsonl", "loss.pdf", "loss.png", "model", "settings.json"}
+# Of a row of the history, what depends on the run alone; the rest depends on the machine's speed.
+EXACT = ("event", "global_step", "epoch", "tokens_seen", "loss", "learning_rate", "grad_norm", "train_loss") + (
+    "validation_loss",
+    "perplexity",
+    "text",
+)
 Fault = Callable[[], None]
 
 
@@ -102,11 +119,7 @@ def last_step(run: Path) -> int:
 
 def outcome(run: Path) -> dict[str, object]:
     """All of a finished run that must be equal to the last bit: every loss, and every bit of the last checkpoint."""
-    rows = [
-        {key: value for key, value in row.items() if key not in ("tokens_per_second", "seconds")}
-        for row in history(run)
-        if row["event"] != "run"
-    ]
+    rows = [{key: row[key] for key in EXACT if key in row} for row in history(run) if row["event"] != "run"]
     last = run / "checkpoints" / f"step-{MAX_STEPS:08d}"
     tensors = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(last.glob("*.safetensors"))}
     weights = run / "model" / "model.safetensors"

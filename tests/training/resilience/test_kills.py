@@ -13,7 +13,7 @@ import pytest
 from harness import SAVE_STEPS, Survived, survive
 
 
-pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def survive_all(pool: ProcessPoolExecutor, folder: Path, cases: list[dict], **shared: object) -> list[Survived]:
@@ -40,6 +40,7 @@ def summary(results: list[Survived]) -> str:
     )
 
 
+@pytest.mark.resilience
 def test_kill_at_every_file_event(
     pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
 ) -> None:
@@ -56,6 +57,7 @@ def test_kill_at_every_file_event(
     assert all(result.broken_code == -9 for result in results)
 
 
+@pytest.mark.resilience
 def test_kill_at_bytes_of_the_tensors(
     pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
 ) -> None:
@@ -80,6 +82,7 @@ def random_kills(pool, whole, arguments, folder, count: int, seed: int) -> list[
     return survive_all(pool, folder, cases, arguments=arguments, expected=whole["expected"])
 
 
+@pytest.mark.resilience
 def test_kill_at_random_moments(
     pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
 ) -> None:
@@ -100,6 +103,7 @@ def test_500_kills_at_random_moments(
     assert bad(results) == []
 
 
+@pytest.mark.resilience
 def test_checkpoint_written_in_place_would_not_survive(
     pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
 ) -> None:
