@@ -1,0 +1,118 @@
+"""Proves that a signal ends a run after its step, with a checkpoint and the right code, and that nothing is lost."""
+
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from harness import fork, go_on, history, last_step, leftovers, same, wait
+
+
+pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]
+
+
+def signal_once(
+    folder: Path, arguments: list, expected: dict, number: int, delay: float, twice: bool
+) -> dict[str, object]:
+    """Signal a run some seconds after its first evaluation, and resume it."""
+    folder.mkdir()
+    run, log = folder / "run", folder / "log"
+    arguments = [*arguments, "--output_dir", run]
+    pid = fork(arguments, log)
+    while not history(run) or history(run)[-1]["event"] == "run":  # then the signals are being noted
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(pid, signal.SIGSTOP)  # so that the step under way is known
+    reached = last_step(run)
+    os.kill(pid, number)
+    sent = time.perf_counter()
+    os.kill(pid, signal.SIGCONT)
+    if twice:
+        while is_noting(pid, signal.SIGINT):
+            time.sleep(0.0005)
+        os.kill(pid, signal.SIGINT)
+    code = wait(pid)
+    seconds = time.perf_counter() - sent
+    said = re.search(r"stopped by signal: saved .* at step (\d+)", log.read_text(errors="replace"))
+    resumed, manual, repeated = go_on(arguments, run, log)
+    return {
+        "code": code,
+        "seconds": seconds,
+        "late": int(said[1]) - reached if said else None,
+        "repeated": repeated,
+        "is_good": not manual and same(run, expected) and not leftovers(run),
+        "output": resumed.output[-2000:],
+    }
+
+
+def is_noting(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal and has not ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = int(re.search(r"SigCgt:\s+(\w+)", status)[1], 16)
+    return "State:\tZ" not in status and bool(caught >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_signal_at_random_times(
+    pool: ProcessPoolExecutor,
+    whole: dict,
+    arguments: list[str],
+    tmp_path: Path,
+    table: Callable[[str], None],
+    name: str,
+) -> None:
+    number, draw = getattr(signal, name), random.Random(name)
+    jobs = [
+        pool.submit(
+            signal_once, tmp_path / str(n), arguments, whole["expected"], number, draw.uniform(0, 0.3), twice=False
+        )
+        for n in range(20)
+    ]
+    results = [job.result() for job in jobs]
+    codes = Counter(result["code"] for result in results)
+    late = max(result["late"] or 0 for result in results)
+    slowest = max(result["seconds"] for result in results)
+    bad = [result for result in results if not result["is_good"]]
+    table(
+        f"20 times, exit codes {dict(codes)}, checkpoint at most {late} step later, at most {slowest:.1f} s, "
+        f"{len(bad)} resumed otherwise"
+    )
+    assert bad == []
+    assert set(codes) <= {128 + number, 0}  # 0: it came after the last step
+    assert codes[128 + number] >= 10
+    assert late <= 1
+    assert slowest < 30
+    assert all(result["repeated"] == 0 for result in results if result["late"] is not None)
+
+
+def test_second_ctrl_c_ends_at_once_and_harms_nothing(
+    pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
+) -> None:
+    draw = random.Random(2)
+    jobs = [
+        pool.submit(
+            signal_once,
+            tmp_path / str(n),
+            arguments,
+            whole["expected"],
+            signal.SIGINT,
+            draw.uniform(0, 0.2),
+            twice=True,
+        )
+        for n in range(10)
+    ]
+    results = [job.result() for job in jobs]
+    codes = Counter(result["code"] for result in results)
+    table(f"10 times, exit codes {dict(codes)}, {sum(not result['is_good'] for result in results)} resumed otherwise")
+    assert [result for result in results if not result["is_good"]] == []
+    assert codes[-signal.SIGINT] >= 5
+    assert set(codes) <= {-signal.SIGINT, 130, 0}
