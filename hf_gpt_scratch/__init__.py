@@ -18,6 +18,7 @@ __all__ = [
     "GPTScratchForTokenClassification",
     "GPTScratchModel",
     "GPTScratchPreTrainedModel",
+    "SeededDrawLogitsProcessor",
     "TemperatureTopKLogitsProcessor",
 ]
 

@@ -1,26 +1,62 @@
-"""Continue a prompt: python scripts/generate.py --model FOLDER_OR_REPO --prompt TEXT."""
+"""Continue prompts: python scripts/generate.py --model FOLDER_OR_REPO --prompt TEXT."""
 
 import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 from hf_gpt_scratch.cli import quiet_libraries, run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Stream the continuation of a prompt.")
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Continue prompts; a single one is streamed.")
     parser.add_argument("--model", required=True, help="folder or Hub repository")
-    parser.add_argument("--prompt", required=True, help="text to continue; empty: start from <|endoftext|>")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", action="append", help="text to continue; empty: start from <|endoftext|>; repeat")
+    prompts.add_argument("--prompt-file", type=Path, help="UTF-8 file with a prompt in each line that is not empty")
+    prompts.add_argument("--interactive", action="store_true", help="type prompts, change temperature and top-k")
     parser.add_argument("--max-new-tokens", type=int, default=25, help="tokens to add (default: 25)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top-k", type=int, help="choose among so many likeliest tokens (default: all)")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
-    arguments = vars(parser.parse_args())
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable; further samples count on from it")
+    parser.add_argument("--num-samples", type=int, default=1, help="samples of each prompt (default: 1)")
+    parser.add_argument(
+        "--past-context", choices=["exact", "rolling"], default="exact",
+        help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each sample")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     quiet_libraries()
 
-    from hf_gpt_scratch.decoding import generate_text
+    from transformers import TextStreamer
+
+    from hf_gpt_scratch.data import read_text
+    from hf_gpt_scratch.decoding import Decoding, generate_samples
+    from hf_gpt_scratch.interactive import run_session
     from hf_gpt_scratch.loading import load_model_and_tokenizer
 
-    model, tokenizer = load_model_and_tokenizer(arguments.pop("model"))
-    generate_text(model, tokenizer, **arguments, stream=True)
+    decoding = Decoding(
+        arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed, arguments.past_context
+    )
+    decoding.check()
+    prompts = arguments.prompt
+    if arguments.prompt_file is not None:
+        prompts = [line for line in read_text(arguments.prompt_file).splitlines() if line.strip()]
+    model, tokenizer = load_model_and_tokenizer(arguments.model)
+    if arguments.interactive:
+        return run_session(model, tokenizer, decoding)
+    is_streamed = len(prompts) * arguments.num_samples == 1 and not arguments.json
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None
+    groups = generate_samples(
+        model, tokenizer, prompts, decoding, num_samples=arguments.num_samples, streamer=streamer
+    )
+    for sample in (sample for group in groups for sample in group if not is_streamed):
+        print(json.dumps(asdict(sample), ensure_ascii=False) if arguments.json else f"{sample.text}\n")
+    return None
 
 
 if __name__ == "__main__":

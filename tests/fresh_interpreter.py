@@ -223,6 +223,25 @@ def sample_with_processor(path: str, input_ids: list[list[int]], max_new_tokens:
     return {"module": processor_class.__module__, "token_ids": token_ids.tolist()}
 
 
+def go_on_past_context(path: str, input_ids: list[list[int]], prompts: list[str]) -> dict[str, Any]:
+    """More tokens than the context has, through generate() in both modes and through the pipeline."""
+    import torch
+    from transformers import AutoModelForCausalLM, pipeline
+
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    ids = torch.tensor(input_ids)
+    num_new = 2 * model.config.max_position_embeddings
+    options = {"max_new_tokens": num_new, "do_sample": False, "eos_token_id": None}
+    report = {
+        mode: model.generate(ids, attention_mask=torch.ones_like(ids), past_context=mode, **options).tolist()
+        for mode in ("exact", "rolling")
+    }
+    generator = pipeline("text-generation", model=path, trust_remote_code=True)
+    outputs = generator(prompts, batch_size=len(prompts), past_context="exact", **options)
+    report["texts"] = [output[0]["generated_text"] for output in outputs]
+    return report
+
+
 def import_code_without_warning(path: str, class_references: list[str]) -> dict[str, Any]:
     """Import the classes of a repository; a Python warning is an error, what is printed or logged is returned."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module

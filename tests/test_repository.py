@@ -440,6 +440,7 @@ def loading_calls(places: dict[str, str], models: dict[str, PreTrainedModel], ca
         "sample_with_processor",
         {"path": places[TIED], "input_ids": INPUT_IDS, "max_new_tokens": NEW_TOKENS},
     )
+    calls["past context"] = ("go_on_past_context", {"path": places[TIED], "input_ids": INPUT_IDS, "prompts": PROMPTS})
     calls["example"] = ("run_example", {"card": str(card), "path": places[TIED]})
     return calls
 
@@ -591,6 +592,25 @@ def test_logits_processor_comes_out_of_the_repository(
         torch.tensor(INPUT_IDS), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=50256
     )
     assert processor["token_ids"] == greedy.tolist()
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_generation_goes_on_past_the_context(
+    loaded: dict[str, Outcome], models: dict[str, PreTrainedModel], repositories: dict[str, Path], origin: str
+) -> None:
+    """Opted in by a keyword of generate() and of the pipeline, also for who has nothing but the repository."""
+    report, model = loaded[origin].returned("past context"), models[TIED]
+    ids = torch.tensor(INPUT_IDS)
+    for mode in ("exact", "rolling"):
+        expected = model.generate(
+            ids, max_new_tokens=80, do_sample=False, past_context=mode, eos_token_id=None, pad_token_id=50256
+        )
+        assert report[mode] == expected.tolist()
+    assert report["exact"] != report["rolling"]
+    tokenizer = AutoTokenizer.from_pretrained(repositories[TIED])
+    for prompt, text in zip(PROMPTS, report["texts"], strict=True):
+        assert text.startswith(prompt)
+        assert len(tokenizer(text)["input_ids"]) > model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("origin", ORIGINS)

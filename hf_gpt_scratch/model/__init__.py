@@ -1,7 +1,7 @@
 """The three files that ship with every repository; this one only re-exports them and stays at home."""
 
 from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
-from .generation_gpt_scratch import TemperatureTopKLogitsProcessor
+from .generation_gpt_scratch import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
 from .modeling_gpt_scratch import (
     GPTScratchForCausalLM,
     GPTScratchForSequenceClassification,
@@ -19,5 +19,6 @@ __all__ = [
     "GPTScratchForTokenClassification",
     "GPTScratchModel",
     "GPTScratchPreTrainedModel",
+    "SeededDrawLogitsProcessor",
     "TemperatureTopKLogitsProcessor",
 ]

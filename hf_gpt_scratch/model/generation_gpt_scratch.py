@@ -11,13 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decoding: temperature and top-k as one logits processor, shipped with every repository."""
+"""Decoding beyond what `generate()` has: one processor for temperature and top-k, repeatable draws, texts longer than
+the context. It is shipped with every repository.
+"""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor
+from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor
 
 
 class TemperatureTopKLogitsProcessor(LogitsProcessor):
@@ -70,4 +74,135 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
         return scores / self.temperature
 
 
-__all__ = ["TemperatureTopKLogitsProcessor"]
+class SeededDrawLogitsProcessor(LogitsProcessor):
+    r"""
+    Draw the next token of each row with generators of its own, and leave only the drawn tokens.
+
+    What `generate()` then has to do is greedy, so the global random state is neither used nor changed. A row draws the
+    same tokens alone as in a batch. Put it last:
+
+    ```python
+    >>> processors = [TemperatureTopKLogitsProcessor(temperature=1.4, top_k=25), SeededDrawLogitsProcessor(123)]
+    >>> model.generate(**inputs, do_sample=False, logits_processor=processors)
+    ```
+
+    It counts on: a new one for every call of `generate()`.
+
+    Args:
+        seed (`int`, `Sequence[int]` or `torch.Generator`):
+            A seed for each row; one integer stands for seed, seed + 1, ... from the first row on. A row draws what
+            `torch.multinomial` draws after `torch.manual_seed` with its seed. A generator, on the device of the
+            scores, draws for all rows.
+
+    Raises:
+        ValueError: `seed` is none of these; when called, that there are more or fewer rows than seeds.
+    """
+
+    def __init__(self, seed: int | Sequence[int] | torch.Generator) -> None:
+        seeds = seed if isinstance(seed, (list, tuple, range)) else [seed]
+        are_integers = all(isinstance(one, int) and not isinstance(one, bool) for one in seeds)
+        if not (are_integers or isinstance(seed, torch.Generator)):
+            raise ValueError(f"seed must be an integer, one for each row, or a torch.Generator, got {seed!r}")
+        self.seed = seed
+        self.generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return scores [B, vocab_size] that are 0 at the drawn token of each row and minus infinity elsewhere."""
+        probabilities = scores.softmax(dim=-1)
+        if isinstance(self.seed, torch.Generator):
+            drawn = torch.multinomial(probabilities, 1, generator=self.seed)
+        else:
+            self.generators = self.generators or self._seeded_generators(scores)
+            pairs = zip(probabilities, self.generators, strict=True)
+            drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in pairs])
+        return torch.full_like(scores, -math.inf).scatter(-1, drawn, 0.0)
+
+    def _seeded_generators(self, scores: torch.FloatTensor) -> list[torch.Generator]:
+        num_rows = scores.shape[0]
+        seeds = range(self.seed, self.seed + num_rows) if isinstance(self.seed, int) else self.seed
+        if len(seeds) != num_rows:
+            raise ValueError(f"there are {len(seeds)} seeds for {num_rows} rows: give one for each, or one integer")
+        return [torch.Generator(device=scores.device).manual_seed(seed) for seed in seeds]
+
+
+class GPTScratchGenerationMixin(GenerationMixin):
+    """`generate(..., past_context="exact")` or `"rolling"`: go on when the text is longer than the context.
+
+    - "exact" conditions every new token on the last `max_position_embeddings` tokens, as if the text were cropped at
+      every step. Positions shift at every step, so nothing can be cached beyond the context.
+    - "rolling" crops to half a context when the context is full, and fills it again with the cache: a token is
+      conditioned on between half a context and a whole one. For prompts of one length.
+
+    Without it, what is longer than the context is refused.
+    """
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_context: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit.
+
+        Raises:
+            ValueError: `past_context` is no mode, or does not go with the way of decoding; one line.
+        """
+        context = self.config.max_position_embeddings
+        if past_context is not None:
+            refuse_with_past_context(past_context, next_sequence_length, past_key_values, inputs_embeds, **kwargs)
+        if past_context is None or input_ids.shape[1] <= context:
+            return super().prepare_inputs_for_generation(
+                input_ids,
+                next_sequence_length=next_sequence_length,
+                past_key_values=past_key_values,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        kwargs.pop("position_ids", None)  # they count from the start of the text, and the window has its own
+        if past_context == "exact":
+            window = context
+            past_key_values, kwargs["use_cache"] = None, False
+        else:
+            if attention_mask is not None:
+                raise ValueError('past_context="rolling" takes prompts of one length: use "exact" for padded ones')
+            if past_key_values.get_seq_length() in (0, context):
+                window = max(1, context // 2)
+                past_key_values = DynamicCache(config=self.config)
+            else:
+                window = 1
+        return super().prepare_inputs_for_generation(
+            input_ids[:, -window:],
+            past_key_values=past_key_values,
+            attention_mask=attention_mask if attention_mask is None else attention_mask[:, -window:],
+            **kwargs,
+        )
+
+
+def refuse_with_past_context(
+    mode: str,
+    next_sequence_length: int | None,
+    past_key_values: Cache | None,
+    inputs_embeds: torch.Tensor | None,
+    is_first_iteration: bool = False,
+    use_cache: bool | None = None,
+    **kwargs: Any,
+) -> None:
+    """Raise ValueError for what cannot be done past the context."""
+    if mode not in ("exact", "rolling"):
+        raise ValueError(f'past_context must be "exact" or "rolling", got {mode!r}')
+    if inputs_embeds is not None:
+        raise ValueError("past_context needs input_ids: embeddings cannot be cropped and embedded again")
+    if getattr(past_key_values, "is_compileable", False):
+        raise ValueError("past_context does not go with a static cache: leave out cache_implementation")
+    if mode == "rolling" and (past_key_values is None or not use_cache):
+        raise ValueError('past_context="rolling" needs the cache: leave use_cache on, or use "exact"')
+    if not is_first_iteration and next_sequence_length not in (None, 1):
+        raise ValueError("past_context does not go with assisted or prompt-lookup decoding: leave one of them out")
+
+
+__all__ = ["GPTScratchGenerationMixin", "SeededDrawLogitsProcessor", "TemperatureTopKLogitsProcessor"]

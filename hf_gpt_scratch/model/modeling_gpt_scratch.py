@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -43,7 +43,11 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
-from .generation_gpt_scratch import TemperatureTopKLogitsProcessor
+from .generation_gpt_scratch import (
+    GPTScratchGenerationMixin,
+    SeededDrawLogitsProcessor,
+    TemperatureTopKLogitsProcessor,
+)
 
 
 # TRF057 of the library's linter asks for @auto_docstring, which would put texts about "a None model" over ours.
@@ -287,7 +291,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
-class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):  # trf-ignore: TRF057
+class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin):  # trf-ignore: TRF057
     """The language model: hidden states -> a score for each token of the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -373,5 +377,6 @@ __all__ = [
     "GPTScratchForTokenClassification",
     "GPTScratchModel",
     "GPTScratchPreTrainedModel",
+    "SeededDrawLogitsProcessor",
     "TemperatureTopKLogitsProcessor",
 ]

@@ -1,5 +1,6 @@
 """Proves scripts/generate.py and scripts/evaluate.py as users type them, on the folder that training left."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_gpt_scratch.data import read_text
+from hf_gpt_scratch.decoding import generate_text
 from hf_gpt_scratch.evaluation import evaluate_text
 from hf_gpt_scratch.loading import load_model_and_tokenizer
 
@@ -18,6 +20,42 @@ def test_generate_streams_the_same_text_for_the_same_seed(trained: tuple[Path, s
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("The lamp")
     assert first.stdout == again.stdout != other.stdout
+
+
+def test_generate_takes_several_prompts_and_samples_past_the_context(
+    trained: tuple[Path, str], launch: Callable, tmp_path: Path
+) -> None:
+    prompts = ["The lamp", "Once upon a time there was"]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts), encoding="utf-8")
+    arguments = ["--model", trained[0] / "model", "--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2]
+    arguments += ["--temperature", 1.4, "--seed", 5, "--max-new-tokens", 40]  # the context has 16 tokens
+    result = launch("generate.py", *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    samples = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(sample["prompt"], sample["seed"]) for sample in samples] == [(p, s) for p in prompts for s in (5, 6)]
+    model, tokenizer = load_model_and_tokenizer(str(trained[0] / "model"))
+    options = {"temperature": 1.4, "max_new_tokens": 40}
+    for sample in samples:
+        assert sample["text"] == generate_text(model, tokenizer, sample["prompt"], seed=sample["seed"], **options)
+    plain = launch("generate.py", *arguments)
+    assert plain.stdout == "".join(f"{sample['text']}\n\n" for sample in samples)
+
+
+def test_decoding_is_drawn_for_the_tutorials_words_and_for_a_model(
+    trained: tuple[Path, str], launch: Callable, tmp_path: Path
+) -> None:
+    result = launch("plot_decoding.py", "--output", tmp_path / "words")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"pizza +0\.0001 +0\.0000 +0\.0430", result.stdout)
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
+    arguments = ["--model", trained[0] / "model", "--prompt", "The", "--top-k", 3, "--num-tokens", 5]
+    result = launch("plot_decoding.py", *arguments, "--temperature", 1, 0, "--output", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split()[-2:] for line in result.stdout.splitlines() if not line.startswith("drawn")]
+    assert len(rows) == 5
+    assert [float(row[1]) for row in rows] == [1, 0, 0, 0, 0]
+    assert sum(float(row[0]) > 0 for row in rows) == 3
+    assert (tmp_path / "model.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_evaluate_prints_the_losses_of_the_whole_text(
@@ -37,11 +75,9 @@ def test_evaluate_prints_the_losses_of_the_whole_text(
     ("script", "arguments", "reason"),
     [
         ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
-        (
-            "generate.py",
-            ["--model", "{run}/model", "--prompt", "x", "--max-new-tokens", "99"],
-            "do not fit the context",
-        ),
+        ("generate.py", ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"], "top_k must be an integer of"),
+        ("generate.py", ["--model", "{run}/model", "--prompt-file", "gone.txt"], "gone.txt: No such file or directory"),
+        ("plot_decoding.py", ["--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
         ("generate.py", ["--model", "no/such-model", "--prompt", "x"], "cannot load no/such-model: "),
         ("evaluate.py", ["--model", "{run}/model", "--file", "nowhere.txt"], "nowhere.txt does not exist"),
     ],

@@ -1,0 +1,43 @@
+"""Draw next-token probabilities at several temperatures: python scripts/plot_decoding.py."""
+
+import argparse
+from pathlib import Path
+
+from hf_gpt_scratch.cli import quiet_libraries, run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draw a bar for each token and temperature: of the tutorial's nine words or of a model."
+    )
+    parser.add_argument("--model", help="folder or Hub repository (default: the tutorial's nine words)")
+    parser.add_argument("--prompt", default="", help="text before the token (default: start from <|endoftext|>)")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5")
+    parser.add_argument("--top-k", type=int, help="keep so many likeliest tokens (default: all)")
+    parser.add_argument("--num-tokens", type=int, default=10, help="likeliest tokens to draw (default: 10)")
+    parser.add_argument("--output", type=Path, default=Path("decoding"), help="PNG and PDF without ending")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    quiet_libraries()
+
+    from hf_gpt_scratch.decoding import likeliest_tokens, next_token_probabilities, tutorial_tokens
+    from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.plots import save_figure, temperature_figure
+
+    if arguments.model is None:
+        tokens, token_ids, logits = tutorial_tokens()
+    else:
+        model, tokenizer = load_model_and_tokenizer(arguments.model)
+        tokens, token_ids, logits = likeliest_tokens(model, tokenizer, arguments.prompt, arguments.num_tokens)
+    rows = [next_token_probabilities(logits, value, arguments.top_k)[token_ids] for value in arguments.temperature]
+    for token, *probabilities in zip(tokens, *(row.tolist() for row in rows), strict=True):
+        print(f"{token:>14}", *(f"{probability:8.4f}" for probability in probabilities))
+    for path in save_figure(temperature_figure(rows, arguments.temperature, tokens), arguments.output):
+        print(f"drawn to {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,140 @@
+"""Proves the session at the keyboard in a pseudo-terminal: prompts, commands, Ctrl-C ends only a sample."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.decoding import Decoding, generate_text
+from hf_gpt_scratch.interactive import obey
+from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.repository import build_repository
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights, large enough for a sample of 100,000 tokens to take long."""
+    torch.manual_seed(0)
+    config = GPTScratchConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
+    return build_repository(GPTScratchForCausalLM(config), tmp_path_factory.mktemp("models") / "model")
+
+
+class Terminal:
+    """A program in a pseudo-terminal."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 120) -> str:
+        """Everything shown up to `text`."""
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            if time.monotonic() > end or not select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
+                raise AssertionError(f"{text!r} did not come: {self.shown!r}")
+            self.shown += os.read(self.master, 4096).decode(errors="replace").replace("\r", "")
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal(folder: Path, project_root: Path) -> Iterator[Terminal]:
+    """The session, at its first prompt."""
+    script = project_root / "scripts" / "generate.py"
+    terminal = Terminal(
+        [sys.executable, str(script), "--model", str(folder), "--interactive", "--max-new-tokens", "6"]
+    )
+    terminal.wait_for("> ")
+    yield terminal
+    terminal.close()
+
+
+def test_a_session(terminal: Terminal, folder: Path) -> None:
+    model, tokenizer = load_model_and_tokenizer(str(folder))
+
+    def expect(**options: object) -> None:
+        text = generate_text(model, tokenizer, "The lamp", **options)
+        terminal.type("The lamp\n")
+        assert text in terminal.wait_for("\n> ")
+
+    expect(max_new_tokens=6)
+    terminal.type("/temperature 1.4\n")
+    terminal.wait_for("> ")
+    terminal.type("/top-k 25\n")
+    terminal.wait_for("> ")
+    terminal.type("/seed 123\n")
+    terminal.wait_for("> ")
+    expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
+    terminal.type("/temperature -3\n")
+    assert "not changed: temperature must be at least 0" in terminal.wait_for("> ")
+    expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
+
+    terminal.type("/max_new_tokens 100000\n")
+    terminal.wait_for("> ")
+    terminal.type("Once\n")
+    terminal.wait_for("Once ")
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for("[stopped]")
+    terminal.wait_for("> ")
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for("/quit or Ctrl-D leaves")
+    terminal.wait_for("> ")
+    terminal.type("/max_new_tokens 6\n")
+    terminal.wait_for("> ")
+    expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
+    terminal.type("\x04")
+    assert terminal.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/temperature 0.8", {"temperature": 0.8}),
+        ("/top_k 5", {"top_k": 5}),
+        ("/top-k none", {"top_k": None}),
+        ("/seed 7", {"seed": 7}),
+        ("/past_context rolling", {"past_context": "rolling"}),
+    ],
+)
+def test_commands_change_settings(line: str, expected: dict) -> None:
+    assert obey(line, Decoding(top_k=3)) == Decoding(**{"top_k": 3, **expected})
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/temperature hot", "not changed: could not convert string to float"),
+        ("/top_k -1", "not changed: top_k must be"),
+        ("/max_new_tokens 0", "not changed: max_new_tokens must be"),
+        ("/past_context far", "not changed: past_context must be"),
+        ("/fly", "there is no command '/fly': /help shows all"),
+        ("/top_k", "there is no command '/top_k': /help shows all"),
+        ("/help", "Ctrl-C stops it"),
+        ("/settings", "max_new_tokens 25   temperature 0.0"),
+    ],
+)
+def test_other_lines_change_nothing(line: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert obey(line, Decoding()) == Decoding()
+    assert answer in capsys.readouterr().out
