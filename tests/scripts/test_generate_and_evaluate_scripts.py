@@ -76,7 +76,11 @@ def test_evaluate_prints_the_losses_of_the_whole_text(
     [
         ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
         ("generate.py", ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"], "top_k must be an integer of"),
-        ("generate.py", ["--model", "{run}/model", "--prompt-file", "gone.txt"], "gone.txt: No such file or directory"),
+        (
+            "generate.py",
+            ["--model", "{run}/model", "--prompt-file", "gone.txt"],
+            "gone.txt: No such file or directory",
+        ),
         ("plot_decoding.py", ["--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
         ("generate.py", ["--model", "no/such-model", "--prompt", "x"], "cannot load no/such-model: "),
         ("evaluate.py", ["--model", "{run}/model", "--file", "nowhere.txt"], "nowhere.txt does not exist"),
