@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from .interrupts import Interrupted
+from .interrupts import Stopped
 
 
 def run(main: Callable[[], None]) -> None:
@@ -15,9 +15,10 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except Interrupted as interruption:
-        say(str(interruption))
-        sys.exit(interruption.exit_code)
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # the others stop for the same reason
+            say(str(stop))
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)

@@ -3,13 +3,20 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast,
+    set_seed,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -53,6 +60,7 @@ from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
+from .sharding import complete_fsdp
 from .sharing import BackgroundPushes, warn_early
 
 
@@ -190,7 +198,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling.
+        ValueError: fp16 on a CPU, which has no gradient scaling; FSDP version 1.
     """
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
@@ -202,7 +210,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
+    complete_fsdp(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     return accelerator
