@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 from hf_gpt_scratch.interrupts import Stopped
 
-from .checkpoint import PREFIX, Progress
+from .checkpoint import Progress, find_checkpoints
 from .settings import TrainingSettings
 
 
@@ -68,6 +68,9 @@ def way_out(progress: Progress, checkpoint_dir: Path) -> str:
     """What a user can do about a bad step."""
     if progress.skipped_in_a_row:
         return f"so were {progress.skipped_in_a_row} steps before it: start anew with a lower --learning_rate"
-    newest = max(checkpoint_dir.glob(f"{PREFIX}*"), default=None)
-    skip = f"continue after {newest} with --resume --on_bad_step skip" if newest else "skip it with --on_bad_step skip"
-    return f"{skip}, or start anew with a lower --learning_rate"
+    checkpoints = find_checkpoints(checkpoint_dir)
+    if not checkpoints:
+        return "there is no checkpoint yet: start anew with --on_bad_step skip or a lower --learning_rate"
+    return (
+        f"continue after {checkpoints[0]} with --resume --on_bad_step skip, or start anew with a lower --learning_rate"
+    )
