@@ -60,7 +60,7 @@ from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
-from .sharding import complete_fsdp
+from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 
 
@@ -111,6 +111,11 @@ class Run:
         """Epochs done, such as 1.5."""
         return self.progress.global_step / len(self.train_sampler)
 
+    @property
+    def sharding(self) -> str:
+        """How weights and optimizer state are spread over the processes."""
+        return "FSDP2" if self.accelerator.is_fsdp2 else "none"
+
     def say(self, line: str) -> None:
         """Print a line, on the main process only."""
         self.accelerator.print(line, flush=True)
@@ -141,7 +146,11 @@ class Run:
             settings=self.settings.to_dict(),
             num_processes=self.accelerator.num_processes,
             grad_scaler=scaler.state_dict() if scaler is not None else None,
-            environment={**key_versions(), "device": describe_device(self.accelerator.device)},
+            environment={
+                **key_versions(),
+                "device": describe_device(self.accelerator.device),
+                "sharding": self.sharding,
+            },
             text_sha256=self.text_sha256,
         )
 
@@ -198,8 +207,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; FSDP version 1.
+        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
     """
+    refuse_deepspeed()
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
         cpu=settings.use_cpu or not torch.accelerator.is_available(),
@@ -371,6 +381,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     facts: dict[str, Any] = {
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
+        "sharding": run.sharding,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "versions": key_versions(),
         "parameters": run.bare_model.num_parameters(),
@@ -386,7 +397,8 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     }
     run.history.append("run", **facts, settings=settings.to_dict())
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
-    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}, {peak}")
+    processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
+    run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -13,6 +13,19 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
+def refuse_deepspeed() -> None:
+    """Stop before anything is set up if the launcher was asked for DeepSpeed.
+
+    Raises:
+        ValueError: it was; the line names what to use instead.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "DeepSpeed is not supported, because its weights and optimizer state do not fit these checkpoints: launch "
+            "with scripts/configs/fsdp2.yaml, which spreads them as well"
+        )
+
+
 def complete_fsdp(accelerator: Accelerator) -> None:
     """Give the FSDP that the launcher was asked for to processes on a CPU too.
 
