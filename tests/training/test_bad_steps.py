@@ -3,13 +3,13 @@
 The NaNs are real: a weight, a loss or a learning rate is made absurd in a run of the loop itself.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from histories import rows, without_speed
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.training import loop
@@ -46,12 +46,7 @@ def test_which_steps_are_bad(
 
 
 def step_rows(settings: TrainingSettings) -> list[dict]:
-    rows = map(json.loads, (Path(settings.output_dir) / "history.jsonl").read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["event"] == "step"]
-
-
-def without_speed(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+    return [without_speed(row) for row in rows(settings.output_dir, "step")]
 
 
 def checkpoint(settings: TrainingSettings, step: int) -> Path:
@@ -113,11 +108,11 @@ def test_skipped_step_changes_nothing_and_is_counted(
     poison({5, 6}, math.nan)
     result = train(settings)
     assert result.skipped_steps == 2
-    rows = step_rows(settings)
-    assert [row.get("skipped", False) for row in rows] == [False] * 4 + [True] * 2 + [False] * 2
-    assert rows[4]["loss"] is None
+    steps = step_rows(settings)
+    assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * 2 + [False] * 2
+    assert steps[4]["loss"] is None
     assert "NaN" not in (Path(settings.output_dir) / "history.jsonl").read_text(encoding="utf-8")
-    assert all(math.isfinite(row["loss"]) for row in rows[6:])
+    assert all(math.isfinite(row["loss"]) for row in steps[6:])
     # Nothing is saved where steps are skipped.
     saved = sorted(path.name for path in checkpoint(settings, 1).parent.iterdir())
     assert saved == [f"step-{step:08d}" for step in (1, 2, 3, 4, 7, 8)]
@@ -127,7 +122,7 @@ def test_skipped_step_changes_nothing_and_is_counted(
             file.unlink()
         checkpoint(settings, step).rmdir()
     train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
-    assert without_speed(step_rows(settings)) == without_speed(rows)
+    assert step_rows(settings) == steps
     assert {name: (checkpoint(settings, 8) / name).read_bytes() for name in WHOLE_STATE} == expected
 
 
@@ -153,8 +148,8 @@ def test_broken_weights_are_not_skipped_over_for_ever(
     monkeypatch.setattr(loop, "learning_rate_at", lambda step, *args: 1e38 if step == 3 else 1e-3)
     with pytest.raises(Diverged, match=rf"so were {MOST_IN_A_ROW} steps before it: start anew with a lower"):
         train(settings)
-    rows = step_rows(settings)
-    assert [row.get("skipped", False) for row in rows] == [False] * 4 + [True] * MOST_IN_A_ROW
+    steps = step_rows(settings)
+    assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * MOST_IN_A_ROW
     assert damage(checkpoint(settings, 3)) is None
 
 
@@ -166,14 +161,14 @@ def test_spike_is_skipped_and_what_it_is_compared_with_survives_a_resume(
     poison({FEWEST + 4}, 50.0)
     result = train(settings)
     assert result.skipped_steps == 1
-    rows = step_rows(settings)
-    assert [row["global_step"] for row in rows if "skipped" in row] == [FEWEST + 4]
-    assert rows[FEWEST + 3]["loss"] > 100
+    steps = step_rows(settings)
+    assert [row["global_step"] for row in steps if "skipped" in row] == [FEWEST + 4]
+    assert steps[FEWEST + 3]["loss"] > 100
     newest = checkpoint(settings, FEWEST + 6)
     for file in newest.iterdir():
         file.unlink()
     newest.rmdir()
     again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
     assert again.skipped_steps == 1
-    assert without_speed(step_rows(settings)) == without_speed(rows)
-    assert torch.isfinite(torch.tensor([row["loss"] for row in rows])).all()
+    assert step_rows(settings) == steps
+    assert torch.isfinite(torch.tensor([row["loss"] for row in steps])).all()

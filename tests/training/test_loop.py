@@ -1,4 +1,4 @@
-"""Proves the loop: its losses against a plain PyTorch loop, and bit for bit on resume; splits: test_many_devices.py."""
+"""Proves the loop: losses against a plain PyTorch loop, bit for bit on resume; other splits: test_many_devices.py."""
 
 import inspect
 import shutil
