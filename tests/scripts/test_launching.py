@@ -1,7 +1,9 @@
 """Proves how several processes are started and ended: the committed configs, two nodes, and a process that dies."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -48,9 +50,11 @@ def step_losses(folder: Path) -> list[float]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port below those from which connections start: a node that waits for it there could connect to itself."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", random.randint(20000, 30000)))
+            return listener.getsockname()[1]
 
 
 @pytest.mark.resilience
