@@ -22,7 +22,18 @@ from hf_gpt_scratch.training.manifest import damage
 
 
 TINY = [
-    *("--vocabulary", "bytes", "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
+    *(
+        "--vocabulary",
+        "bytes",
+        "--peak_flops",
+        "1e12",
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "2",
+        "--num_attention_heads",
+        "2",
+    ),
     *("--max_position_embeddings", "16", "--sample_tokens", "5", "--warmup_steps", "2", "--dropout", "0"),
 ]
 ENDLESS = [*TINY, "--max_steps", "100000", "--num_train_epochs", "100000", "--eval_steps", "100000"]
@@ -123,9 +134,9 @@ class Job:
         return time.monotonic() - started
 
     def messages(self) -> list[str]:
-        """What was written to stderr, without the progress bar and empty lines."""
+        """What was written to stderr, without the lines of progress and empty ones."""
         text = Path(self.errors.name).read_text(encoding="utf-8")
-        return [line for line in re.split(r"[\r\n]+", text) if line.strip() and "step/s" not in line]
+        return [line for line in re.split(r"[\r\n]+", text) if line.strip() and not line.startswith("step ")]
 
     def end(self) -> None:
         if self.process.poll() is None:

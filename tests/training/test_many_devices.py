@@ -32,6 +32,7 @@ STEPS = 7  # more than an epoch of 5, whose last step has 2 of 8 windows; in one
 TOLERANCE = 1e-6  # relative, in float32: sums in another order
 TINY = {
     "vocabulary": "bytes",
+    "peak_flops": 1e12,
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
