@@ -22,19 +22,9 @@ from hf_gpt_scratch.training.manifest import damage
 
 
 TINY = [
-    *(
-        "--vocabulary",
-        "bytes",
-        "--peak_flops",
-        "1e12",
-        "--hidden_size",
-        "16",
-        "--num_hidden_layers",
-        "2",
-        "--num_attention_heads",
-        "2",
-    ),
+    *("--vocabulary", "bytes", "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
     *("--max_position_embeddings", "16", "--sample_tokens", "5", "--warmup_steps", "2", "--dropout", "0"),
+    *("--peak_flops", "1e12"),
 ]
 ENDLESS = [*TINY, "--max_steps", "100000", "--num_train_epochs", "100000", "--eval_steps", "100000"]
 CONFIGS = {
