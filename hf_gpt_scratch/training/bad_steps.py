@@ -71,6 +71,4 @@ def way_out(progress: Progress, checkpoint_dir: Path) -> str:
     checkpoints = find_checkpoints(checkpoint_dir)
     if not checkpoints:
         return "there is no checkpoint yet: start anew with --on_bad_step skip or a lower --learning_rate"
-    return (
-        f"continue after {checkpoints[0]} with --resume --on_bad_step skip, or start anew with a lower --learning_rate"
-    )
+    return f"resume from {checkpoints[0]} with --resume --on_bad_step skip, or start anew with a lower --learning_rate"

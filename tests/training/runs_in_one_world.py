@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.interrupts import Stopped
+from hf_gpt_scratch.launching import leave_process_group
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -98,4 +99,4 @@ if __name__ == "__main__":
     results = {case["name"]: train(case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    leave_process_group()
