@@ -174,15 +174,31 @@ def load_model(
         "class": type(model).__name__,
         "module": type(model).__module__,
         "training": model.training,
+        "tied": weights_are_tied(model),
         "loading_info": {kind: sorted(map(str, keys)) for kind, keys in loading_info.items()},
     }
 
 
-def load_tokenizer(path: str, texts: list[str], trust_remote_code: bool | None = True) -> dict[str, Any]:
+def weights_are_tied(model: Any) -> bool:
+    """Whether the output head of a model is its embedding matrix, in memory and not only in value."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def download(path: str, revision: str | None = None) -> dict[str, Any]:
+    """All files of a repository, in the cache."""
+    from huggingface_hub import snapshot_download
+
+    return {"folder": snapshot_download(path, revision=revision)}
+
+
+def load_tokenizer(
+    path: str, texts: list[str], trust_remote_code: bool | None = True, revision: str | None = None
+) -> dict[str, Any]:
     """AutoTokenizer, and what it makes of texts."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     return {
         "class": type(tokenizer).__name__,
         "token_ids": tokenizer(texts)["input_ids"],

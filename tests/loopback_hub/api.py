@@ -28,6 +28,12 @@ def whoami(hub: "LoopbackHub", request: Request) -> Answer:
     return Answer.of({"type": "user", "id": user, "name": user, "fullname": user, "orgs": organizations, "auth": auth})
 
 
+@route("GET", "/api/agent-harnesses")
+def agent_harnesses(hub: "LoopbackHub", request: Request) -> Answer:
+    """Asked for once a day, unless telemetry is off, for a word in the header User-Agent."""
+    return Answer.of({"standardEnvVars": [], "harnesses": {}})
+
+
 @route("POST", "/api/validate-yaml")
 def validate_yaml(hub: "LoopbackHub", request: Request) -> Answer:
     errors = hub.card_errors(request.json()["content"])
