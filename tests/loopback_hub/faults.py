@@ -11,7 +11,7 @@ KINDS = {
     "500": "answered with an error of the server; nothing is done",
     "503": "answered with an error of the server; nothing is done",
     "reset": "the connection is reset before the request is read; nothing is done",
-    "hang": "no answer until the hub is closed; nothing is done",
+    "hang": "no answer until the hub is closed or its patience over; nothing is done",
     "cut": "done, but the connection ends in the middle of the answer",
     "lost": "done, but the connection is reset before the answer",
     "flip": "done, but one bit of the answer's body is changed",

@@ -37,6 +37,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.offers_xet = True
         self.offers_verify = True
+        self.patience: float | None = None  # seconds after which a connection that hangs is closed
         self.part_size: int | None = None  # bytes; larger uploads by LFS come in parts
         self.card_errors: Callable[[str], list[str]] = lambda content: []
         self.parts: dict[tuple[str, int], bytes] = {}
@@ -224,7 +225,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault == "hang":
             self.close_connection = True
-            self.server.hub.closing.wait()
+            self.server.hub.closing.wait(self.server.hub.patience)
             return
         if isinstance(fault, str) and fault.isdigit():
             answer = Answer.of({"error": f"Fault {fault}"}, int(fault))
