@@ -8,9 +8,11 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from loopback_hub import LoopbackHub
 from hf_gpt_scratch.hub_upload import Order
 
 
+TABLE = "Kills of a push", ["way", "killed at", "remote"]
 NUM_RANDOM = 10  # kills at random moments for each way of sending; each request is one more
 
 
@@ -39,7 +42,10 @@ class Scene:
     numbers: Iterator[int]
 
     def new_repository(self) -> str:
+        """One that holds the old state; what other pushes left with Xet is taken away."""
         repo_id = f"alice/toy-{self.transfer}-{next(self.numbers)}"
+        shutil.rmtree(self.hub.xet_folder)
+        shutil.copytree(self.root / "xet", self.hub.xet_folder)
         self.hub.copy_repository(f"alice/old-{self.transfer}", repo_id)
         return repo_id
 
@@ -69,10 +75,10 @@ class Scene:
         states = {"old": content(self.folders["old"]), "new": content(self.folders["sharded"])}
         return history(self.hub.repo(repo_id), "main", states)
 
-    def stored(self, repo_id: str) -> set[str]:
-        """Names of what the Hub keeps of large files: whole ones, or the blocks that Xet makes of them."""
-        blocks = self.hub.xet_folder.glob("xet/xorbs/xorbs/*")
-        return set(self.hub.repo(repo_id).uploads) | {path.name for path in blocks if path.suffix != ".tagset"}
+    def blocks(self) -> dict[str, int]:
+        """The blocks that Xet made of large files: name, and when it was written."""
+        paths = self.hub.xet_folder.glob("xet/xorbs/xorbs/*")
+        return {path.name: path.stat().st_mtime_ns for path in paths if path.suffix != ".tagset"}
 
 
 def communicate(process: subprocess.Popen) -> tuple[str, str]:
@@ -97,6 +103,7 @@ def scenes(
         for way, scene in scenes.items():
             hub.add_repository(f"alice/old-{way}")
             scene.push(f"alice/old-{way}", "old")
+        shutil.copytree(hub.xet_folder, root / "xet")
         yield scenes
 
 
@@ -104,13 +111,16 @@ def check_after(scene: Scene, repo_id: str, name: str) -> str:
     """Old or new; pushing again makes it new, once, and sends nothing that was there. Hands back what it was."""
     seen = scene.seen(repo_id)
     assert seen in (["empty", "old"], ["empty", "old", "new"]), f"{name}: {seen}"
-    stored, number = scene.stored(repo_id), len(scene.hub.requests)
+    stored, blocks = set(scene.hub.repo(repo_id).uploads), scene.blocks()
+    number = len(scene.hub.requests)
     scene.push(repo_id)
     assert scene.seen(repo_id) == ["empty", "old", "new"], name
     sent = {request.path.split("/")[-1] for request in scene.hub.requests[number:] if request.method == "PUT"}
     assert not sent & stored, f"{name}: sent again"
-    assert scene.stored(repo_id) >= stored
-    return f"{seen[-1]}, then new with {len(sent)} PUT"
+    now = scene.blocks()
+    assert {block: now[block] for block in blocks} == blocks, f"{name}: written again"
+    count = len(sent) if scene.transfer == "lfs" else len(now) - len(blocks)
+    return f"{seen[-1]}; then new with {count} large objects sent"
 
 
 def kill_at(scene: Scene, route: str, earlier: int) -> list[str]:
@@ -122,7 +132,7 @@ def kill_at(scene: Scene, route: str, earlier: int) -> list[str]:
         process.kill()
         process.wait()
 
-    fault = scene.hub.fault(route, kill, skip=earlier, path=repo_id.split("/")[1])
+    fault = scene.hub.fault(route, kill, skip=earlier)
     process = scene.start_push(repo_id)
     communicate(process)
     scene.hub.heal()
@@ -151,7 +161,19 @@ def test_a_push_killed_at_a_request(scenes: dict[str, Scene], transfer: str, rou
 @pytest.mark.parametrize("transfer", ["lfs", "xet"])
 def test_a_push_killed_at_every_request(scenes: dict[str, Scene], transfer: str, table: Callable[..., None]) -> None:
     for route, earlier in requests_of(scenes[transfer]):
-        table("Kills of a push", ["way", "killed at", "remote"], kill_at(scenes[transfer], route, earlier))
+        table(*TABLE, kill_at(scenes[transfer], route, earlier))
+
+
+def start_and_wait(scene: Scene) -> tuple[float, str, subprocess.Popen]:
+    """Start the script and wait for its first request: that moment, the repository, the process."""
+    repo_id = scene.new_repository()
+    asked = threading.Event()
+    scene.hub.fault(".*", lambda request: asked.set())
+    process = scene.start_script(repo_id)
+    assert asked.wait(60)
+    begun = time.monotonic()
+    scene.hub.heal()
+    return begun, repo_id, process
 
 
 @pytest.mark.hub
@@ -161,19 +183,19 @@ def test_a_script_killed_at_random_moments(
 ) -> None:
     """The script that the user started is killed, not the process that does the work: that one must end with it."""
     scene = scenes[transfer]
-    start = time.monotonic()
-    communicate(scene.start_script(scene.new_repository()))
-    whole = time.monotonic() - start
+    # From the first request on; before it, Python is importing.
+    begun, _, process = start_and_wait(scene)
+    communicate(process)
+    window = time.monotonic() - begun
     generator = random.Random(transfer)
     for _ in range(NUM_RANDOM):
-        repo_id = scene.new_repository()
-        moment = generator.uniform(0.3, 1) * whole  # before, nothing but Python's own imports happens
-        process = scene.start_script(repo_id)
+        _, repo_id, process = start_and_wait(scene)
+        moment = generator.uniform(0, window)
         time.sleep(moment)
         workers = psutil.Process(process.pid).children() if process.poll() is None else []
         process.kill()
         communicate(process)
-        gone, alive = psutil.wait_procs(workers, timeout=5)
+        _, alive = psutil.wait_procs(workers, timeout=5)
         assert not alive
         state = check_after(scene, repo_id, f"after {moment:.2f} s")
-        table("Kills of a push", ["way", "killed at", "remote"], [transfer, f"{moment:.2f} s of {whole:.2f} s", state])
+        table(*TABLE, [transfer, f"{moment:.2f} s of {window:.2f} s", state])
