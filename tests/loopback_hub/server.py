@@ -133,9 +133,9 @@ class LoopbackHub:
         self.accounts.check_write(request.token, repository)
         return repository
 
-    def xet_hash(self, sha256: str) -> str | None:
-        """The name under which Xet keeps a file; none if it does not."""
-        return xet_hashes(self.xet_folder).get(sha256)
+    def xet_hash(self, repository: Repository, sha256: str) -> str | None:
+        """The name under which Xet keeps a file; none if it does not, or if the repository got it by LFS."""
+        return None if sha256 in repository.uploads else xet_hashes(self.xet_folder).get(sha256)
 
     def signature(self, path: str, purpose: str) -> str:
         return hashlib.sha256(f"{self._secret} {purpose} {path}".encode()).hexdigest()

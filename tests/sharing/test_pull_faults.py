@@ -27,7 +27,11 @@ QUICK = ["500", "reset", "cut"]
 WITH_CODE = {False: "by the package", True: "with remote code"}
 INPUT_IDS = [[17, 5, 99, 23, 42]]
 TEXTS = ["The lamp", "<|endoftext|>done"]
-TIMEOUTS = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}  # seconds; their default is ten
+SETTINGS = {
+    "HF_HUB_DOWNLOAD_TIMEOUT": "1",  # seconds; by default ten
+    "HF_HUB_ETAG_TIMEOUT": "1",
+    "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # what came by Xet for one repository would do for the next
+}
 PATIENCE = 3.0  # seconds after which our server gives up a connection on which it hangs
 
 
@@ -48,7 +52,7 @@ def call(repo_id: str, remote_code: bool) -> tuple[str, dict]:
 
 def pull(hub: LoopbackHub, folder: Path, calls: Calls, remote_code: bool) -> Outcome:
     """One interpreter for many pulls: each is of a repository of its own, so nothing of it is in the cache."""
-    env = hub.environment(folder / "home") | TIMEOUTS | ({} if remote_code else {"HF_GPT_SCRATCH_REGISTER": "1"})
+    env = hub.environment(folder / "home") | SETTINGS | ({} if remote_code else {"HF_GPT_SCRATCH_REGISTER": "1"})
     return run(folder, calls, package=not remote_code, env=env, timeout=900)
 
 
