@@ -23,7 +23,7 @@ from hf_gpt_scratch.tokenizer import build_tokenizer
 
 
 KINDS = ["500", "503", "reset", "hang", "cut"]
-QUICK = ["500", "reset", "cut"]
+QUICK = ["500", "reset"]
 WITH_CODE = {False: "by the package", True: "with remote code"}
 INPUT_IDS = [[17, 5, 99, 23, 42]]
 TEXTS = ["The lamp", "<|endoftext|>done"]
@@ -154,6 +154,7 @@ def test_every_fault_at_every_request_of_a_pull(
     assert pulling.unknown == []
 
 
+@pytest.mark.hub
 def test_the_check_sees_another_model(
     pulling: LoopbackHub, model: GPTScratchForCausalLM, folders: dict[str, Path], tmp_path: Path
 ) -> None:
