@@ -25,6 +25,8 @@ from hf_gpt_scratch.hub_upload import Order, push
 
 
 KINDS = ["500", "503", "reset", "hang", "cut", "lost"]
+FOR_GOOD = 1000  # times
+TABLE = "Faults of a push", ["way", "push", "request", "fault", "outcome", "remote", "commits asked", "s"]
 TIMEOUT = 5.0  # seconds for a push, a tenth of it for an answer
 SHORTER = 50  # how much faster time passes between attempts
 SLOW_DISK = 30.0  # seconds that a push may take on a machine that is busy with something else
@@ -100,10 +102,10 @@ def scene(
     abort_xet_session()
 
 
-def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str) -> list[str]:
+def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str, times: int = 1) -> list[str]:
     """One push with one fault, all that must hold, and a row of the table."""
     order = scene.order(scenario)
-    fault = scene.hub.fault(route, kind, skip=earlier)
+    fault = scene.hub.fault(route, kind, times, skip=earlier)
     start, number = time.monotonic(), len(scene.hub.requests)
     try:
         push(order)
@@ -116,7 +118,7 @@ def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str) 
     asked = scene.hub.routes_asked(number)
     scene.hub.heal()
     name = f"{scenario}, {kind} at {route} number {earlier + 1}"
-    assert len(fault.hits) == 1, name
+    assert 1 <= len(fault.hits) <= times, name
     assert seconds < SLOW_DISK, name
 
     before = ["empty"] if scenario == "first" else ["empty", "old"]
@@ -124,6 +126,9 @@ def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str) 
     assert seen in ([], before, [*before, "new"]), f"{name}: {outcome}, {seen}"
     if outcome == "succeeded":
         assert seen == [*before, "new"], name
+    else:
+        assert times > 1, f"{name}: {outcome}"
+        assert "push again" in outcome, name
     again = push(order)
     assert scene.seen(order) == [*before, "new"], name
     repository = scene.hub.repo(order.repo_id)
@@ -131,6 +136,7 @@ def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str) 
     assert repository.private == order.private
     assert repository.tags == ({"v0.1": again.commit} if order.tag else {}), name
     remote = "new" if seen[-1:] == ["new"] else "old"
+    kind = f"{kind}, for good" if times > 1 else kind
     return [
         scenario,
         f"{route} ({earlier + 1})",
@@ -150,6 +156,24 @@ def test_one_fault_at_each_route_of_a_push(scene: Scene, kind: str) -> None:
     assert scene.hub.unknown == []
 
 
+def test_a_commit_that_never_succeeds_ends_in_one_line(scene: Scene) -> None:
+    for kind in ("503", "reset"):
+        row = push_into(scene, "next", "POST commit", 0, kind, times=FOR_GOOD)
+        assert row[3].startswith("cannot push to alice/toy-")
+        assert row[4] == "old"
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("kind", ["500", "reset", "lost"])
+def test_a_fault_that_stays_ends_in_one_line(
+    scene: Scene, kind: str, request: pytest.FixtureRequest, table: Callable[..., None]
+) -> None:
+    """At every request of a push; only what the client itself does without ends well."""
+    transfer = request.node.callspec.params["scene"]
+    for route, earlier in scene.requests("next"):
+        table(*TABLE, [transfer, *push_into(scene, "next", route, earlier, kind, times=FOR_GOOD)])
+
+
 @pytest.mark.hub
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scenario", ["next", "first"])
@@ -158,12 +182,7 @@ def test_every_fault_at_every_request_of_a_push(
 ) -> None:
     transfer = request.node.callspec.params["scene"]
     for route, earlier in scene.requests(scenario):
-        row = push_into(scene, scenario, route, earlier, kind)
-        table(
-            "Faults of a push",
-            ["way", "push", "request", "fault", "outcome", "remote", "commits asked", "s"],
-            [transfer, *row],
-        )
+        table(*TABLE, [transfer, *push_into(scene, scenario, route, earlier, kind)])
     assert scene.hub.unknown == []
 
 
