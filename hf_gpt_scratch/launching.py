@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -105,10 +106,10 @@ def run_torchrun(arguments: list[str]) -> NoReturn:
 
 
 def leave_process_group() -> None:
-    """End the threads of a group of processes, if there is one; the last thing before its model is freed.
+    """Let the threads of a group of processes finish, if there is one; the last thing before its model is freed.
 
-    PyTorch 2.13's gloo threads keep tensors of Python until they end. Freeing a DDP model ends them while it holds
-    Python's lock, for which they then wait for ever: most processes would hang at their end.
+    Freeing a DDP model in PyTorch 2.13 joins gloo's threads while it holds Python's lock. One that has just ended a
+    broadcast and waits for that lock, to free a tensor, would wait for ever, and the process with it.
     """
     if torch.distributed.is_initialized():
-        torch.distributed.group.WORLD.shutdown()
+        time.sleep(0.2)
