@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from warm import SMALL
-
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "train.py"
+SMALL = [
+    *("--vocabulary", "bytes", "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
+    *("--max_position_embeddings", "16"),
+]
 SAVE_STEPS, MAX_STEPS = 4, 14
 # Dropout, accumulation, warm-up, and evaluations and samples that do not fall on saves; nine steps an epoch.
 RUN = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from harness import SMALL
 
 from hf_gpt_scratch.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.command_line import parse_settings
@@ -17,10 +18,6 @@ from hf_gpt_scratch.training.loop import train
 
 
 torch.set_num_threads(1)  # before anything runs in parallel: threads do not survive a fork
-SMALL = [
-    *("--vocabulary", "bytes", "--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
-    *("--max_position_embeddings", "16"),
-]
 
 
 def warm_up() -> None:
