@@ -1,7 +1,7 @@
-"""From text files to batches of token windows.
+"""From text files, or shards of tokens, to batches of token windows.
 
-A text becomes one row of token ids. It is cut into windows of `block_size` inputs, each with the token that follows
-every input as its label, so that each token but the first is predicted exactly once in an epoch.
+A text, or a folder of shards, is one row of token ids. It is cut into windows of `block_size` inputs, each with the
+token that follows every input as its label, so that each token but the first is predicted exactly once in an epoch.
 """
 
 import hashlib
@@ -13,7 +13,9 @@ import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .tokenizer import END_OF_TEXT
+from .token_folder import ShardedTokens
+from .vocabulary import END_OF_TEXT
+from .window_order import KeyedOrder
 
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy skips
@@ -84,16 +86,26 @@ class TokenWindows(Dataset):
     `input_ids[t]`. What does not fill a window at the end becomes a last window that reaches back, with the labels
     that the window before already had replaced by `IGNORE_INDEX`. Item `PADDING_WINDOW` has only such labels.
 
+    With a `separator` there are also `position_ids` [T], int64, by which the model keeps documents apart: they start
+    again at each `<|endoftext|>`. As input it begins the document after it, as label it ends the one before.
+
     Args:
-        token_ids: the text, int64 [N].
+        token_ids: the text, int64 [N], or the tokens of a folder of shards.
         block_size: T, the number of tokens of a window.
         drop_last: leave out the end that does not fill a window.
+        separator: id of `<|endoftext|>`, to let no document see another one in its window.
 
     Raises:
         ValueError: fewer than `block_size` + 1 tokens where `drop_last`, fewer than 2 otherwise.
     """
 
-    def __init__(self, token_ids: torch.Tensor, block_size: int, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        token_ids: torch.Tensor | ShardedTokens,
+        block_size: int,
+        drop_last: bool = False,
+        separator: int | None = None,
+    ) -> None:
         num_targets = len(token_ids) - 1
         needed = block_size if drop_last else 1
         if num_targets < needed:
@@ -102,6 +114,7 @@ class TokenWindows(Dataset):
                 "smaller --block_size"
             )
         self.token_ids = token_ids
+        self.separator = separator
         self.block_size = min(block_size, num_targets)
         self.num_full_windows, self.num_tail_targets = divmod(num_targets, self.block_size)
         if drop_last:
@@ -113,14 +126,16 @@ class TokenWindows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         is_tail = index == self.num_full_windows
         start = len(self.token_ids) - 1 - self.block_size if is_tail else max(index, 0) * self.block_size
-        input_ids = self.token_ids[start : start + self.block_size]
-        labels = self.token_ids[start + 1 : start + 1 + self.block_size]
+        span = torch.from_numpy(np.asarray(self.token_ids[start : start + self.block_size + 1]).astype(np.int64))
+        input_ids, labels = span[:-1], span[1:].clone()
         if index == PADDING_WINDOW:
-            labels = torch.full_like(labels, IGNORE_INDEX)
+            labels[:] = IGNORE_INDEX
         elif is_tail:
-            labels = labels.clone()
             labels[: self.block_size - self.num_tail_targets] = IGNORE_INDEX
-        return {"input_ids": input_ids, "shift_labels": labels}
+        window = {"input_ids": input_ids, "shift_labels": labels}
+        if self.separator is not None:
+            window["position_ids"] = positions_in_documents(input_ids, self.separator)
+        return window
 
     def fingerprint(self) -> bytes:
         """SHA-256 of the token ids: a resumed run must be on the same text."""
@@ -132,18 +147,27 @@ class TokenWindows(Dataset):
         return self.num_full_windows * self.block_size + self.num_tail_targets
 
 
+def positions_in_documents(input_ids: torch.Tensor, separator: int) -> torch.Tensor:
+    """Count positions from 0 anew at each `separator`: int64 [T] -> int64 [T]."""
+    slots = torch.arange(len(input_ids))
+    starts = torch.where(input_ids == separator, slots, 0).cummax(0).values
+    return slots - starts
+
+
 class StepSampler(Sampler[list[int]]):
     """The window indices of each optimizer step, over all processes and micro-batches of that step.
 
-    The order is that of `torch.randperm` under `order_seed`, or ascending without one. All steps have `batch_size`
-    indices; the last is filled up with `PADDING_WINDOW`, or left out if `drop_last`. With `first_step` the steps
-    before it are skipped without touching the data.
+    The order is that of `torch.randperm` under `order_seed`, or ascending without one; `is_keyed` takes `KeyedOrder`
+    instead, which needs no memory however many windows there are. All steps have `batch_size` indices; the last is
+    filled up with `PADDING_WINDOW`, or left out if `drop_last`. With `first_step` the steps before it are skipped
+    without touching the data.
     """
 
-    def __init__(self, num_windows: int, batch_size: int, drop_last: bool = False) -> None:
+    def __init__(self, num_windows: int, batch_size: int, drop_last: bool = False, is_keyed: bool = False) -> None:
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.is_keyed = is_keyed
         self.order_seed: int | None = None
         self.first_step = 0
 
@@ -151,14 +175,17 @@ class StepSampler(Sampler[list[int]]):
         full, rest = divmod(self.num_windows, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def _order(self) -> range | torch.Tensor | KeyedOrder:
         if self.order_seed is None:
-            order = list(range(self.num_windows))
-        else:
-            generator = torch.Generator().manual_seed(self.order_seed)
-            order = torch.randperm(self.num_windows, generator=generator).tolist()
+            return range(self.num_windows)
+        if self.is_keyed:
+            return KeyedOrder(self.num_windows, self.order_seed)
+        return torch.randperm(self.num_windows, generator=torch.Generator().manual_seed(self.order_seed))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
         for step in range(self.first_step, len(self)):
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            indices = [int(index) for index in order[step * self.batch_size : (step + 1) * self.batch_size]]
             yield indices + [PADDING_WINDOW] * (self.batch_size - len(indices))
 
 
@@ -166,9 +193,11 @@ def build_loader(windows: TokenWindows, batch_size: int, drop_last: bool = False
     """Build a loader of whole optimizer steps; its order is set on `loader.batch_sampler`, a `StepSampler`.
 
     The loader has a generator of its own: by default each new iterator would draw a number from PyTorch's global
-    one, and dropout after an evaluation or a resume would no longer be the same.
+    one, and dropout after an evaluation or a resume would no longer be the same. Texts keep the order that published
+    runs depend on; shards take the one without memory.
     """
-    sampler = StepSampler(len(windows), batch_size, drop_last)
+    is_keyed = isinstance(windows.token_ids, ShardedTokens)
+    sampler = StepSampler(len(windows), batch_size, drop_last, is_keyed)
     return DataLoader(windows, batch_sampler=sampler, generator=torch.Generator())
 
 

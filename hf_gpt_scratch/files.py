@@ -56,3 +56,22 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
         flush(unfinished)
         unfinished.replace(path)
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write the parts of a file of any size whole or not at all, its name in the folder included.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays, and nothing is left of it.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with errors_name(path):
+        try:
+            with partial.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+            flush(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)

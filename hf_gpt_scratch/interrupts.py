@@ -4,14 +4,8 @@ import signal
 from types import FrameType, TracebackType
 
 
-class Stopped(Exception):
-    """A run that all its processes stopped at the same step; the text says in one line why and how to go on."""
-
-    exit_code: int
-
-
-class Interrupted(Stopped):
-    """A run stopped by a signal, after saving.
+class Interrupted(Exception):
+    """A run stopped by a signal, after saving; the text says how to go on.
 
     Args:
         message: what was saved and how to go on, one line.

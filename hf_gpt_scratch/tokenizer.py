@@ -10,12 +10,12 @@ import functools
 from typing import TYPE_CHECKING
 
 import tiktoken
-import torch
 
 from .vocabulary import END_OF_TEXT, END_OF_TEXT_IDS, byte_alphabet, read_merges, spell_tokens
 
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
     AnyTokenizer = tiktoken.Encoding | PreTrainedTokenizerBase
@@ -90,6 +90,9 @@ def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch
     Raises:
         ValueError: The text holds a lone surrogate, which no encoding of Unicode can represent.
     """
+    # Imported here, because preparing data needs tiktoken only.
+    import torch
+
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -23,7 +23,9 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching", ""},
+    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
+    | {"token_folder", ""},
+    "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"model", "conversion", "environment", "tokenizer", ""},
 }
@@ -116,11 +118,11 @@ def test_every_module_has_its_test() -> None:
         "registration.py": "test_repository.py",
         "cli.py": "test_train_script.py",
         "interrupts.py": "test_train_script.py",
-        "sharding.py": "test_many_devices.py",
+        "launching.py": "test_train_script.py",
         "run.py": "test_loop.py",
         "processes.py": "test_train_script.py",
         "command_line.py": "test_settings.py",
-        "command.py": "test_convert_script.py",
+        "command.py": "test_convert_script.py",  # and test_prepare_script.py
         "hub_upload.py": "test_hub.py",
         "hub_errors.py": "test_push_to_hub_script.py",
         "reload.py": "test_verify.py",

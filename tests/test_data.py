@@ -1,11 +1,15 @@
-"""Proves that text becomes windows without loss: files are read as they are or refused, each token is a label once."""
+"""Proves that text becomes windows without loss: files are read as they are or refused, each token is a label once,
+and documents of one window see each other only where they shall.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
+from transformers import AutoModelForCausalLM
 
+from hf_gpt_scratch import GPTScratchConfig
 from hf_gpt_scratch.data import (
     IGNORE_INDEX,
     PADDING_WINDOW,
@@ -16,10 +20,12 @@ from hf_gpt_scratch.data import (
     encode_text,
     epoch_order_seed,
     find_text_files,
+    positions_in_documents,
     read_text,
     read_texts,
     split_text,
 )
+from hf_gpt_scratch.evaluation import sum_losses
 from hf_gpt_scratch.tokenizer import load_encoding
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_ID
 
@@ -150,3 +156,46 @@ def test_drawn_order_and_generator_equal_those_of_a_plain_torch_loader() -> None
     assert torch.equal(torch.rand(1), after)
     # As the tutorial's loader yields them after seed 123.
     assert sum(expected, []) == [0, 7, 14, 5, 6, 1, 17, 2, 11, 12, 9, 16, 13, 10, 3, 8, 15, 4]
+
+
+def test_positions_start_again_where_a_document_does() -> None:
+    end = END_OF_TEXT_ID
+    assert positions_in_documents(torch.tensor([5, 6, end, 7, 8, 9, end, end, 3]), end).tolist() == [
+        0,
+        1,
+        0,
+        1,
+        2,
+        3,
+        0,
+        0,
+        1,
+    ]
+    assert positions_in_documents(torch.tensor([end, 7, 8]), end).tolist() == [0, 1, 2]
+    window = TokenWindows(torch.tensor([5, end, 7, 8, 9]), 4, separator=end)[0]
+    assert window["position_ids"].tolist() == [0, 0, 1, 2]
+    assert "position_ids" not in TokenWindows(torch.arange(9), 4)[0]
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_separate_documents_have_the_losses_that_each_has_alone(attn_implementation: str) -> None:
+    """Sum of nats over windows of packed documents = sum over each document by itself, to 1e-6; not so without it."""
+    config = GPTScratchConfig(
+        max_position_embeddings=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dropout=0.0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
+    end = torch.tensor([END_OF_TEXT_ID])
+    documents = [torch.randint(0, 50256, (length,)) for length in (20, 1, 7, 15, 16)]
+    packed = torch.cat([end, *(part for document in documents for part in (document, end))])
+    assert len(packed) == 65  # one window of 64
+
+    def nats(token_ids: torch.Tensor, separator: int | None) -> float:
+        windows = TokenWindows(token_ids, 64, separator=separator)
+        total = sum_losses(model, build_loader(windows, batch_size=2))
+        assert total.num_tokens == len(token_ids) - 1
+        return total.nats
+
+    alone = sum(nats(torch.cat([end, document, end]), None) for document in documents)
+    assert nats(packed, END_OF_TEXT_ID) == pytest.approx(alone, rel=1e-6)
+    assert nats(packed, None) != pytest.approx(alone, rel=1e-4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_gpt_scratch.files import errors_name, flush, sha256_of, write_text
+from hf_gpt_scratch.files import errors_name, flush, sha256_of, write_text, write_whole
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000_003])
@@ -66,3 +66,19 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, small_files_only: 
     with pytest.raises(OSError, match="File too large"):
         write_text(path, "x" * 2000)
     assert path.read_text() == "old"
+
+
+def test_file_is_written_whole_or_what_was_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"one", memoryview(b" two"))
+    assert path.read_bytes() == b"one two"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, old[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_whole(path, b"longer than there is room for")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"one two"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -27,7 +27,8 @@ def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
 
     A folder of prepared tokens counts as its index, which holds the hash of every shard.
     """
-    training = settings.train_file or [str(SAMPLE_TEXTS[settings.sample_text]())]
+    prepared = [settings.train_data] if settings.train_data else None
+    training = prepared or settings.train_file or [str(SAMPLE_TEXTS[settings.sample_text]())]
     parts = {"training": training, "validation": settings.validation_file or []}
     return [
         {"part": part, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
@@ -113,7 +114,7 @@ def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
 def recipe(settings: TrainingSettings) -> str:
     """The settings that make the result; free text is left out, as it may name files of this machine."""
     hints = get_type_hints(type(settings))
-    unused = FREE_ON_RESUME | ({"sample_text"} if settings.train_file else set())
+    unused = FREE_ON_RESUME | ({"sample_text"} if settings.train_file or settings.train_data else set())
     lines = [
         f"{name}: {json.dumps(value)}"
         for name, value in settings.to_dict().items()

@@ -3,20 +3,13 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    broadcast,
-    set_seed,
-)
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast, set_seed
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -35,6 +28,7 @@ from hf_gpt_scratch.data import (
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
+from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
 from .base_model import load_base_model, with_base_architecture
@@ -60,7 +54,6 @@ from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
-from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 
 
@@ -111,11 +104,6 @@ class Run:
         """Epochs done, such as 1.5."""
         return self.progress.global_step / len(self.train_sampler)
 
-    @property
-    def sharding(self) -> str:
-        """How weights and optimizer state are spread over the processes."""
-        return "FSDP2" if self.accelerator.is_fsdp2 else "none"
-
     def say(self, line: str) -> None:
         """Print a line, on the main process only."""
         self.accelerator.print(line, flush=True)
@@ -146,11 +134,7 @@ class Run:
             settings=self.settings.to_dict(),
             num_processes=self.accelerator.num_processes,
             grad_scaler=scaler.state_dict() if scaler is not None else None,
-            environment={
-                **key_versions(),
-                "device": describe_device(self.accelerator.device),
-                "sharding": self.sharding,
-            },
+            environment={**key_versions(), "device": describe_device(self.accelerator.device)},
             text_sha256=self.text_sha256,
         )
 
@@ -179,19 +163,14 @@ class Run:
 
 
 def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tuple[TokenWindows, TokenWindows]:
-    """Read, split, encode and cut the text: training and validation windows.
+    """Read, split and cut the tokens: training and validation windows.
 
     Raises:
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
     """
-    text = read_texts(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
-    if settings.validation_file:
-        train_text, validation_text = text, read_texts(settings.validation_file)
-    else:
-        train_text, validation_text = split_text(text, settings.train_split)
+    separator = encoding.eot_token if settings.separate_documents else None
     windows = []
-    for part, part_text in (("training", train_text), ("validation", validation_text)):
-        token_ids = encode_text(part_text, encoding)
+    for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
         # Training wants one full window; a short validation text is scored as it is.
         needed = settings.window_size + 1 if part == "training" or settings.drop_last else 2
         if len(token_ids) < needed:
@@ -199,17 +178,32 @@ def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tu
                 f"the {part} text is too short: it has {len(token_ids)} tokens and needs {needed} for one window; "
                 "give a longer text or a smaller --block_size"
             )
-        windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last))
+        windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last, separator))
     return windows[0], windows[1]
+
+
+def read_tokens(
+    settings: TrainingSettings, encoding: tiktoken.Encoding
+) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
+    """The tokens to train and to validate on: texts in memory, shards by memory map."""
+    validation = encode_text(read_texts(settings.validation_file), encoding) if settings.validation_file else None
+    if settings.train_data:
+        folder = Path(settings.train_data)
+        training = ShardedTokens(folder, "train")
+        return training, ShardedTokens(folder, "validation") if validation is None else validation
+    text = read_texts(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
+    if validation is not None:
+        return encode_text(text, encoding), validation
+    train_text, validation_text = split_text(text, settings.train_split)
+    return encode_text(train_text, encoding), encode_text(validation_text, encoding)
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
+        ValueError: fp16 on a CPU, which has no gradient scaling.
     """
-    refuse_deepspeed()
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
         cpu=settings.use_cpu or not torch.accelerator.is_available(),
@@ -220,9 +214,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
-    complete_fsdp(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     return accelerator
@@ -381,7 +373,6 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     facts: dict[str, Any] = {
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
-        "sharding": run.sharding,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "versions": key_versions(),
         "parameters": run.bare_model.num_parameters(),
@@ -397,8 +388,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     }
     run.history.append("run", **facts, settings=settings.to_dict())
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
-    processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
-    run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
+    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}, {peak}")
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -33,9 +33,8 @@ UnitFloat = Annotated[float, Range(0, below=1)]
 # Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
 # the number of processes counts: resume.py compares it.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
+    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
-    + ("on_bad_step", "spike_threshold")  # of the steps to come
     + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
 
@@ -71,9 +70,15 @@ class TrainingSettings:
         None, "UTF-8 texts to train on: files, or folders with .txt and .md files; none: sample_text"
     )
     sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
-    validation_file: list[str] | None = setting(None, "the same to validate on; none: split train_file")
+    train_data: str | None = setting(None, "instead: a folder of tokens made by scripts/prepare_data.py")
+    validation_file: list[str] | None = setting(
+        None, "texts to validate on; none: split train_file, or the validation tokens of train_data"
+    )
     train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
     block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
+    separate_documents: bool = setting(
+        False, "no attention across <|endoftext|>: documents in one window do not see each other"
+    )
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
@@ -112,12 +117,6 @@ class TrainingSettings:
     adam_beta2: UnitFloat = setting(0.999, "decay of AdamW's second moment, at least 0 and below 1")
     adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")
     max_grad_norm: NonNegativeFloat = setting(1.0, "clip the norm of the whole gradient to this; 0: never")
-    on_bad_step: Literal["stop", "skip"] = setting(
-        "stop", "what to do at a step whose loss or gradient is not finite or a spike: stop the run, or skip the step"
-    )
-    spike_threshold: NonNegativeFloat = setting(
-        0.0, "standard deviations over the last 128 steps' mean that make a loss or gradient norm a spike; 0: none"
-    )
     seed: NonNegativeInt = setting(42, "of weights, window order and dropout")
     data_order: Literal["seeded", "torch_dataloader"] = setting(
         "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
@@ -126,7 +125,6 @@ class TrainingSettings:
     # device
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
-    ddp_timeout: PositiveInt = setting(600, "seconds after which a process gives up waiting for the others")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     peak_flops: Annotated[float, Range(1)] | None = setting(
         None, "FLOP/s of one device, for the MFU; none: measured with a matrix product"
@@ -188,6 +186,12 @@ class TrainingSettings:
                 f"--block_size {self.block_size} is longer than the context of the model, "
                 f"--max_position_embeddings {self.max_position_embeddings}"
             )
+        if self.train_data is not None and self.train_file is not None:
+            yield "give --train_file or --train_data, not both"
+        if self.train_data is not None and self.vocabulary != "gpt2":
+            yield f"--train_data holds GPT-2's tokens: --vocabulary {self.vocabulary} needs --train_file"
+        if self.train_data is not None and self.data_order == "torch_dataloader":
+            yield "--data_order torch_dataloader is the order of texts: with --train_data use seeded"
         if self.min_learning_rate > self.learning_rate:
             yield f"--min_learning_rate {self.min_learning_rate} is above --learning_rate {self.learning_rate}"
         if self.model_name_or_path is not None and self.weight_init != "gpt2":

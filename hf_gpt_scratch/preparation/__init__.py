@@ -1,0 +1,1 @@
+"""Preparation: texts of any size to shards of tokens. Imports no torch."""

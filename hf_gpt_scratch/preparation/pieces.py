@@ -1,0 +1,47 @@
+"""Documents as pieces of bounded length, cut only where the tokens stay those of the whole document."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+PIECE_CHARS = 1 << 20
+# A blank after a character that is none. There GPT-2's pattern ends a token in any case: no alternative of it goes on
+# from other characters to white space, and none looks back. Python's \S excludes at least what tiktoken's does.
+LAST_CUT = re.compile(r"(?s).*\S(?=[ \n])")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of a long one."""
+
+    content: str | np.ndarray | None  # text, or token ids that another program made; None: not needed any more
+    ends_document: bool
+    num_bytes: float  # of its source, as a share of them where the source is compressed
+
+
+def cut_text(blocks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[tuple[str, bool]]:
+    """Cut one document, given in blocks of any length, into pieces of at most `piece_chars` characters.
+
+    The cuts depend on the document alone, not on its blocks. A stretch of that length without any white space is cut
+    at its end, where one word may get other tokens than in one go.
+
+    Returns:
+        Each piece, and whether it is the last; an empty document is one empty piece.
+    """
+    rest = ""
+    for block in blocks:
+        rest += block
+        while len(rest) > piece_chars:
+            cut = LAST_CUT.match(rest, 0, piece_chars)
+            end = cut.end() if cut else piece_chars
+            yield rest[:end], False
+            rest = rest[end:]
+    yield rest, True
+
+
+def cut_string(text: str, piece_chars: int = PIECE_CHARS) -> Iterator[tuple[str, bool]]:
+    """The same for a document that is in memory."""
+    return cut_text((text[start : start + piece_chars] for start in range(0, len(text), piece_chars)), piece_chars)

@@ -1,0 +1,58 @@
+"""Tokenise a corpus of any size: python scripts/prepare_data.py --source my_texts/ --output prepared."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+# Only tokens are made here: neither torch nor transformers is needed.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import run, say  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Turn texts into token shards that scripts/train.py --train_data reads."
+    )
+    parser.add_argument(
+        "--source", nargs="+", metavar="PATH", help="files .txt .md .jsonl .ndjson .parquet .ds, or folders of them"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
+    )
+    parser.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
+    parser.add_argument("--dataset_split", default="train", help="its split to read (default: train)")
+    parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
+    parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
+    parser.add_argument("--text_column", default="text", help="key or column that holds the text (default: text)")
+    parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.0, help="instead: share of the documents to validate on"
+    )
+    parser.add_argument(
+        "--shard_tokens", type=int, default=1 << 26, help="tokens of a shard (default: 67108864, 128 MiB)"
+    )
+    parser.add_argument("--num_workers", type=int, help="threads that tokenise (default: all cores)")
+    parser.add_argument(
+        "--bad_rows",
+        choices=("stop", "skip"),
+        default="stop",
+        help="rows that are not JSON or have no text: stop at the first (default), or count and skip them",
+    )
+    parser.add_argument(
+        "--verify", type=Path, metavar="FOLDER", help="only compare every byte of a folder with its index"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    from hf_gpt_scratch.preparation.command import describe, prepare_or_verify
+
+    arguments = parse_arguments()
+    index = prepare_or_verify(arguments, say)
+    print("\n".join(describe(index, arguments.verify or arguments.output)))
+
+
+if __name__ == "__main__":
+    run(main)
