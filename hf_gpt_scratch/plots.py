@@ -1,9 +1,10 @@
 """The pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -34,6 +35,26 @@ def loss_figure(
     return figure
 
 
+def runs_figure(runs: Mapping[str, Sequence[Sequence[float]]], x: str) -> Figure:
+    """Draw training (solid) and validation (dash-dotted) loss of several runs, a colour for each.
+
+    Args:
+        runs: for each name places, training losses and validation losses, in nats per token.
+        x: what the places are, such as "steps".
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, (places, train_losses, val_losses)) in enumerate(runs.items()):
+        marker = "o" if len(places) < 3 else None  # a line through one point is invisible
+        color = f"C{index}" if len(runs) <= 10 else colormaps["viridis"](index / len(runs))
+        axes.plot(places, train_losses, color=color, marker=marker, label=f"{name}: training")
+        axes.plot(places, val_losses, color=color, marker=marker, linestyle="-.", label=f"{name}: validation")
+    axes.set_xlabel(x)
+    axes.set_ylabel("loss in nats per token")
+    axes.legend(loc="upper right", fontsize="small")
+    return figure
+
+
 def temperature_figure(
     probabilities: Sequence[torch.Tensor],
     temperatures: Sequence[float],
@@ -60,11 +81,11 @@ def temperature_figure(
     return figure
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Write `stem`.png and `stem`.pdf; each replaces the one before only when it is complete."""
     paths = []
-    for suffix in ("png", "pdf"):
-        path, unfinished = stem.with_suffix(f".{suffix}"), stem.with_suffix(f".{suffix}.tmp")
+    for suffix in suffixes:
+        path, unfinished = stem.with_name(f"{stem.name}.{suffix}"), stem.with_name(f"{stem.name}.{suffix}.tmp")
         figure.savefig(unfinished, format=suffix, dpi=150)
         unfinished.replace(path)
         paths.append(path)

@@ -15,6 +15,11 @@ def main() -> None:
     from hf_gpt_scratch.training.sharing import push_result
 
     settings = parse_settings(sys.argv[1:])
+    if settings.dry_run:
+        from hf_gpt_scratch.training.dry_run import dry_run
+
+        print("\n".join(dry_run(settings)))
+        return
     result = train(settings)
     if not result.is_main_process:
         return

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ class History:
             if self.path.is_file():
                 os.truncate(self.path, size)
 
-    def plot_losses(self, stem: Path) -> None:
-        """Draw training and validation loss of all evaluations as PNG and PDF."""
+    def plot_losses(self, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> None:
+        """Draw training and validation loss of all evaluations as PNG and PDF, or only one of them."""
         rows = self.rows("evaluation")
         if self.writes and rows:
             columns = [[row[key] for row in rows] for key in ("epoch", "tokens_seen", "train_loss", "validation_loss")]
-            save_figure(loss_figure(*columns), stem)
+            save_figure(loss_figure(*columns), stem, suffixes)

@@ -26,12 +26,14 @@ from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
 from .card import card_details
+from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
 from .output_folder import FolderLock
 from .processes import on_main_process
 from .progress_bar import StepDisplay
 from .run import Run, set_up
 from .settings import TrainingSettings
+from .trackers import check_trackers, start_trackers
 
 
 @dataclass
@@ -52,6 +54,7 @@ def train(settings: TrainingSettings) -> TrainingResult:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
     """
+    check_trackers(settings.report_to or [])
     with FolderLock(Path(settings.output_dir)) as lock:
         return train_run(set_up(settings, lock))
 
@@ -60,8 +63,7 @@ def train_run(run: Run) -> TrainingResult:
     """Train a run that is set up to its end; every process calls this."""
     settings, progress = run.settings, run.progress
     if settings.report_to:
-        plain = {name: value for name, value in settings.to_dict().items() if isinstance(value, (int, float, str))}
-        run.accelerator.init_trackers("hf_gpt_scratch", config=plain)
+        start_trackers(run)
     with StopSignals() as signals:
         if progress.global_step == 0:
             # Its draws are undone, so that looking at the losses first changes nothing in the training after it.
@@ -211,6 +213,7 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
         **values,
     )
     run.accelerator.log(values, step=progress.global_step)
+    refresh_loss_plot(run)
     run.whole_losses = (train_loss, validation_loss) if is_whole else None
     return train_loss, validation_loss
 

@@ -33,6 +33,11 @@ def flops_per_token(model: PreTrainedModel, window_size: int) -> float:
     return 6 * num_multiplied + 12 * config.num_hidden_layers * config.hidden_size * window_size
 
 
+def product_dtype(mixed_precision: str) -> torch.dtype:
+    """What matrices are multiplied in under Accelerate's "no", "bf16" or "fp16"."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+
+
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on a device: the best within 0.3 seconds.
 

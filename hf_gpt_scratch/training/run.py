@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ from .checkpoint import (
 from .command_line import settings_json
 from .history import History
 from .manifest import damage
-from .mfu import ModelFlops, flops_per_token, measure_peak_flops
+from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
@@ -77,6 +78,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
+    drawing_seconds: float = 0.5  # spent on plots, and expected of the first
     pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
 
     @property
@@ -243,8 +245,7 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
 
 def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
     """What MFU is computed from; the peak is measured on all devices at once, unless the settings know it."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    peak = settings.peak_flops or measure_peak_flops(accelerator.device, dtype)
+    peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
     return ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
 
 
@@ -371,6 +372,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     """Say what the run is and on what it runs, and write the same into the history."""
     accelerator, settings = run.accelerator, run.settings
     facts: dict[str, Any] = {
+        "run_id": uuid.uuid4().hex,  # for trackers; a resumed run goes by that of its first row
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),

@@ -33,7 +33,7 @@ UnitFloat = Annotated[float, Range(0, below=1)]
 # Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
 # the number of processes counts: resume.py compares it.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops")
+    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "dry_run")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
     + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
@@ -132,6 +132,7 @@ class TrainingSettings:
     torch_compile: bool = setting(False, "compile the model with torch.compile")
 
     # evaluation and results
+    dry_run: bool = setting(False, "say sizes, steps, memory and time, and stop without writing anything")
     output_dir: str = setting("runs/gpt-scratch", "new folder for everything the run writes")
     eval_steps: PositiveInt = setting(20, "optimizer steps between evaluations")
     eval_iter: NonNegativeInt = setting(0, "batches per evaluated loss; 0: the whole validation text")

@@ -332,17 +332,6 @@ def test_bf16_where_the_device_has_it(tiny_settings: Callable[..., TrainingSetti
     assert step_losses(settings.output_dir)[0] == pytest.approx(10.83, abs=0.1)
 
 
-def test_tensorboard_gets_the_losses(tiny_settings: Callable[..., TrainingSettings]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    settings = tiny_settings(report_to=["tensorboard"])
-    train(settings)
-    events = EventAccumulator(str(Path(settings.output_dir) / "hf_gpt_scratch"))
-    events.Reload()
-    losses = [event.value for event in events.Scalars("loss")]
-    assert losses == pytest.approx(step_losses(settings.output_dir), rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -1,0 +1,50 @@
+"""Proves the count of memory: tensors while they live, and of a rehearsed step what can be said beforehand."""
+
+import pytest
+import torch
+
+from hf_gpt_scratch.training.rehearsal import MemoryCount, rehearse
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+CPU = torch.device("cpu")
+
+
+def test_tensors_count_while_they_live_and_views_count_nothing() -> None:
+    with MemoryCount() as count:
+        first = torch.zeros(1000)
+        view = first[:500].view(2, 250)
+        second = view + 1
+        assert (count.now, count.peak) == (6000, 6000)
+        del first, view
+        assert count.now == 2000
+        third = torch.ones(500, dtype=torch.bfloat16)
+        assert (count.now, count.peak) == (3000, 6000)
+        del second, third
+    assert count.now == 0
+
+
+def peak(precision: str = "no", **changes: object) -> int:
+    values = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.0, **changes}
+    settings = TrainingSettings(**values)
+    return rehearse(settings.model_config(), settings, CPU, precision)
+
+
+def test_parameters_take_four_times_their_size_and_logits_three_times_theirs() -> None:
+    """Weights, gradients, two moments; log-probabilities, their gradient and that of the logits."""
+    parameters = 50257 * 32 + 128 * 32 + 2 * 12 * 32**2
+    logits = 128 * 50257
+    assert peak(per_device_train_batch_size=8) - peak(per_device_train_batch_size=4) == pytest.approx(
+        3 * 4 * 4 * logits, rel=0.05
+    )
+    assert peak(per_device_train_batch_size=4) == pytest.approx(4 * 4 * parameters + 3 * 4 * 4 * logits, rel=0.1)
+
+
+def test_what_saves_memory_is_seen_to() -> None:
+    deep = {"num_hidden_layers": 6, "hidden_size": 64, "per_device_train_batch_size": 16, "vocabulary": "bytes"}
+    plain = peak(**deep)
+    assert peak(**deep, gradient_checkpointing=True) < 0.8 * plain
+    assert peak(**deep, attn_implementation="eager") > 1.1 * plain
+    assert peak("bf16", **deep) < plain
+    wide = {"hidden_size": 256, "vocabulary": "bytes", "block_size": 8}
+    assert peak(**wide, optim="muon") < 0.9 * peak(**wide)  # one moment for the matrices in place of two
