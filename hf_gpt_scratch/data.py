@@ -138,7 +138,9 @@ class TokenWindows(Dataset):
         return window
 
     def fingerprint(self) -> bytes:
-        """SHA-256 of the token ids: a resumed run must be on the same text."""
+        """SHA-256 of the token ids, or of the hashes of their shards: a resumed run must be on the same text."""
+        if isinstance(self.token_ids, ShardedTokens):
+            return self.token_ids.fingerprint()
         return hashlib.sha256(self.token_ids.numpy()).digest()
 
     @property

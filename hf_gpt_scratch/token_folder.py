@@ -1,5 +1,6 @@
 """A folder of token shards: the index that says what is in it, and its shards as one long row of tokens."""
 
+import hashlib
 import json
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         known = index["format"] == FORMAT and index["version"] == VERSION
         vocab_sha256 = index["vocabulary"]["sha256"]
-        files = [shard["file"] for split in index["splits"].values() for shard in split["shards"]]
+        shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+        files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: {REMEDY}") from None
     if not known:
@@ -65,12 +67,17 @@ class ShardedTokens:
             raise ValueError(f"{folder} has no {split} tokens, only {' and '.join(splits)}")
         self.shards: list[Shard] = []
         self.ends: list[int] = []
+        self.hashes: list[str] = [entry["sha256"] for entry in splits[split]["shards"]]
         for entry in splits[split]["shards"]:
             shard = Shard(folder / entry["file"])
             if (shard.num_tokens, shard.num_documents) != (entry.get("num_tokens"), entry.get("num_documents")):
                 raise ValueError(f"{shard.path} is not the shard that {INDEX_NAME} describes: {REMEDY}")
             self.shards.append(shard)
             self.ends.append(len(self) + shard.num_tokens)
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the hashes that the index has of the shards: known without reading them."""
+        return hashlib.sha256("".join(self.hashes).encode()).digest()
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0

@@ -65,6 +65,17 @@ def test_each_token_is_a_label_once_in_an_epoch_in_an_order_of_its_own(written: 
     assert sorted(sum(orders[0], [])) == [PADDING_WINDOW] * 4 + list(range(626))
 
 
+def test_fingerprint_is_that_of_the_shards(written: Folder, tmp_path: Path) -> None:
+    """What a resumed run compares: the same for the same shards, another for others."""
+    folder, tokens = written
+    (tmp_path / "same").mkdir()
+    (tmp_path / "other").mkdir()
+    write_folder(tmp_path / "same", tokens, shard_tokens=3001)
+    write_folder(tmp_path / "other", tokens[::-1].copy(), shard_tokens=3001)
+    prints = [TokenWindows(ShardedTokens(f, "train"), 16).fingerprint() for f in (folder, tmp_path / "same")]
+    assert prints[0] == prints[1] != TokenWindows(ShardedTokens(tmp_path / "other", "train"), 16).fingerprint()
+
+
 def test_order_can_start_in_the_middle(written: Folder) -> None:
     sampler = build_loader(TokenWindows(ShardedTokens(written[0], "train"), 16), 6).batch_sampler
     sampler.order_seed = 5
