@@ -2,9 +2,13 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
-from .interrupts import Interrupted
+from .interrupts import Stopped
+
+
+LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
 
 
 def run(main: Callable[[], None]) -> None:
@@ -15,9 +19,10 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except Interrupted as interruption:
-        say(str(interruption))
-        sys.exit(interruption.exit_code)
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # the others stop for the same reason
+            say(str(stop))
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
@@ -26,11 +31,25 @@ def run(main: Callable[[], None]) -> None:
             raise
         say(f"error: {describe(error)}")
         sys.exit(1)
+    except RuntimeError as error:
+        if not is_lost_process(error) or os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
+            raise
+        # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
+        time.sleep(LAUNCHER_SECONDS)
+        say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
+        sys.exit(1)
     finally:
         if "torch.distributed" in sys.modules:  # a script that never loaded it shall not wait for it
             from .launching import leave_process_group
 
             leave_process_group()
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of this run did not answer; gloo's has no type of its own."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 def describe(error: Exception) -> str:

@@ -72,8 +72,9 @@ def sum_losses(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> 
     with evaluation_mode(model):
         for batch in batches:
             num_tokens = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+            # Also without a label that counts: where the weights are spread, the other processes need this one's part.
+            mean = model(**batch, use_cache=False).loss.item()
             if num_tokens:
-                mean = model(**batch, use_cache=False).loss.item()
                 total += LossSum(mean * num_tokens, num_tokens)
     return total
 

@@ -12,6 +12,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OIDCError, RepositoryNotFoundError
@@ -23,6 +24,9 @@ from .files import sha256_of
 from .hub_errors import explain, is_transient, redact
 from .hub_folder import foreign_files, may_be_pushed
 
+
+if TYPE_CHECKING:
+    from httpx2 import Request
 
 WAITS = (1, 2, 4)  # seconds before the second, third and fourth attempt
 GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large ones
@@ -92,8 +96,7 @@ class Push:
             HTTPError, RuntimeError, ValueError: what the client raises.
         """
         order = self.order
-        # The client would wait for ever; a new one, made after an error, has no limit either.
-        get_session().timeout = order.answer_timeout
+        limit_silence(order.answer_timeout)
         branches, tags = self.open_repository()
         head = branches.get(order.revision)
         if head is None:
@@ -231,6 +234,18 @@ def push(order: Order) -> Pushed:
                 line = str(error) if is_ours else explain(error, order.repo_id, endpoint, under_way.repo_exists)
                 raise OSError(redact(line, token)) from None
         time.sleep(wait)
+
+
+def limit_silence(seconds: float) -> None:
+    """Let no request of the client wait longer for the next byte; it would wait for ever, and some calls ask for that.
+
+    A client made after a connection failed has no limit, so this is to be done before each attempt.
+    """
+
+    def limit(request: "Request") -> None:
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
+
+    get_session().event_hooks["request"].append(limit)
 
 
 def is_conflict(error: Exception) -> bool:

@@ -4,8 +4,14 @@ import signal
 from types import FrameType, TracebackType
 
 
-class Interrupted(Exception):
-    """A run stopped by a signal, after saving; the text says how to go on.
+class Stopped(Exception):
+    """A run that all its processes stopped at the same step; the text says in one line why and how to go on."""
+
+    exit_code: int
+
+
+class Interrupted(Stopped):
+    """A run stopped by a signal, after saving.
 
     Args:
         message: what was saved and how to go on, one line.

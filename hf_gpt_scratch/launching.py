@@ -7,13 +7,19 @@ torchrun. And it gives a process one thread where nobody asked for a number, how
 """
 
 import argparse
+import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import torch
+
+from .cli import say
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ def read_request() -> LaunchRequest | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--num_processes", "--num-processes", type=int)
     parser.add_argument("--num_cpu_threads_per_process", "--num-cpu-threads-per-process", type=int)
+    parser.add_argument("--config_file", "--config-file")
     try:
         launcher = psutil.Process().parent()
         found, _ = parser.parse_known_args(launcher.cmdline())
@@ -38,13 +45,22 @@ def read_request() -> LaunchRequest | None:
     except (psutil.Error, AttributeError):  # the launcher is gone, or may not be looked at
         return None
     # OMP_NUM_THREADS may be a list, one number for each level of nesting.
-    return LaunchRequest(found.num_processes, int(str(threads).split(",")[0]) if threads else None)
+    threads = int(str(threads).split(",")[0]) if threads else None
+    return LaunchRequest(found.num_processes or configured_processes(found.config_file), threads)
+
+
+def configured_processes(config_file: str | None) -> int | None:
+    """Number of processes of a launcher's config file, by default the one that `accelerate config` wrote."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    path = config_file or default_config_file
+    return load_config_from_file(path).num_processes if Path(path).is_file() else None
 
 
 def start_as_asked() -> None:
     """On a CPU, use the processes and threads that were asked for, all cores if nobody asked.
 
-    With several processes this process is replaced by torchrun; otherwise the function returns.
+    With several processes this one starts them, waits for them and exits; otherwise the function returns.
 
     Raises:
         ValueError: several processes were asked for in a way that cannot be read; one line says how to start them.
@@ -61,12 +77,32 @@ def start_as_asked() -> None:
             "accelerate launch started one process where its config asks for several on the CPU: use "
             "torchrun --standalone --nproc_per_node N scripts/train.py"
         )
-    count = request.num_processes
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     # torchrun finds a free port itself; the launcher's would clash with a second run on this machine.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
-    environment["OMP_NUM_THREADS"] = str(request.num_threads or max(1, cores // count))
-    os.execve(sys.executable, [*torchrun, *sys.argv], environment)
+    for name in [name for name in os.environ if name.startswith("MASTER_")]:
+        del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = str(request.num_threads or max(1, cores // request.num_processes))
+    run_torchrun(["--standalone", f"--nproc_per_node={request.num_processes}", *sys.argv])
+
+
+def run_torchrun(arguments: list[str]) -> NoReturn:
+    """Start processes as `torchrun` does and leave with their exit code; a killed one is reported in one line."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", *arguments]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:  # it has said itself what was wrong
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        say(f"process {rank} was killed by {name} and the others stopped: continue with the same command and --resume")
+        sys.exit(128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    sys.exit(0)
 
 
 def leave_process_group() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +29,7 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
             name_or_path, trust_remote_code=False, output_loading_info=True, **changes
         )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, SafetensorError) as error:
         raise OSError(f"cannot load {name_or_path}: {' '.join(str(error).split())}") from None
     if report["missing_keys"]:
         raise OSError(f"cannot load {name_or_path}: it lacks the weights {', '.join(sorted(report['missing_keys']))}")

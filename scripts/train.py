@@ -27,6 +27,8 @@ def main() -> None:
         f"validation loss {result.validation_loss:.3f} nats per token, perplexity "
         f"{perplexity(result.validation_loss):.1f}, after {result.seconds:.0f} s"
     )
+    if result.skipped_steps:
+        print(f"{result.skipped_steps} steps were skipped: their loss or gradient was not finite or a spike")
     print(f"plot: {settings.output_dir}/loss.png, history: {settings.output_dir}/history.jsonl")
     print(f'load it: AutoModelForCausalLM.from_pretrained("{result.repository}", trust_remote_code=True)')
     if settings.push_to_hub:

@@ -67,6 +67,7 @@ def run(
     hub: dict[str, Path] | None = None,
     package: bool = False,
     env: dict[str, str] | None = None,
+    timeout: float = TIMEOUT,
 ) -> Outcome:
     """Make `calls`, {name: (function, arguments)}, one after the other in one fresh interpreter.
 
@@ -77,6 +78,7 @@ def run(
             there is no cache.
         package: whether hf_gpt_scratch can be imported.
         env: further environment variables.
+        timeout: seconds.
     """
     folder.mkdir(parents=True)
     for place, repository in (hub or {}).items():
@@ -102,7 +104,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
         check=False,
     )
     if process.returncode != 0:
@@ -174,15 +176,31 @@ def load_model(
         "class": type(model).__name__,
         "module": type(model).__module__,
         "training": model.training,
+        "tied": weights_are_tied(model),
         "loading_info": {kind: sorted(map(str, keys)) for kind, keys in loading_info.items()},
     }
 
 
-def load_tokenizer(path: str, texts: list[str], trust_remote_code: bool | None = True) -> dict[str, Any]:
+def weights_are_tied(model: Any) -> bool:
+    """Whether the output head of a model is its embedding matrix, in memory and not only in value."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def download(path: str, revision: str | None = None) -> dict[str, Any]:
+    """All files of a repository, in the cache."""
+    from huggingface_hub import snapshot_download
+
+    return {"folder": snapshot_download(path, revision=revision)}
+
+
+def load_tokenizer(
+    path: str, texts: list[str], trust_remote_code: bool | None = True, revision: str | None = None
+) -> dict[str, Any]:
     """AutoTokenizer, and what it makes of texts."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     return {
         "class": type(tokenizer).__name__,
         "token_ids": tokenizer(texts)["input_ids"],
@@ -324,6 +342,30 @@ def load_by_package(path: str, input_ids: list[list[int]], output: str) -> dict[
     with torch.no_grad():
         save_file({"output": model(torch.tensor(input_ids)).logits}, output)
     return {"module": type(model).__module__, "training": model.training, "tokenizer": type(tokenizer).__name__}
+
+
+def load_all(path: str, input_ids: list[list[int]], texts: list[str], remote_code: bool) -> dict[str, Any]:
+    """Model and tokenizer, by the Auto classes with remote code or by our own function; all that came, in short."""
+    import torch
+
+    if remote_code:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    else:
+        from hf_gpt_scratch.loading import load_model_and_tokenizer
+
+        model, tokenizer = load_model_and_tokenizer(path)
+    with torch.no_grad():
+        logits = model(torch.tensor(input_ids)).logits
+    generation = model.generation_config
+    return {
+        "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest(),
+        "token_ids": tokenizer(texts)["input_ids"],
+        "pad_token": tokenizer.pad_token,
+        "special_token_ids": [generation.bos_token_id, generation.eos_token_id, generation.pad_token_id],
+    }
 
 
 def push(path: str, repo_id: str) -> dict[str, Any]:

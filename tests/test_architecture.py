@@ -118,7 +118,7 @@ def test_every_module_has_its_test() -> None:
         "registration.py": "test_repository.py",
         "cli.py": "test_train_script.py",
         "interrupts.py": "test_train_script.py",
-        "launching.py": "test_train_script.py",
+        "sharding.py": "test_many_devices.py",
         "run.py": "test_loop.py",
         "processes.py": "test_train_script.py",
         "command_line.py": "test_settings.py",

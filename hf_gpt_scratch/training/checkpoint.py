@@ -27,6 +27,7 @@ from hf_gpt_scratch.files import errors_name, flush
 
 from .manifest import damage, read_manifest, strangers, write_manifest
 from .processes import on_main_process
+from .sharding import gather, spread_like, spread_optimizer_state
 
 
 PREFIX = "step-"
@@ -47,6 +48,9 @@ class Progress:
     history_bytes: int = 0  # size of history.jsonl
     best_step: int | None = None  # step with the lowest validation loss, where the settings ask for it
     best_validation_loss: float | None = None  # nats per token
+    skipped_steps: int = 0  # completed steps that were not applied
+    skipped_in_a_row: int = 0  # of them, the newest without an applied one in between
+    recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
 
 
 @dataclass
@@ -90,11 +94,7 @@ def restore_random_state(states: dict[str, torch.Tensor], device: torch.device) 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Split an optimizer's state into tensors (for safetensors) and groups (for JSON)."""
     state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{key}": value.contiguous()
-        for index, values in state["state"].items()
-        for key, value in values.items()
-    }
+    tensors = {f"{index}.{key}": value for index, values in state["state"].items() for key, value in values.items()}
     return tensors, state["param_groups"]
 
 
@@ -141,6 +141,9 @@ def save_checkpoint(
         OSError: the disk does not take it; it names the file, and all older checkpoints are as they were.
     """
     random_states = gather_object([random_state(accelerator.device)])
+    tensors, saved.optimizer_groups = pack_optimizer(optimizer)
+    parameters = gather(dict(model.named_parameters()), keep=accelerator.is_main_process)
+    tensors = gather(tensors, keep=accelerator.is_main_process)
 
     def write() -> Path:
         path = folder / f"{PREFIX}{saved.progress.global_step:08d}"
@@ -150,9 +153,7 @@ def save_checkpoint(
         try:
             for process, states in enumerate(random_states):
                 save_tensors(states, unfinished / f"rng_{process}.safetensors")
-            parameters = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
             save_tensors(parameters, unfinished / "model.safetensors")
-            tensors, saved.optimizer_groups = pack_optimizer(optimizer)
             save_tensors(tensors, unfinished / "optimizer.safetensors")
             write_state(saved, unfinished)
             publish(unfinished, path)
@@ -265,7 +266,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise ValueError(f"{path} is the checkpoint of another model: its weights have other names or shapes")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(spread_like(saved[name], parameter))
 
 
 def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> None:
@@ -278,8 +279,10 @@ def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, opti
     state = read_state(path)
     tensors = load_tensors(path / "optimizer.safetensors")
     try:
-        optimizer.load_state_dict(unpack_optimizer(tensors, state.optimizer_groups))
-    except (ValueError, KeyError, TypeError) as error:
+        optimizer_state = unpack_optimizer(tensors, state.optimizer_groups)
+        optimizer_state["state"] = spread_optimizer_state(optimizer_state["state"], optimizer)
+        optimizer.load_state_dict(optimizer_state)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path / 'optimizer.safetensors'} is of another optimizer: {error}") from None
     if accelerator.scaler is not None and state.grad_scaler is not None:
         accelerator.scaler.load_state_dict(state.grad_scaler)

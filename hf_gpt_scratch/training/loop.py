@@ -4,6 +4,7 @@ An optimizer step takes one batch of processes * micro-batches * windows. Its lo
 divided by their number, whatever the split: the same on one process or many, in one micro-batch or many.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +26,7 @@ from hf_gpt_scratch.launching import leave_process_group
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
 
+from .bad_steps import may_be_applied
 from .card import card_details
 from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
@@ -33,6 +35,7 @@ from .processes import on_main_process
 from .progress_bar import StepDisplay
 from .run import Run, set_up
 from .settings import TrainingSettings
+from .sharding import whole, whole_model
 from .trackers import check_trackers, start_trackers
 
 
@@ -44,6 +47,7 @@ class TrainingResult:
     train_loss: float
     validation_loss: float
     seconds: float
+    skipped_steps: int
     is_main_process: bool
 
 
@@ -53,6 +57,7 @@ def train(settings: TrainingSettings) -> TrainingResult:
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
+        Diverged: a step's loss or gradient was not finite or a spike.
     """
     check_trackers(settings.report_to or [])
     with FolderLock(Path(settings.output_dir)) as lock:
@@ -89,14 +94,14 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         num_tokens = int(accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
 
         learning_rate = learning_rate_at(progress.global_step, run.num_steps, settings)
-        loss, grad_norm = optimizer_step(run, batch, num_tokens, learning_rate)
+        loss, grad_norm, is_applied = optimizer_step(run, batch, num_tokens, learning_rate)
 
         progress.global_step += 1
         progress.step_in_epoch += 1
         progress.tokens_seen += num_tokens
         run.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
-        record_step(run, display, loss, grad_norm, learning_rate, tokens_per_second)
+        record_step(run, display, loss, grad_norm, is_applied, learning_rate, tokens_per_second)
         is_best = False
         if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
             _, validation_loss = evaluate(run, settings.eval_iter)
@@ -106,7 +111,8 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
             write_sample(run)
         if progress.step_in_epoch == len(run.train_sampler):
             progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
-        is_due = settings.save_steps > 0 and progress.global_step % settings.save_steps == 0
+        # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
+        is_due = is_applied and settings.save_steps > 0 and progress.global_step % settings.save_steps == 0
         # All processes save or none does, whichever of them got the signal.
         received = accelerator.gather(torch.tensor([signals.received], device=accelerator.device)).max().item()
         if received or is_last or is_due or is_best:
@@ -122,7 +128,7 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
 
 def optimizer_step(
     run: Run, batch: dict[str, torch.Tensor], num_tokens: int, learning_rate: float
-) -> tuple[float, float | None]:
+) -> tuple[float, float, bool]:
     """Forward, backward, clip, step: one optimizer step over this process's share of the batch.
 
     Args:
@@ -132,7 +138,11 @@ def optimizer_step(
         learning_rate: of this step.
 
     Returns:
-        The loss in nats per token over all processes, and the gradient's norm before clipping (None: not clipped).
+        The loss in nats per token over all processes, the gradient's norm before clipping, and whether the step was
+        applied.
+
+    Raises:
+        Diverged: it must not be applied, and the settings say to stop then.
     """
     accelerator, model, optimizer, settings = run.accelerator, run.model, run.optimizer, run.settings
     # Accelerate divides each loss by the micro-batches, and DDP averages over processes. Both are undone, because
@@ -140,17 +150,24 @@ def optimizer_step(
     scale = settings.gradient_accumulation_steps * accelerator.num_processes
     set_learning_rate(optimizer, learning_rate)
     step_loss = torch.zeros((), device=accelerator.device)
-    grad_norm = None
     for micro_batch in split_batch(batch, settings.per_device_train_batch_size):
         with accelerator.accumulate(model):
             loss = model(**micro_batch, use_cache=False, num_items_in_batch=num_tokens).loss
             accelerator.backward(loss * scale)
-            if accelerator.sync_gradients and settings.max_grad_norm > 0:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
-            optimizer.step()
-            optimizer.zero_grad()
             step_loss += loss.detach()
-    return accelerator.reduce(step_loss, "sum").item(), grad_norm
+    norm = whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+    # One sum over the processes and one wait for the device; all get the same bits, so that all judge alike.
+    figures = accelerator.reduce(torch.stack([step_loss, norm / accelerator.num_processes]), "sum")
+    total_loss, grad_norm = figures.tolist()
+    # fp16 overflows now and then: its scaler skips such a step itself and scales by less from then on.
+    is_overflow = accelerator.scaler is not None and math.isfinite(total_loss) and not math.isfinite(grad_norm)
+    is_applied = is_overflow or may_be_applied(total_loss, grad_norm, run.progress, settings, run.checkpoint_dir)
+    if is_applied:
+        optimizer.step()
+    elif accelerator.scaler is not None:
+        accelerator.scaler.update()
+    optimizer.zero_grad()
+    return total_loss, grad_norm, is_applied
 
 
 def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -163,15 +180,18 @@ def record_step(
     run: Run,
     display: StepDisplay,
     loss: float,
-    grad_norm: float | None,
+    grad_norm: float,
+    is_applied: bool,
     learning_rate: float,
     tokens_per_second: float,
 ) -> None:
     """Show a step, and write it into the history and the trackers."""
     progress = run.progress
     mfu, memory = run.flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
-    display.show(progress.global_step, loss, tokens_per_second, mfu, memory)
+    display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+    # JSON has no NaN, and a tracker's plot no place for it.
+    values = {name: value if math.isfinite(value) else None for name, value in values.items()}
     speed = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(mfu, 4), "peak_memory_bytes": memory}
     run.history.append(
         "step",
@@ -181,6 +201,7 @@ def record_step(
         **values,
         **speed,
         seconds_left=round(display.seconds_left(progress.global_step), 3),
+        **({} if is_applied else {"skipped": True}),
     )
     known = {name: value for name, value in (values | speed).items() if value is not None}
     run.accelerator.log(known, step=progress.global_step)
@@ -225,9 +246,12 @@ def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
 
 
 def write_sample(run: Run) -> None:
-    """Continue the sample prompt greedily; print and record the text in one line."""
+    """Continue the sample prompt greedily; print and record the text in one line.
+
+    All processes generate it, because no one alone has the weights of a model that is spread over them.
+    """
     settings = run.settings
-    if not settings.sample_tokens or not run.accelerator.is_main_process:
+    if not settings.sample_tokens:
         return
     model = run.bare_model
     prompt_ids = text_to_token_ids(settings.sample_prompt, run.encoding).to(model.device)
@@ -238,6 +262,7 @@ def write_sample(run: Run) -> None:
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=min(settings.sample_tokens, room),
             do_sample=False,
+            synced_gpus=run.accelerator.is_fsdp2,
         )
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
     with tqdm.external_write_mode():
@@ -257,11 +282,15 @@ def finish(run: Run) -> TrainingResult:
         leave_process_group()
     run.accelerator.end_training()
     run.pushes.close()
-    return TrainingResult(repository, train_loss, validation_loss, seconds, run.accelerator.is_main_process)
+    skipped_steps = run.progress.skipped_steps
+    return TrainingResult(
+        repository, train_loss, validation_loss, seconds, skipped_steps, run.accelerator.is_main_process
+    )
 
 
 def write_repository(run: Run, folder: Path) -> None:
     """Draw the losses and write the folder that loads without this package; all processes call it."""
+    model = whole_model(run.accelerator, run.bare_model)
 
     def write() -> None:
         with errors_name(run.output_dir / "loss.png"):
@@ -276,7 +305,7 @@ def write_repository(run: Run, folder: Path) -> None:
         settings = run.settings
         with errors_name(folder):
             build_repository(
-                run.bare_model,
+                model,
                 folder,
                 tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
                 facts=facts,

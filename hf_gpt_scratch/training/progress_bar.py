@@ -39,9 +39,12 @@ class StepDisplay:
         seconds_a_step = (time.perf_counter() - self.started) / (step - self.first_step)
         return (self.num_steps - step) * seconds_a_step
 
-    def show(self, step: int, loss: float, tokens_per_second: float, mfu: float, memory: int) -> None:
-        """Show a finished step; `memory` in bytes."""
+    def show(
+        self, step: int, loss: float, tokens_per_second: float, mfu: float, memory: int, num_skipped: int = 0
+    ) -> None:
+        """Show a finished step; `memory` in bytes, `num_skipped` the steps so far that were not applied."""
         text = f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}, {memory / 1e9:.1f} GB"
+        text += f", {num_skipped} skipped" if num_skipped else ""
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         now = time.perf_counter()

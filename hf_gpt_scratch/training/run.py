@@ -4,13 +4,20 @@ import hashlib
 import time
 import uuid
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast,
+    set_seed,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -55,6 +62,7 @@ from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
+from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 
 
@@ -106,6 +114,11 @@ class Run:
         """Epochs done, such as 1.5."""
         return self.progress.global_step / len(self.train_sampler)
 
+    @property
+    def sharding(self) -> str:
+        """How weights and optimizer state are spread over the processes."""
+        return "FSDP2" if self.accelerator.is_fsdp2 else "none"
+
     def say(self, line: str) -> None:
         """Print a line, on the main process only."""
         self.accelerator.print(line, flush=True)
@@ -136,7 +149,11 @@ class Run:
             settings=self.settings.to_dict(),
             num_processes=self.accelerator.num_processes,
             grad_scaler=scaler.state_dict() if scaler is not None else None,
-            environment={**key_versions(), "device": describe_device(self.accelerator.device)},
+            environment={
+                **key_versions(),
+                "device": describe_device(self.accelerator.device),
+                "sharding": self.sharding,
+            },
             text_sha256=self.text_sha256,
         )
 
@@ -204,8 +221,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling.
+        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
     """
+    refuse_deepspeed()
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
         cpu=settings.use_cpu or not torch.accelerator.is_available(),
@@ -216,7 +234,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
+    complete_fsdp(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     return accelerator
@@ -375,6 +395,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "run_id": uuid.uuid4().hex,  # for trackers; a resumed run goes by that of its first row
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
+        "sharding": run.sharding,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "versions": key_versions(),
         "parameters": run.bare_model.num_parameters(),
@@ -390,7 +411,8 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     }
     run.history.append("run", **facts, settings=settings.to_dict())
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
-    run.say(f"device {facts['device']}, processes {facts['processes']}, precision {facts['precision']}, {peak}")
+    processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
+    run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -33,8 +33,9 @@ UnitFloat = Annotated[float, Range(0, below=1)]
 # Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
 # the number of processes counts: resume.py compares it.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "dry_run")
+    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
+    + ("dry_run", "on_bad_step", "spike_threshold")  # the last two are of the steps to come
     + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
 
@@ -117,6 +118,12 @@ class TrainingSettings:
     adam_beta2: UnitFloat = setting(0.999, "decay of AdamW's second moment, at least 0 and below 1")
     adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")
     max_grad_norm: NonNegativeFloat = setting(1.0, "clip the norm of the whole gradient to this; 0: never")
+    on_bad_step: Literal["stop", "skip"] = setting(
+        "stop", "what to do at a step whose loss or gradient is not finite or a spike: stop the run, or skip the step"
+    )
+    spike_threshold: NonNegativeFloat = setting(
+        0.0, "standard deviations over the last 128 steps' mean that make a loss or gradient norm a spike; 0: none"
+    )
     seed: NonNegativeInt = setting(42, "of weights, window order and dropout")
     data_order: Literal["seeded", "torch_dataloader"] = setting(
         "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
@@ -125,6 +132,7 @@ class TrainingSettings:
     # device
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
+    ddp_timeout: PositiveInt = setting(600, "seconds after which a process gives up waiting for the others")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     peak_flops: Annotated[float, Range(1)] | None = setting(
         None, "FLOP/s of one device, for the MFU; none: measured with a matrix product"

@@ -1,11 +1,13 @@
 """Models of other programs, written again from their parameter names and formulas, as an independent reference: the
-tutorial's GPTModel and nanoGPT's GPT. transformers' GPT-2 is there to be used as it is.
+tutorial's GPTModel and nanoGPT's GPT. transformers' GPT-2 is there to be used as it is, also for OpenAI's weights.
 """
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def draw(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -136,3 +138,25 @@ class NanoGPT(nn.Module):
         for block in self.transformer["h"]:
             x = block(x)
         return self.lm_head(self.transformer["ln_f"](x))
+
+
+def to_stock(tensors: dict[str, np.ndarray], num_heads: int) -> GPT2LMHeadModel:
+    """OpenAI's names to transformers' GPT-2: a mapping that the converter knows nothing of."""
+    (vocab, width), (context, _) = tensors["model/wte"].shape, tensors["model/wpe"].shape
+    num_layers = len([name for name in tensors if name.endswith("ln_1/g")])
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab, n_positions=context, n_embd=width, n_layer=num_layers, n_head=num_heads,
+            bos_token_id=None, eos_token_id=None, attn_implementation="eager",
+        )
+    )  # fmt: skip
+    state = {}
+    for name, values in tensors.items():
+        _, *path, last = name.split("/")
+        path = [part if part[0] != "h" else f"h.{part[1:]}" for part in path]
+        kind = {"g": "weight", "w": "weight", "b": "bias"}.get(last)
+        theirs = ".".join([*path, kind]) if kind else f"{last}.weight"
+        state[f"transformer.{theirs}"] = torch.tensor(values.squeeze(0) if last == "w" else values)
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state, strict=True)
+    return model.eval()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_writer import gpt2_shapes, gpt2_tensors, write_bundle
-from foreign_models import NanoGPT, TutorialGPT, draw
+from foreign_models import NanoGPT, TutorialGPT, draw, to_stock
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -43,28 +43,6 @@ def write_openai(folder: Path, tensors: dict[str, np.ndarray], hparams: dict | N
     if hparams is not None:
         (folder / "hparams.json").write_text(json.dumps(hparams))
     return folder
-
-
-def to_stock(tensors: dict[str, np.ndarray], num_heads: int) -> GPT2LMHeadModel:
-    """OpenAI's names to transformers' GPT-2: a mapping that the converter knows nothing of."""
-    (vocab, width), (context, _) = tensors["model/wte"].shape, tensors["model/wpe"].shape
-    num_layers = len([name for name in tensors if name.endswith("ln_1/g")])
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocab, n_positions=context, n_embd=width, n_layer=num_layers, n_head=num_heads,
-            bos_token_id=None, eos_token_id=None, attn_implementation="eager",
-        )
-    )  # fmt: skip
-    state = {}
-    for name, values in tensors.items():
-        _, *path, last = name.split("/")
-        path = [part if part[0] != "h" else f"h.{part[1:]}" for part in path]
-        kind = {"g": "weight", "w": "weight", "b": "bias"}.get(last)
-        theirs = ".".join([*path, kind]) if kind else f"{last}.weight"
-        state[f"transformer.{theirs}"] = torch.tensor(values.squeeze(0) if last == "w" else values)
-    state["lm_head.weight"] = state["transformer.wte.weight"]
-    model.load_state_dict(state, strict=True)
-    return model.eval()
 
 
 def load(folder: Path) -> GPTScratchForCausalLM:

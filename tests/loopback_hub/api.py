@@ -28,6 +28,12 @@ def whoami(hub: "LoopbackHub", request: Request) -> Answer:
     return Answer.of({"type": "user", "id": user, "name": user, "fullname": user, "orgs": organizations, "auth": auth})
 
 
+@route("GET", "/api/agent-harnesses")
+def agent_harnesses(hub: "LoopbackHub", request: Request) -> Answer:
+    """Asked for once a day, unless telemetry is off, for a word in the header User-Agent."""
+    return Answer.of({"standardEnvVars": [], "harnesses": {}})
+
+
 @route("POST", "/api/validate-yaml")
 def validate_yaml(hub: "LoopbackHub", request: Request) -> Answer:
     errors = hub.card_errors(request.json()["content"])
@@ -75,12 +81,12 @@ def info(hub: "LoopbackHub", request: Request, repo_id: str, revision: str = "ma
     return Answer.of(describe(repository, repository.resolve(revision), "blobs" in request.query))
 
 
-def describe_file(hub: "LoopbackHub", path: str, file: File) -> dict[str, Any]:
+def describe_file(hub: "LoopbackHub", repository: Repository, path: str, file: File) -> dict[str, Any]:
     fields = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
     if file.sha256:
         size = len(pointer(file.sha256, file.size))
         fields["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": size}
-        xet_hash = hub.xet_hash(file.sha256)
+        xet_hash = hub.xet_hash(repository, file.sha256)
         if xet_hash:
             fields["xetHash"] = xet_hash
     return fields
@@ -88,7 +94,8 @@ def describe_file(hub: "LoopbackHub", path: str, file: File) -> dict[str, Any]:
 
 @route("GET", f"{MODEL}/tree/{REVISION}(?:/(?P<folder>.+))?")
 def tree(hub: "LoopbackHub", request: Request, repo_id: str, revision: str, folder: str = "") -> Answer:
-    commit = hub.readable(request, repo_id).resolve(revision)
+    repository = hub.readable(request, repo_id)
+    commit = repository.resolve(revision)
     prefix = folder.rstrip("/") + "/" if folder else ""
     inside = {path: file for path, file in commit.files.items() if path.startswith(prefix)}
     if not inside and folder:
@@ -98,15 +105,16 @@ def tree(hub: "LoopbackHub", request: Request, repo_id: str, revision: str, fold
     entries = [{"type": "directory", "path": name, "oid": git_hash(name.encode()), "size": 0} for name in folders]
     for path, file in sorted(inside.items()):
         if recursive or "/" not in path.removeprefix(prefix):
-            entries.append(describe_file(hub, path, file))
+            entries.append(describe_file(hub, repository, path, file))
     return Answer.of(entries)
 
 
 @route("POST", f"{MODEL}/paths-info/{REVISION}")
 def paths_info(hub: "LoopbackHub", request: Request, repo_id: str, revision: str) -> Answer:
-    files = hub.readable(request, repo_id).resolve(revision).files
+    repository = hub.readable(request, repo_id)
+    files = repository.resolve(revision).files
     wanted = parse_qs(request.body.decode())["paths"]
-    return Answer.of([describe_file(hub, path, files[path]) for path in wanted if path in files])
+    return Answer.of([describe_file(hub, repository, path, files[path]) for path in wanted if path in files])
 
 
 @route("GET", f"{MODEL}/commits/{REVISION}")
@@ -206,7 +214,7 @@ def apply(hub: "LoopbackHub", repository: Repository, files: dict[str, File], ke
     if key == "file":
         files[path] = File.regular(base64.b64decode(value["content"]))
     elif key == "lfsFile":
-        if value["oid"] not in repository.uploads and not hub.xet_hash(value["oid"]):
+        if value["oid"] not in repository.uploads and not hub.xet_hash(repository, value["oid"]):
             raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
         files[path] = File.large(value["oid"], value["size"])
     elif key == "deletedFile":

@@ -11,7 +11,7 @@ KINDS = {
     "500": "answered with an error of the server; nothing is done",
     "503": "answered with an error of the server; nothing is done",
     "reset": "the connection is reset before the request is read; nothing is done",
-    "hang": "no answer until the hub is closed; nothing is done",
+    "hang": "no answer until the hub is closed or its patience over; nothing is done",
     "cut": "done, but the connection ends in the middle of the answer",
     "lost": "done, but the connection is reset before the answer",
     "flip": "done, but one bit of the answer's body is changed",
@@ -26,15 +26,20 @@ class Fault:
     kind: str | Callable[[Request], None]  # one of KINDS, another HTTP status, or what to call before the answer
     times: int = 1
     path: str = ""  # a regular expression found in the path
+    skip: int = 0  # how many such requests go well before
     hits: list[Request] = field(default_factory=list)
+    seen: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.kind, str) and self.kind not in KINDS and not re.fullmatch(r"[45]\d\d", self.kind):
             raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}, and any HTTP status")
 
-    def applies_to(self, request: Request) -> bool:
-        return (
-            len(self.hits) < self.times
-            and re.fullmatch(self.route, request.route or "unknown") is not None
-            and re.search(self.path, request.path) is not None
-        )
+    def meets(self, request: Request) -> bool:
+        """Whether this is one of the requests that it is for; to be asked once for each request."""
+        if not re.fullmatch(self.route, request.route or "unknown") or not re.search(self.path, request.path):
+            return False
+        self.seen += 1
+        if not self.skip < self.seen <= self.skip + self.times:
+            return False
+        self.hits.append(request)
+        return True

@@ -1,6 +1,7 @@
 """The Hub itself: two origins on two ports, a log of all requests, and faults on request."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import secrets
@@ -36,6 +37,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.offers_xet = True
         self.offers_verify = True
+        self.patience: float | None = None  # seconds after which a connection that hangs is closed
         self.part_size: int | None = None  # bytes; larger uploads by LFS come in parts
         self.card_errors: Callable[[str], list[str]] = lambda content: []
         self.parts: dict[tuple[str, int], bytes] = {}
@@ -68,9 +70,22 @@ class LoopbackHub:
         self.repositories[repo_id] = repository
         return repository
 
-    def fault(self, route: str, kind: str | Callable[[Request], None], times: int = 1, path: str = "") -> Fault:
-        """Let the next requests of a route go wrong; see `faults.KINDS`. `.hits` of the fault are those that did."""
-        self.faults.append(Fault(route, kind, times, path))
+    def copy_repository(self, source: str, repo_id: str) -> Repository:
+        """A repository with everything that another one has."""
+        original = self.repositories[source]
+        names = ("commits", "branches", "tags", "uploads")
+        copies = {name: getattr(original, name).copy() for name in names}
+        self.repositories[repo_id] = dataclasses.replace(original, repo_id=repo_id, **copies)
+        return self.repositories[repo_id]
+
+    def fault(
+        self, route: str, kind: str | Callable[[Request], None], times: int = 1, *, path: str = "", skip: int = 0
+    ) -> Fault:
+        """Let requests of a route go wrong, the next `times` after `skip`; see `faults.KINDS`.
+
+        The `hits` of the fault are the requests that it met.
+        """
+        self.faults.append(Fault(route, kind, times, path, skip))
         return self.faults[-1]
 
     def heal(self) -> None:
@@ -118,9 +133,9 @@ class LoopbackHub:
         self.accounts.check_write(request.token, repository)
         return repository
 
-    def xet_hash(self, sha256: str) -> str | None:
-        """The name under which Xet keeps a file; none if it does not."""
-        return xet_hashes(self.xet_folder).get(sha256)
+    def xet_hash(self, repository: Repository, sha256: str) -> str | None:
+        """The name under which Xet keeps a file; none if it does not, or if the repository got it by LFS."""
+        return None if sha256 in repository.uploads else xet_hashes(self.xet_folder).get(sha256)
 
     def signature(self, path: str, purpose: str) -> str:
         return hashlib.sha256(f"{self._secret} {purpose} {path}".encode()).hexdigest()
@@ -132,8 +147,7 @@ class LoopbackHub:
             request.route = found[0].name if found else None
             self.requests.append(request)
             for fault in self.faults:
-                if fault.applies_to(request):
-                    fault.hits.append(request)
+                if fault.meets(request):
                     request.fault = fault.kind if isinstance(fault.kind, str) else "called"
                     return fault.kind
         return None
@@ -204,10 +218,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == "reset":
             self.reset()
             return
-        request.body = self.read_body()
+        try:
+            request.body = self.read_body()
+        except EOFError:
+            self.close_connection = True
+            return
         if fault == "hang":
             self.close_connection = True
-            self.server.hub.closing.wait()
+            self.server.hub.closing.wait(self.server.hub.patience)
             return
         if isinstance(fault, str) and fault.isdigit():
             answer = Answer.of({"error": f"Fault {fault}"}, int(fault))
@@ -223,14 +241,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = handle_request
 
     def read_body(self) -> bytes:
+        """All of it.
+
+        Raises:
+            EOFError: the client left before its end.
+        """
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self.read_exactly(int(self.headers.get("Content-Length", 0)))
         parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+        while size := int(self.rfile.readline().split(b";")[0] or b"-1", 16):
+            parts.append(self.read_exactly(size))
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
+
+    def read_exactly(self, size: int) -> bytes:
+        try:
+            content = self.rfile.read(size) if size >= 0 else b""
+        except ConnectionError:
+            content = b""
+        if len(content) != size:
+            raise EOFError(f"{len(content)} bytes of {size}")
+        return content
 
     def send(self, answer: Answer, fault: str) -> None:
         """Write the answer; a "cut" one ends in the middle of its body, or of its header if there is no body."""

@@ -84,7 +84,9 @@ class Repository:
     uploads: dict[str, bytes] = field(default_factory=dict)  # large files that came by LFS, by sha256
 
     def __post_init__(self) -> None:
-        self.add_commit("main", {".gitattributes": File.regular(GIT_ATTRIBUTES)}, "initial commit", "", self.author)
+        if not self.commits:
+            files = {".gitattributes": File.regular(GIT_ATTRIBUTES)}
+            self.add_commit("main", files, "initial commit", "", self.author)
 
     def head(self, branch: str = "main") -> Commit:
         return self.commit(self.branches[branch])

@@ -57,7 +57,7 @@ def resolve(hub: "LoopbackHub", request: Request, repo_id: str, revision: str, p
         return ranged(file.content, request, headers | {"ETag": f'"{file.oid}"'})
     headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
     headers["Location"] = signed(hub, f"/{repo_id}/{file.sha256}", "GET")
-    xet_hash = hub.xet_hash(file.sha256)
+    xet_hash = hub.xet_hash(repository, file.sha256)
     if xet_hash:
         headers["X-Xet-Hash"] = xet_hash
         headers["X-Xet-Refresh-Route"] = f"{hub.url}/api/models/{repo_id}/xet-read-token/{commit.sha}"

@@ -73,7 +73,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=5, do_sample=Fals
 
 
 def test_two_processes_give_the_losses_of_one(
-    trained: tuple[Path, str], launch: Callable, short_text: Path, tmp_path: Path
+    trained: tuple[Path, str], launch: Callable, short_text: Path, tmp_path: Path, project_root: Path
 ) -> None:
     """Half the windows on each process: the same global batch, steps, evaluation and weights."""
     folder = tmp_path / "two"
@@ -92,10 +92,12 @@ def test_two_processes_give_the_losses_of_one(
 
     assert losses(folder) == pytest.approx(losses(trained[0]), rel=1e-6)
 
-    # And again from a checkpoint, each process with its own random state.
+    # And again from a checkpoint, each process with its own random state; the number of processes from a file.
+    launcher = ["--config_file", str(project_root / "scripts" / "configs" / "ddp_cpu.yaml")]
     resumed = launch("train.py", *arguments, "--per_device_train_batch_size", 4, "--resume", launcher=launcher)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stdout
+    assert "processes 2" in resumed.stdout
 
 
 def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(

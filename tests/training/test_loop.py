@@ -1,4 +1,4 @@
-"""Proves the loop: its losses against a plain PyTorch loop, for any split of the batch, and bit for bit on resume."""
+"""Proves the loop: losses against a plain PyTorch loop, bit for bit on resume; other splits: test_many_devices.py."""
 
 import inspect
 import shutil
@@ -61,47 +61,6 @@ def test_losses_equal_those_of_a_plain_pytorch_loop(tiny_settings: Callable[...,
     train(settings)
     assert step_losses(settings.output_dir) == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0] - 0.1  # it learns; equal losses of an untouched model would prove nothing
-
-
-def test_loss_does_not_depend_on_the_micro_batches(
-    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
-) -> None:
-    """The last step of an epoch is not full, so a mean over micro-batches would differ (see the control below)."""
-    series = []
-    for name, size, accumulation in (("whole", 8, 1), ("halves", 4, 2), ("single", 1, 8)):
-        settings = tiny_settings(
-            output_dir=str(tmp_path / name),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=11,
-        )
-        train(settings)
-        series.append(step_losses(settings.output_dir))
-    assert len(series[0]) == 11
-    assert series[1] == pytest.approx(series[0], rel=1e-5)
-    assert series[2] == pytest.approx(series[0], rel=1e-5)
-
-
-def test_mean_over_micro_batches_would_differ(
-    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control: dividing each micro-batch by its own tokens is seen by the test above."""
-    reference = tiny_settings(output_dir=str(tmp_path / "right"), per_device_train_batch_size=8, max_steps=11)
-    train(reference)
-    forward = GPTScratchForCausalLM.forward
-
-    def mean_of_means(self: GPTScratchForCausalLM, *args: object, num_items_in_batch: object = None, **kwargs: object):
-        output = forward(self, *args, **kwargs)
-        if num_items_in_batch is not None:
-            output.loss = torch.nan_to_num(output.loss) / 4
-        return output
-
-    monkeypatch.setattr(GPTScratchForCausalLM, "forward", mean_of_means)
-    wrong = tiny_settings(
-        output_dir=str(tmp_path / "wrong"), per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=11
-    )
-    train(wrong)
-    assert step_losses(wrong.output_dir) != pytest.approx(step_losses(reference.output_dir), rel=1e-4)
 
 
 RESUME_SETTINGS = {
