@@ -80,7 +80,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     outputs = [node.communicate(timeout=300) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert "processes 2" in outputs[0][0]
-    assert outputs[1][0] == ""
+    assert "loss" not in outputs[1][0]  # the main process alone speaks
     arguments = ["--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]
     subprocess.run(
         [sys.executable, *script, *arguments], env=environment, check=True, capture_output=True, timeout=300
@@ -102,7 +102,7 @@ class Job:
             start_new_session=True,
         )
         deadline = time.monotonic() + 120
-        while self.steps() < 5:
+        while self.steps() < 15:
             assert self.process.poll() is None, self.messages()
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -188,18 +188,18 @@ def test_killed_process_takes_the_job_down_with_one_message(start: Callable, lau
 @pytest.mark.resilience
 def test_exception_in_one_process_takes_the_job_down_with_its_message(start: Callable, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    from hf_gpt_scratch.training import loop\n"
-        "    rate = loop.learning_rate_at\n"
-        "    def failing(step, *rest):\n"
-        "        if step == 20:\n"
-        "            raise OSError(5, 'Input/output error', 'corpus.bin')\n"
-        "        return rate(step, *rest)\n"
-        "    loop.learning_rate_at = failing\\n",
-        encoding="utf-8",
-    )
+    failing = """
+import os
+if os.environ.get("RANK") == "1":
+    from hf_gpt_scratch.training import loop
+    rate = loop.learning_rate_at
+    def failing(step, *rest):
+        if step == 20:
+            raise OSError(5, "Input/output error", "corpus.bin")
+        return rate(step, *rest)
+    loop.learning_rate_at = failing
+"""
+    (tmp_path / "site" / "sitecustomize.py").write_text(failing, encoding="utf-8")
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     job = start([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], PYTHONPATH=paths)
     assert job.wait() < 30
