@@ -36,31 +36,27 @@ def settings_for(**changes: object) -> TrainingSettings:
     return TrainingSettings(push_to_hub="alice/lamp", **{"push_timeout": 30, **changes})
 
 
-def test_two_processes_push_once_and_a_failed_push_ends_nothing(
-    alice: LoopbackHub, project_root: Path, tmp_path: Path
+def test_a_failed_push_ends_nothing_and_the_last_line_makes_it_good(
+    alice: LoopbackHub,
+    tiny_settings: Callable[..., TrainingSettings],
+    project_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """The unfinished model arrives; the finished one does not, until it is pushed as the last line says."""
-    text = tmp_path / "text.txt"
-    text.write_text(bundled_text_path().read_text(encoding="utf-8")[:2300], encoding="utf-8")
     alice.fault("POST commit", "422", times=1, path="commit/main")
-    run = tmp_path / "my-run"
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    options = [*TINY, "--train_file", text, "--output_dir", run, "--push_to_hub", "alice/lamp", "--push_steps", "5"]
-    command = [*launch, project_root / "scripts" / "train.py", *options]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    settings = tiny_settings(push_to_hub="alice/lamp", push_steps=5)
+    result = train(settings)
+    (way_out,) = push_result(settings, result.repository)
     repository = alice.repo("alice/lamp")
-    titles = [commit.title for commit in repository.commits]
-    assert titles[:2] == ["initial commit", "Unfinished model after step 5"]
-    assert len(set(titles)) == len(titles)  # by one of the two processes
-    unfinished = repository.resolve("in-training").files
-    assert {"model.safetensors", "loss.png", "README.md"} <= set(unfinished)
-    assert b"| training | 5 of 12 steps" in repository.commits[1].files["README.md"].content
-    assert not (run / "unfinished-model").exists()
+    unfinished = repository.resolve("in-training")
+    assert unfinished.title == "Unfinished model after step 5"
+    assert {"model.safetensors", "loss.png", "README.md"} <= set(unfinished.files)
+    assert b"| training | 5 of 6 steps" in unfinished.files["README.md"].content
+    assert not (tmp_path / "run" / "unfinished-model").exists()
 
     warning = f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
-    assert warning in result.stderr.splitlines()
-    way_out = result.stdout.splitlines()[-1]
+    assert warning in capsys.readouterr().err.splitlines()
     assert set(repository.head().files) == {".gitattributes"}
     said, typed = way_out.split(": python ")
     assert said == "the model is saved; push it again"
@@ -68,11 +64,28 @@ def test_two_processes_push_once_and_a_failed_push_ends_nothing(
         [sys.executable, *typed.split()], cwd=project_root, capture_output=True, text=True, timeout=60
     )
     assert again.returncode == 0, again.stderr
-    assert {path.name for path in (run / "model").iterdir()} == set(repository.head().files) - {".gitattributes"}
+    assert {path.name for path in result.repository.iterdir()} == set(repository.head().files) - {".gitattributes"}
     card = repository.head().files["README.md"].content.decode()
     assert "# lamp" in card
     assert "![losses](loss.png)" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.hub
+def test_of_two_processes_one_pushes(alice: LoopbackHub, project_root: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(bundled_text_path().read_text(encoding="utf-8")[:2300], encoding="utf-8")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    options = [*TINY, "--train_file", text, "--output_dir", tmp_path / "run"]
+    options += ["--push_to_hub", "alice/lamp", "--push_steps", "5"]
+    command = [*launch, project_root / "scripts" / "train.py", *options]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    titles = [commit.title for commit in alice.repo("alice/lamp").commits]
+    assert titles[:2] == ["initial commit", "Unfinished model after step 5"]
+    assert titles[-1] == "Upload model"
+    assert len(set(titles)) == len(titles)
+    assert result.stdout.count("pushed to alice/lamp: commit ") == 1
 
 
 def test_pushes_change_nothing_of_the_run(
