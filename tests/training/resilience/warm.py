@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from harness import SMALL
 
+import hf_gpt_scratch.cli  # noqa: F401  what scripts load is loaded here
 from hf_gpt_scratch.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
