@@ -120,8 +120,9 @@ class Run:
         return "FSDP2" if self.accelerator.is_fsdp2 else "none"
 
     def say(self, line: str) -> None:
-        """Print a line, on the main process only."""
-        self.accelerator.print(line, flush=True)
+        """Print a line, on the main process only; Accelerate's own `print` does so on every node."""
+        if self.accelerator.is_main_process:
+            print(line, flush=True)
 
     def draw_order_seed(self, epoch: int | None) -> int:
         """Seed of the window order of an epoch, or of the training batches of an evaluation (`epoch` None)."""
