@@ -222,7 +222,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, FSDP version 1, or Muon under FSDP2.
+        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
     """
     refuse_deepspeed()
     accelerator = Accelerator(
@@ -240,10 +240,6 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     complete_fsdp(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
-    if settings.optim == "muon" and accelerator.is_fsdp2:
-        raise ValueError(
-            "--optim muon needs whole matrices, which FSDP2 spreads: use DDP or --optim adamw_torch_fused"
-        )
     return accelerator
 
 
