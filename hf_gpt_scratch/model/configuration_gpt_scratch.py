@@ -29,7 +29,9 @@ from transformers.activations import ACT2FN
 
 if TYPE_CHECKING:
     # The library recognises code by the text of a file and of what it imports. With this, two folders of one name
-    # whose modeling files differ have two config classes, and each runs its own model.
+    # whose modeling files differ have two config classes, and each runs its own model. After a download that broke
+    # off it looks for the files named here and no deeper, so all are named.
+    from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
     from .modeling_gpt_scratch import GPTScratchModel as GPTScratchModel
 
 
