@@ -34,8 +34,11 @@ def test_launched_training_says_what_it_does_and_where_things_lie(trained: tuple
 
 @pytest.mark.timeout(900)
 def test_default_job_learns_and_then_overfits(launch: Callable, tmp_path: Path) -> None:
-    """README's main job, on the bundled story: validation loss falls clearly, training loss goes on below it."""
-    result = launch("train.py", "--output_dir", tmp_path / "run", launcher=[], threads=None, timeout=800)
+    """README's main job, on the bundled story: validation loss falls clearly, training loss goes on below it.
+
+    On one thread, for other tests run beside it: threads that wait for each other would take several times as long.
+    """
+    result = launch("train.py", "--output_dir", tmp_path / "run", launcher=[], timeout=800)
     assert result.returncode == 0, result.stderr
     rows = map(json.loads, (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines())
     evaluations = [row for row in rows if row["event"] == "evaluation"]
