@@ -255,22 +255,22 @@ def test_source_that_changed_since_is_refused(corpus: list[Path], tmp_path: Path
 
 @pytest.mark.resilience
 def test_killed_at_random_moments_again_and_again(sources: list[Source], tmp_path: Path) -> None:
-    """Tiny shards and 100 folders, each killed up to five times in a row before it may finish."""
+    """Tiny shards and 40 folders, each killed up to five times in a row before it may finish."""
     choices = Choices(validation_fraction=0.2, shard_tokens=200)
     prepare(tmp_path / "unbroken", sources, choices, 2, quiet)
     expected = folder_bytes(tmp_path / "unbroken")
     generator = random.Random(5)
     kills = 0
-    for number in range(100):
+    for number in range(40):
         folder = tmp_path / str(number)
         for _ in range(5):
             arguments = (folder, sources, choices, 2, quiet)
             process = multiprocessing.get_context("fork").Process(target=prepare, args=arguments)
             process.start()
-            time.sleep(generator.uniform(0, 0.15))
+            time.sleep(generator.uniform(0, 0.06))
             process.kill()
             process.join(60)
             kills += process.exitcode == -signal.SIGKILL
         prepare(folder, sources, choices, 2, quiet)
         assert folder_bytes(folder) == expected
-    assert kills > 200
+    assert kills > 40  # the others were done before
