@@ -18,6 +18,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """What a test runs in this process may have set another number, and the last bits of a sum depend on it."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The checkout, where scripts/ lies."""
