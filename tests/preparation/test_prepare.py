@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from plain_tokens import folder_bytes, plain_tokens
+from tqdm.auto import tqdm
 
 from hf_gpt_scratch.preparation.document_sources import Source, file_sources
 from hf_gpt_scratch.preparation.prepare import Choices, prepare, split_of
@@ -256,6 +258,8 @@ def test_source_that_changed_since_is_refused(corpus: list[Path], tmp_path: Path
 @pytest.mark.resilience
 def test_killed_at_random_moments_again_and_again(sources: list[Source], tmp_path: Path) -> None:
     """Tiny shards and 40 folders, each killed up to five times in a row before it may finish."""
+    # The bar's usual lock is shared between processes: one that is killed would hold it for ever.
+    tqdm.set_lock(threading.RLock())
     choices = Choices(validation_fraction=0.2, shard_tokens=200)
     prepare(tmp_path / "unbroken", sources, choices, 2, quiet)
     expected = folder_bytes(tmp_path / "unbroken")
