@@ -27,7 +27,7 @@ MAY_IMPORT = {
     | {"token_folder", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
-    "benchmarks": {"model", "conversion", "environment", "tokenizer", ""},
+    "benchmarks": {"model", "training", "conversion", "environment", "tokenizer", ""},
 }
 
 
@@ -128,6 +128,8 @@ def test_every_module_has_its_test() -> None:
         "reload.py": "test_verify.py",
         "vocabulary.py": "test_tokenizer.py",
         "conversion.py": "test_benchmarks.py",
+        "measuring.py": "test_benchmarks.py",
+        "plot.py": "test_benchmarks.py",
     }
     for path in MODULES:
         assert proved_elsewhere.get(path.name, f"test_{path.name}") in tests, path

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch.benchmarks.measuring import Measurement, compare, describe_limit, ratios
+
 
 CONTESTANTS = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
 LIMITS = {
@@ -33,7 +35,8 @@ def figures(project_root, tmp_path_factory):
     process = run_script(project_root, *arguments)
     assert process.returncode == 0, process.stderr
     assert not list((folder / "work").iterdir()), "the benchmark leaves nothing behind"
-    return process.stdout.splitlines(), json.loads((folder / "x.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "x.json").read_text(encoding="utf-8"))
+    return process.stdout.splitlines(), report | {"picture": (folder / "x.png").read_bytes()}
 
 
 def test_every_contestant_is_measured(figures):
@@ -64,11 +67,11 @@ def test_limits_are_judged_by_the_figures(figures):
 
 def test_table_shows_what_the_json_holds(figures):
     lines, report = figures
-    assert lines[0].startswith("tiny: 6,665,856 bytes, 1 rounds, ")
+    assert lines[0] == "convert: tiny, 6,665,856 bytes"
     for word in ("threads", "load"):
-        assert word in lines[0]
-    assert f"python {report['versions']['python']}" in lines[1]
-    assert "tensorflow" in lines[1]
+        assert word in lines[1]
+    assert f"python {report['machine']['versions']['python']}" in lines[2]
+    assert "tensorflow" in lines[2]
     for name, (measurement,) in report["contestants"].items():
         line = next(line for line in lines if line.startswith(f"{name:18}"))
         assert line.split() == [
@@ -78,8 +81,25 @@ def test_table_shows_what_the_json_holds(figures):
             line.split()[-1],
         ]
     for limit in report["limits"]:
-        line = next(line for line in lines if line.startswith(f"{limit['text']:34}"))
+        line = next(line for line in lines if line.startswith(f"{limit['text']:34} "))
         assert line.endswith(" NOT MET") is not limit["met"]
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that slows down for one round changes no ratio; the ratio of the medians would be 15 / 4."""
+    slow, fast = ([Measurement(cpu, 1.0, 100.0) for cpu in row] for row in ((15.0, 20.0, 2.0), (5.0, 4.0, 1.0)))
+    results = {"ours": fast, "peer": slow}
+    assert ratios(results, "cpu", "peer", "ours") == [3, 5, 2]
+    (comparison,) = compare(results, "cpu", "ours")
+    assert comparison["times"] == (2, 3, 5)
+    assert describe_limit("x", [3, 5, 2], "at least", 3)["met"]
+    assert not describe_limit("x", [3, 5, 2], "at most", 2.9)["met"]
+
+
+def test_comparisons_are_drawn_beside_the_json(figures):
+    _, report = figures
+    assert {row["peer"] for row in report["comparisons"]} == set(CONTESTANTS) - {"ours"}
+    assert report["picture"].startswith(b"\x89PNG")
 
 
 def spread(value: float) -> list[str]:

@@ -3,29 +3,40 @@
 Every run is a process of its own. This module imports no more than it must, because the contestants import it too.
 """
 
-import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import HPARAMS_FILE, GPT2Size, find_size
 
+from .measuring import (
+    Measurement,
+    Results,
+    build_report,
+    compare,
+    describe_limit,
+    describe_machine,
+    interleave,
+    measure,
+    ratios,
+)
+
 
 if TYPE_CHECKING:
+    import argparse
+
     import numpy as np
     from torch import nn
 
     Block = dict[str, np.ndarray]
 
+HELP = "checkpoint to safetensors, against TensorFlow, the tutorial and cp"
+CONVERTER = Path(__file__).resolve().parents[2] / "scripts" / "convert_gpt2.py"
 KEY_PACKAGES = ("numpy", "google-crc32c", "safetensors", "torch", "tensorflow", "tensorflow-cpu")
 PREFIX = "model.ckpt"
 TINY = GPT2Size("tiny", 32, 2, 4, 1666464, files={})  # for trying the benchmark itself
@@ -41,18 +52,6 @@ from pathlib import Path
 from hf_gpt_scratch.benchmarks.conversion import choose_size, make_checkpoint
 make_checkpoint(Path(sys.argv[2]), choose_size(sys.argv[1]))
 """
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one run of a process took: seconds of CPU, seconds of wall time, peak memory in MiB."""
-
-    cpu: float
-    wall: float
-    memory: float
-
-
-Results = dict[str, list[Measurement]]
 
 
 # Figure of `Measurement`, numerator, denominator, kind of bound, limit.
@@ -209,28 +208,6 @@ CONTESTANTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def measure(command: Sequence[str | Path]) -> Measurement:
-    """Run a command in a process of its own; what it prints is not shown.
-
-    Raises:
-        ValueError: it fails; with the last line that it printed on stderr.
-    """
-    # Compiled modules are kept, as they are where this package is installed.
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    environment = inherited | {"HF_GPT_SCRATCH_REGISTER": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with tempfile.TemporaryFile() as errors:
-        start = perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen shall not do it again
-        if process.returncode:
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise ValueError(f"{command[0]} failed with exit code {process.returncode}: {last}")
-    return Measurement(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
-
-
 def build_commands(source: Path, output: Path, converter: Path) -> dict[str, list[str | Path]]:
     """The command of every contestant; `converter` is scripts/convert_gpt2.py."""
     data = next(source.glob(f"{PREFIX}.data-*"))
@@ -251,63 +228,53 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def run_benchmark(size: GPT2Size, rounds: int, folder: Path | None, converter: Path) -> dict[str, Any]:
-    """Run all contestants in turn, `rounds` times.
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
+    """Options of this benchmark alone."""
+    parser.add_argument("--size", default="124M", help="a released size, or tiny to try it out (default: 124M)")
+    parser.add_argument("--dir", type=Path, help="disk to work on; three times the checkpoint must fit")
 
-    Args:
-        size: of the checkpoint that is made for it.
-        rounds: number of runs of each.
-        folder: the disk to work on; by default where temporary files go.
-        converter: path of scripts/convert_gpt2.py.
+
+def run(arguments: "argparse.Namespace") -> dict[str, Any]:
+    """Run all contestants in turn on a checkpoint that is made for it.
 
     Returns:
         All figures, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails, TensorFlow is missing, or `rounds` is no number of runs.
+        ValueError: a contestant fails, TensorFlow is missing, or an option is wrong.
     """
-    if rounds < 1:
-        raise ValueError(f"--rounds {rounds} measures nothing: give 1 or more")
-    with tempfile.TemporaryDirectory(dir=folder, prefix="hf_gpt_scratch-") as name:
+    size = choose_size(arguments.size)
+    if arguments.rounds < 1:  # before a checkpoint is made for nothing
+        interleave({}, arguments.rounds)
+    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="hf_gpt_scratch-") as name:
         source, output = Path(name) / "source", Path(name) / "output"
         source.mkdir()
         measure([sys.executable, "-c", MAKE_CHECKPOINT, size.name, source])
-        commands = build_commands(source, output, converter)
+        commands = build_commands(source, output, CONVERTER)
         measure(commands["our whole command"])  # not counted: it compiles our modules
         remove(output)
-        load = os.getloadavg()[0]
-        results: Results = {contestant: [] for contestant in commands}
-        for _ in range(rounds):
-            for contestant, command in commands.items():
-                results[contestant].append(measure(command))
+
+        def sampler(command: list[str | Path]) -> Callable[[], Measurement]:
+            def sample() -> Measurement:
+                measurement = measure(command)
                 remove(output)
+                return measurement
+
+            return sample
+
+        machine = describe_machine(KEY_PACKAGES, arguments.threads)
+        samplers = {name: sampler(command) for name, command in commands.items()}
+        results = interleave(samplers, arguments.rounds)
         num_bytes = next(source.glob(f"{PREFIX}.data-*")).stat().st_size
-    return {
-        "size": size.name,
-        "bytes": num_bytes,
-        "rounds": rounds,
-        "versions": installed_versions(),
-        "threads": len(os.sched_getaffinity(0)),
-        "load": [load, os.getloadavg()[0]],
-        "contestants": {name: [vars(one) for one in measurements] for name, measurements in results.items()},
-        "limits": describe_limits(results),
-    }
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part, without importing them: that would take memory."""
-    versions = {"python": sys.version.split()[0]}
-    for name in KEY_PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Minimum, median and maximum."""
-    from statistics import median  # imported here, since it takes a noticeable part of a contestant's start
-
-    return min(values), median(values), max(values)
+    return build_report(
+        "convert",
+        f"{size.name}, {num_bytes:,} bytes",
+        machine,
+        results,
+        bytes=num_bytes,
+        comparisons=compare(results, "cpu", "ours"),
+        limits=describe_limits(results),
+    )
 
 
 def bare_interpreter_memory() -> float:
@@ -321,43 +288,9 @@ def describe_limits(results: Results) -> list[dict[str, Any]]:
     """What is asked for and what was reached; ratios are taken within a round, and their median decides."""
     limits = []
     for figure, numerator, denominator, bound, limit in RATIO_LIMITS:
-        pairs = zip(results[numerator], results[denominator], strict=True)
-        ratios = [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
-        limits.append(describe_limit(f"{figure} time, {numerator} / {denominator}", ratios, bound, limit))
+        values = ratios(results, figure, numerator, denominator)
+        limits.append(describe_limit(f"{figure} time, {numerator} / {denominator}", values, bound, limit))
     bare = bare_interpreter_memory()
     above = [one.memory - bare for one in results["ours"]]
     limits.append(describe_limit("MiB of ours above bare Python", above, "at most", MEMORY_LIMIT))
     return limits
-
-
-def describe_limit(text: str, values: Sequence[float], bound: str, limit: float) -> dict[str, Any]:
-    """Spread of the values, and whether their median keeps to the limit."""
-    reached = spread(values)
-    met = reached[1] >= limit if bound == "at least" else reached[1] <= limit
-    return {"text": text, "reached": reached, "bound": bound, "limit": limit, "met": met}
-
-
-def format_report(report: dict[str, Any]) -> list[str]:
-    """The lines to print: what was measured on what, the contestants, the limits."""
-    columns = "min / median / max"
-    lines = [
-        f"{report['size']}: {report['bytes']:,} bytes, {report['rounds']} rounds, {report['threads']} threads, "
-        f"load {report['load'][0]:.1f} before and {report['load'][1]:.1f} after",
-        ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
-        f"{columns:>42}{columns:>24}",
-        f"{'':18}{'CPU s':>24}{'wall s':>24}{'peak MiB':>10}",
-    ]
-    for contestant, measurements in report["contestants"].items():
-        cpu, wall = (format_spread(spread([one[figure] for one in measurements])) for figure in ("cpu", "wall"))
-        memory = max(one["memory"] for one in measurements)
-        lines.append(f"{contestant:18}{cpu:>24}{wall:>24}{memory:>10.0f}")
-    for limit in report["limits"]:
-        verdict = "met" if limit["met"] else "NOT MET"
-        bound = f"{limit['bound']} {limit['limit']}"
-        lines.append(f"{limit['text']:34}{format_spread(limit['reached']):>24}  {bound:12}{verdict}")
-    return lines
-
-
-def format_spread(values: Sequence[float]) -> str:
-    """Write minimum, median and maximum."""
-    return " / ".join(f"{value:.2f}" for value in values)

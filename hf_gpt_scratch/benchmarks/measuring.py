@@ -1,0 +1,192 @@
+"""What the benchmarks share: contestants measured in turn, ratios taken within a round, limits judged.
+
+This module imports no more than it must: contestants of the conversion import it, and their memory is measured.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one sample took: seconds of CPU, seconds of wall time, peak memory in MiB; and what it says of itself."""
+
+    cpu: float
+    wall: float
+    memory: float
+    details: dict[str, Any] = field(default_factory=dict)  # such as the loss, to show that all did the same work
+
+
+Results = dict[str, list[Measurement]]
+
+
+def measure(command: Sequence[Any]) -> Measurement:
+    """Run a command in a process of its own; what it prints is not shown.
+
+    Raises:
+        ValueError: it fails; with the last line that it printed on stderr.
+    """
+    # Compiled modules are kept, as they are where this package is installed.
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = inherited | {"HF_GPT_SCRATCH_REGISTER": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryFile() as errors:
+        start = perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen shall not do it again
+        if process.returncode:
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise ValueError(f"{command[0]} failed with exit code {process.returncode}: {last}")
+    return Measurement(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
+
+
+def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> Results:
+    """Take a sample of every contestant in turn, `rounds` times.
+
+    Raises:
+        ValueError: `rounds` is no number of rounds.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds} measures nothing: give 1 or more")
+    results: Results = {name: [] for name in samplers}
+    for _ in range(rounds):
+        for name, sample in samplers.items():
+            results[name].append(sample())
+    return results
+
+
+def describe_machine(packages: Iterable[str], threads: int | None = None) -> dict[str, Any]:
+    """Date, processor, threads, memory, load of the last minute, and versions; packages are not imported for it."""
+    from datetime import UTC, datetime
+
+    versions = {"python": sys.version.split()[0]}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": processor_name(),
+        "threads": threads or len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+        "load": [os.getloadavg()[0]],
+        "versions": versions,
+    }
+
+
+def processor_name() -> str:
+    """What the processor calls itself, or its architecture."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return os.uname().machine
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Minimum, median and maximum."""
+    from statistics import median  # imported here, since it takes a noticeable part of a contestant's start
+
+    return min(values), median(values), max(values)
+
+
+def ratios(results: Results, figure: str, numerator: str, denominator: str) -> list[float]:
+    """A figure of `Measurement` of one contestant over that of another, round by round."""
+    pairs = zip(results[numerator], results[denominator], strict=True)
+    return [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
+
+
+def describe_limit(text: str, values: Sequence[float], bound: str, limit: float) -> dict[str, Any]:
+    """Spread of the values, and whether their median keeps to the limit; `bound` is "at least" or "at most"."""
+    reached = spread(values)
+    met = reached[1] >= limit if bound == "at least" else reached[1] <= limit
+    return {"text": text, "reached": reached, "bound": bound, "limit": limit, "met": met}
+
+
+def build_report(name: str, setting: str, machine: dict[str, Any], results: Results, **more: Any) -> dict[str, Any]:
+    """All figures of a run, ready for JSON.
+
+    Args:
+        name: of the benchmark, such as "train".
+        setting: what was done, such as "GPT-2 124M, 2 x 256 tokens".
+        machine: of `describe_machine`, before the run.
+        results: the samples.
+        more: further entries, such as `limits` and `comparisons`.
+    """
+    machine["load"].append(os.getloadavg()[0])
+    contestants = {one: [vars(sample) for sample in samples] for one, samples in results.items()}
+    return {"benchmark": name, "setting": setting, "machine": machine, "contestants": contestants, **more}
+
+
+def compare(results: Results, figure: str, ours: str) -> list[dict[str, Any]]:
+    """How many times as long as ours every other contestant takes, and its peak memory over ours."""
+    return [
+        {
+            "peer": peer,
+            "figure": figure,
+            "times": spread(ratios(results, figure, peer, ours)),
+            "memory": ratios(results, "memory", peer, ours)[-1],
+        }
+        for peer in results
+        if peer != ours
+    ]
+
+
+def format_machine(machine: dict[str, Any]) -> list[str]:
+    """On what it was measured, in two lines."""
+    load = machine["load"]
+    return [
+        f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB, {machine['date']}, "
+        f"load {load[0]:.1f} before and {load[-1]:.1f} after",
+        ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+    ]
+
+
+def format_contestants(contestants: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A table of what every contestant took, with the details of its last sample."""
+    columns = "min / median / max"
+    width = max(18, *map(len, contestants))
+    lines = [
+        f"{'':{width}}{columns:>24}{columns:>24}{'peak':>10}",
+        f"{'':{width}}{'CPU s':>24}{'wall s':>24}{'MiB':>10}",
+    ]
+    for name, samples in contestants.items():
+        cpu, wall = (format_spread(spread([one[figure] for one in samples])) for figure in ("cpu", "wall"))
+        memory = max(one["memory"] for one in samples)
+        details = "  ".join(f"{key} {value}" for key, value in samples[-1]["details"].items())
+        lines.append(f"{name:{width}}{cpu:>24}{wall:>24}{memory:>10.0f}  {details}".rstrip())
+    return lines
+
+
+def format_limits(limits: Sequence[dict[str, Any]]) -> list[str]:
+    """What is asked for, what was reached and the verdict."""
+    return [
+        f"{limit['text']:34} {format_spread(limit['reached']):>24}  {limit['bound']} {limit['limit']:<6}"
+        f"{'met' if limit['met'] else 'NOT MET'}"
+        for limit in limits
+    ]
+
+
+def format_report(report: dict[str, Any]) -> list[str]:
+    """The lines to print: what was measured on what, the contestants, how ours compares, the limits."""
+    lines = [f"{report['benchmark']}: {report['setting']}", *format_machine(report["machine"])]
+    lines += format_contestants(report["contestants"])
+    for one in report.get("comparisons", []):
+        times = format_spread(one["times"])
+        lines.append(f"{one['figure']} time of {one['peer']} / ours: {times}; memory {one['memory']:.2f}")
+    lines += [f"left out: {line}" for line in report.get("left_out", [])]
+    return lines + format_limits(report.get("limits", []))
+
+
+def format_spread(values: Sequence[float]) -> str:
+    """Write minimum, median and maximum."""
+    return " / ".join(f"{value:.2f}" for value in values)

@@ -1,0 +1,124 @@
+"""Contestants that stay: each in a process of its own, warmed up once, then asked for one sample after the other.
+
+Whatever starting takes (imports, weights, compiling) is not in the samples, and no contestant sees the memory of
+another. A contestant is a function `make(**options)` that gets ready and returns a function which does the work of
+one sample, and returns what it has to say of it, such as its loss.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .measuring import Measurement, Results, interleave
+
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who takes part: a name, a function as "module:name", its options, and the Python that runs it."""
+
+    name: str
+    make: str
+    options: dict[str, Any] = field(default_factory=dict)
+    python: Path = Path(sys.executable)
+
+
+class Worker:
+    """The process of a contestant, from the start to the end of a `with` block."""
+
+    def __init__(self, contestant: Contestant, threads: int) -> None:
+        self.contestant = contestant
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "HF_GPT_SCRATCH_REGISTER": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")])),
+        }
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
+        self.process = subprocess.Popen(
+            [contestant.python, "-m", __name__, contestant.make, json.dumps(contestant.options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def sample(self) -> Measurement:
+        """Have the work of one sample done; the first one is for warming up.
+
+        Raises:
+            ValueError: the contestant fails; with the last line that it printed on stderr.
+        """
+        try:
+            self.process.stdin.write("sample\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.process.wait()
+            self.errors.seek(0)
+            last = self.errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise ValueError(f"{self.contestant.name} failed with exit code {self.process.returncode}: {last}")
+        return Measurement(**json.loads(answer))
+
+
+def run_workers(contestants: Iterable[Contestant], rounds: int, threads: int, warm_up: int = 1) -> Results:
+    """Start all contestants, let each warm up alone, then sample them in turn; all are in memory at once.
+
+    Raises:
+        ValueError: one fails, or `rounds` is no number of rounds.
+    """
+    with ExitStack() as stack:
+        samplers = {}
+        for contestant in contestants:
+            worker = stack.enter_context(Worker(contestant, threads))
+            for _ in range(warm_up):
+                worker.sample()
+            samplers[contestant.name] = worker.sample
+        return interleave(samplers, rounds)
+
+
+def serve(make: str, options: str) -> None:
+    """The process of a contestant: get ready, then a sample for each line on standard input."""
+    # What libraries print goes to stderr; the answers have standard output for themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, _, name = make.partition(":")
+    work = getattr(importlib.import_module(module), name)(**json.loads(options))
+    for _ in sys.stdin:
+        cpu, wall = time.process_time(), time.perf_counter()
+        details = work() or {}
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        answers.write(json.dumps({"cpu": cpu, "wall": wall, "memory": peak_memory_mib(), "details": details}) + "\n")
+        answers.flush()
+
+
+def peak_memory_mib() -> float:
+    """The most that this process has held, in MiB."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
