@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,22 +47,9 @@ def arguments(text: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def whole(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The unbroken run: its folder, what it left, its file events and its seconds."""
+    from harness import run_whole
+
     return pool.submit(run_whole, tmp_path_factory.mktemp("whole"), arguments).result()
-
-
-def run_whole(folder: Path, arguments: list[str]) -> dict:
-    import faults
-    import harness
-
-    run = folder / "run"
-    record = partial(faults.record_events, root=run, record=folder / "events")
-    ended = harness.start([*arguments, "--output_dir", run], folder / "log", [record])
-    assert ended.code == 0, ended.output
-    timed = harness.start([*arguments, "--output_dir", folder / "again"], folder / "log")
-    expected = harness.outcome(run)
-    assert harness.outcome(folder / "again") == expected  # otherwise nothing below would mean anything
-    events = (folder / "events").read_text().splitlines()
-    return {"run": run, "expected": expected, "events": events, "seconds": timed.seconds}
 
 
 @pytest.fixture

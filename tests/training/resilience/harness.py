@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 
@@ -140,6 +141,21 @@ def leftovers(run: Path) -> list[str]:
     """What lies about after the end that should not."""
     found = [path.name for path in run.iterdir() if path.name not in LEFT]
     return found + [p.name for p in (run / "checkpoints").iterdir() if not re.fullmatch(r"step-\d{8}", p.name)]
+
+
+def run_whole(folder: Path, arguments: list[str]) -> dict:
+    """Run without a fault, once recording every file event and once timed; both must end the same."""
+    import faults
+
+    run = folder / "run"
+    record = partial(faults.record_events, root=run, record=folder / "events")
+    ended = start([*arguments, "--output_dir", run], folder / "log", [record])
+    assert ended.code == 0, ended.output
+    timed = start([*arguments, "--output_dir", folder / "again"], folder / "log")
+    expected = outcome(run)
+    assert outcome(folder / "again") == expected  # otherwise nothing that is compared with it would mean anything
+    events = (folder / "events").read_text().splitlines()
+    return {"run": run, "expected": expected, "events": events, "seconds": timed.seconds}
 
 
 @dataclass

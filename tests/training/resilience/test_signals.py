@@ -11,22 +11,23 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import fork, go_on, history, last_step, leftovers, same, wait
+from harness import MAX_STEPS, fork, go_on, history, last_step, leftovers, same, wait
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]
 
 
 def signal_once(
-    folder: Path, arguments: list, expected: dict, number: int, delay: float, twice: bool
+    folder: Path, arguments: list, expected: dict, number: int, after_step: int, delay: float, twice: bool
 ) -> dict[str, object]:
-    """Signal a run some seconds after its first evaluation, and resume it."""
+    """Signal a run some seconds after a step (0: after its first evaluation), and resume it."""
     folder.mkdir()
     run, log = folder / "run", folder / "log"
     arguments = [*arguments, "--output_dir", run]
     pid = fork(arguments, log)
-    while not history(run) or history(run)[-1]["event"] == "run":  # then the signals are being noted
-        time.sleep(0.002)
+    # Once there is an evaluation, signals are being noted.
+    while last_step(run) < after_step or not any(row["event"] == "evaluation" for row in history(run)):
+        time.sleep(0.001)
     time.sleep(delay)
     os.kill(pid, signal.SIGSTOP)  # so that the step under way is known
     reached = last_step(run)
@@ -61,6 +62,11 @@ def is_noting(pid: int, number: int) -> bool:
     return "State:\tZ" not in status and bool(caught >> (number - 1) & 1)
 
 
+def moment(draw: random.Random) -> tuple[int, float]:
+    """A step at random, and seconds after it: drawn in steps, so that slow and fast machines are hit alike."""
+    return draw.randrange(MAX_STEPS - 1), draw.uniform(0, 0.01)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_signal_at_random_times(
     pool: ProcessPoolExecutor,
@@ -72,9 +78,7 @@ def test_signal_at_random_times(
 ) -> None:
     number, draw = getattr(signal, name), random.Random(name)
     jobs = [
-        pool.submit(
-            signal_once, tmp_path / str(n), arguments, whole["expected"], number, draw.uniform(0, 0.3), twice=False
-        )
+        pool.submit(signal_once, tmp_path / str(n), arguments, whole["expected"], number, *moment(draw), twice=False)
         for n in range(20)
     ]
     results = [job.result() for job in jobs]
@@ -105,7 +109,7 @@ def test_second_ctrl_c_ends_at_once_and_harms_nothing(
             arguments,
             whole["expected"],
             signal.SIGINT,
-            draw.uniform(0, 0.2),
+            *moment(draw),
             twice=True,
         )
         for n in range(10)
