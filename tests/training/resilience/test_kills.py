@@ -76,10 +76,15 @@ def test_kill_at_bytes_of_the_tensors(
 
 
 def random_kills(pool, whole, arguments, folder, count: int, seed: int) -> list[Survived]:
-    draw = random.Random(seed)
-    moments = [draw.uniform(0, whole["seconds"]) for _ in range(count)]
-    cases = [{"name": f"after {moment:.4f} s", "kill_after": moment} for moment in moments]
-    return survive_all(pool, folder, cases, arguments=arguments, expected=whole["expected"])
+    """As many as really struck: a moment may fall behind the end of a run that was faster than the timed one."""
+    draw, results = random.Random(seed), []
+    while (missing := count - sum(result.broken_code == -9 for result in results)) > 0:
+        assert len(results) < 3 * count
+        moments = [draw.uniform(0, whole["seconds"]) for _ in range(missing)]
+        cases = [{"name": f"after {moment:.4f} s", "kill_after": moment} for moment in moments]
+        round_folder = folder / f"from {len(results)}"
+        results += survive_all(pool, round_folder, cases, arguments=arguments, expected=whole["expected"])
+    return results
 
 
 @pytest.mark.resilience
@@ -89,7 +94,6 @@ def test_kill_at_random_moments(
     results = random_kills(pool, whole, arguments, tmp_path, count=60, seed=1)
     table(summary(results))
     assert bad(results) == []
-    assert sum(result.broken_code == -9 for result in results) >= 50
 
 
 @pytest.mark.nightly
