@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import Any
 
@@ -68,6 +67,7 @@ def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> R
 def describe_machine(packages: Iterable[str], threads: int | None = None) -> dict[str, Any]:
     """Date, processor, threads, memory, load of the last minute, and versions; packages are not imported for it."""
     from datetime import UTC, datetime
+    from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": sys.version.split()[0]}
     for name in packages:
