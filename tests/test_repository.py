@@ -36,7 +36,12 @@ from hf_gpt_scratch.tokenizer import build_tokenizer
 
 
 MODEL_FOLDER = Path(str(files("hf_gpt_scratch"))) / "model"
-CODE_FILES = ["configuration_gpt_scratch.py", "generation_gpt_scratch.py", "modeling_gpt_scratch.py"]
+CODE_FILES = [
+    "configuration_gpt_scratch.py",
+    "generation_gpt_scratch.py",
+    "loss_gpt_scratch.py",
+    "modeling_gpt_scratch.py",
+]
 FULL_AUTO_MAP = {
     "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",

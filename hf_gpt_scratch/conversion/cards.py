@@ -51,7 +51,7 @@ neither knows nor changes. It makes up facts, and it ends at its context length.
 PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its
 own, are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
 UNKNOWN_FIGURES = "The figures and hashes of a conversion are in its card and in its `conversion_report.json`."
-CODE_LICENCE = "The three `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
+CODE_LICENCE = "The `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
 OPENAI_LICENCE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
 OTHER_LICENCE = """The conversion does not change whose the weights are: the licence of the checkpoint that they came
 from holds for them."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     # whose modeling files differ have two config classes, and each runs its own model. After a download that broke
     # off it looks for the files named here and no deeper, so all are named.
     from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
+    from .loss_gpt_scratch import linear_cross_entropy as linear_cross_entropy
     from .modeling_gpt_scratch import GPTScratchModel as GPTScratchModel
 
 

@@ -48,6 +48,7 @@ from .generation_gpt_scratch import (
     SeededDrawLogitsProcessor,
     TemperatureTopKLogitsProcessor,
 )
+from .loss_gpt_scratch import loss_without_logits
 
 
 # TRF057 of the library's linter asks for @auto_docstring, which would put texts about "a None model" over ours.
@@ -316,13 +317,16 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Compute logits [B, T, V], and with labels the mean cross-entropy in nats per token.
 
         labels [B, T] are the input_ids themselves: the loss shifts them by one and skips -100. `shift_labels` [B, T]
         are labels that are shifted already. `num_items_in_batch` makes the loss the sum over tokens divided by it.
-        `logits_to_keep` > 0 computes only the logits of the last so many tokens.
+        `logits_to_keep` > 0 computes only the logits of the last so many tokens. `skip_logits=True`, with labels,
+        computes the same loss in less memory and time and leaves `logits` None; with `Trainer`, let the data collator
+        put it into the batches.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -333,9 +337,12 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states) if not skip_logits else None
         loss = None
-        if labels is not None or kwargs.get("shift_labels") is not None:
+        if skip_logits:
+            loss = loss_without_logits(self, hidden_states, labels, **kwargs)
+        elif labels is not None or kwargs.get("shift_labels") is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -152,7 +152,8 @@ def optimizer_step(
     step_loss = torch.zeros((), device=accelerator.device)
     for micro_batch in split_batch(batch, settings.per_device_train_batch_size):
         with accelerator.accumulate(model):
-            loss = model(**micro_batch, use_cache=False, num_items_in_batch=num_tokens).loss
+            kwargs = {"num_items_in_batch": num_tokens, "skip_logits": settings.chunked_loss}
+            loss = model(**micro_batch, use_cache=False, **kwargs).loss
             accelerator.backward(loss * scale)
             step_loss += loss.detach()
     norm = whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
@@ -241,7 +242,7 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
 
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
     """Nats per token over the first batches of a loader, each process doing its share."""
-    share = sum_losses(run.model, islice(loader, num_batches))
+    share = sum_losses(run.model, islice(loader, num_batches), run.settings.chunked_loss)
     return sum(gather_object([share]), LossSum(0.0, 0)).mean
 
 

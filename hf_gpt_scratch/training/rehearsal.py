@@ -68,7 +68,9 @@ def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch
             for _ in range(min(settings.gradient_accumulation_steps, 2)):
                 tokens = torch.zeros(shape, dtype=torch.long)
                 with torch.autocast(device.type, dtype=product_dtype(precision), enabled=precision != "no"):
-                    loss = model(input_ids=tokens, shift_labels=tokens, use_cache=False).loss
+                    loss = model(
+                        input_ids=tokens, shift_labels=tokens, use_cache=False, skip_logits=settings.chunked_loss
+                    ).loss
                 loss.backward()
                 del loss
             optimizer.step()

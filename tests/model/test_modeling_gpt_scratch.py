@@ -904,6 +904,7 @@ class TestSaving:
         assert sorted(path.name for path in tmp_path.glob("*.py")) == [
             "configuration_gpt_scratch.py",
             "generation_gpt_scratch.py",
+            "loss_gpt_scratch.py",
             "modeling_gpt_scratch.py",
         ]
 

@@ -1,0 +1,175 @@
+# Copyright 2026 The hf_gpt_scratch authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The language model's loss without its logits: head and cross-entropy together, a chunk of tokens at a time.
+
+For GPT-2's vocabulary the logits of 2048 tokens take 412 MB, their logarithms and their gradient as much again. Here
+no more than a chunk of them is ever there, and the head's gradients are computed in the forward pass, while it is: the
+gradient of a sum of cross-entropies is known up to the factor that the backward pass brings. It is shipped with every
+repository.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+
+IGNORE_INDEX = -100
+# Tokens of a chunk: few, for memory, but so many that adding up the head's gradient costs little beside computing it.
+CHUNK_SIZE = 512
+# Elements. A product that writes rows of 50257 floats takes 1.4 times as long on a CPU as one whose rows begin at
+# multiples of 64.
+ROW_MULTIPLE = 64
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden_states @ weight.T`, see `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        chunk_size: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Sum the losses, and keep the gradients of the sum where a backward pass may ask for them."""
+        num_tokens, vocab_size = len(hidden_states), len(weight)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        # In float32, as a single product adds up inside, and as the backward pass scales.
+        grad_hidden = torch.empty_like(hidden_states, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        losses = hidden_states.new_empty(num_tokens, dtype=torch.float32)
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+        row_length = math.ceil(vocab_size / ROW_MULTIPLE) * ROW_MULTIPLE
+        buffer = hidden_states.new_zeros(min(chunk_size, num_tokens), row_length)
+        buffer[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
+        for start in range(0, num_tokens, chunk_size):
+            chunk = slice(start, start + chunk_size)
+            hidden = hidden_states[chunk]  # [n, C]
+            is_ignored = labels[chunk, None] == IGNORE_INDEX  # [n, 1]
+            targets = labels[chunk, None].masked_fill(is_ignored, 0)
+            logits = buffer[: len(hidden)]
+            logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
+            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            losses[chunk] = -log_probabilities.gather(1, targets).masked_fill(is_ignored, 0.0).squeeze(1)
+            if not (needs_hidden or needs_weight):
+                continue
+            # The gradient of a cross-entropy by its logits: probabilities, less 1 at the target.
+            errors = log_probabilities.exp_()
+            errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
+            errors = errors[:, :vocab_size].to(dtype)
+            if needs_hidden:
+                grad_hidden[chunk] = (errors @ weight).masked_fill_(is_ignored, 0.0)
+            if needs_weight:
+                add_product(grad_weight, errors.T, hidden.masked_fill(is_ignored, 0.0))
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the kept gradients, in place: a second backward pass over the same graph is refused by PyTorch."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(grad_loss).to(hidden_dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(grad_loss).to(weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right`, without a temporary where the dtypes allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_size: int = CHUNK_SIZE
+) -> torch.Tensor:
+    """Sum over tokens of the cross-entropy of softmax(hidden_states @ weight.T) at the labels, in nats, float32.
+
+    The same as the loss over whole logits, and with the same gradients, up to the rounding of sums in another order.
+
+    Args:
+        hidden_states: [N, C], floating point.
+        weight: [V, C], of the same dtype; under autocast the products are computed in its dtype.
+        labels: [N], int64, shifted already; -100 does not count.
+        chunk_size: tokens whose logits are in memory at a time.
+    """
+    device_type, dtype = hidden_states.device.type, hidden_states.dtype
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    return LinearCrossEntropy.apply(hidden_states, weight, labels, chunk_size, dtype)
+
+
+def loss_without_logits(
+    model: PreTrainedModel,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    shift_labels: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """What `model.loss_function` makes of the logits of `model.lm_head`, without keeping them.
+
+    Where the head is not just a matrix (LoRA, quantised, spread over devices, with hooks) or the loss is not the
+    library's own, the logits are computed after all.
+
+    Args:
+        model: with `lm_head`, `loss_function` and `config`.
+        hidden_states: [B, T, C].
+        labels: [B, T], shifted here; not needed with shift_labels.
+        shift_labels: [B, T], shifted already.
+        num_items_in_batch: what the sum of the losses is divided by; by default the labels that count.
+        kwargs: for the library's loss.
+
+    Raises:
+        ValueError: there are no labels.
+    """
+    if labels is None and shift_labels is None:
+        raise ValueError("skip_logits=True leaves nothing to compute: give labels, or leave it out to get logits")
+    if not is_plain_matrix(model.lm_head) or model.loss_function is not ForCausalLMLoss:
+        kwargs |= {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+        logits = model.lm_head(hidden_states)
+        return model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+    shift_labels = shift_labels.flatten().to(hidden_states.device)
+    total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
+    if num_items_in_batch is None:
+        num_items_in_batch = (shift_labels != IGNORE_INDEX).sum()
+    elif torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def is_plain_matrix(head: nn.Module) -> bool:
+    """Whether calling the head does nothing but multiply with its weight, an ordinary tensor."""
+    is_called_plainly = type(head) is nn.Linear and "forward" not in vars(head) and head.bias is None
+    has_hooks = bool(head._forward_hooks or head._forward_pre_hooks)
+    return is_called_plainly and not has_hooks and not is_traceable_wrapper_subclass(head.weight)
+
+
+__all__ = ["linear_cross_entropy", "loss_without_logits"]
