@@ -30,7 +30,6 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 
-IGNORE_INDEX = -100
 # Tokens of a chunk: few, for memory, but so many that adding up the head's gradient costs little beside computing it.
 CHUNK_SIZE = 512
 # Elements. A product that writes rows of 50257 floats takes 1.4 times as long on a CPU as one whose rows begin at
@@ -65,7 +64,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, num_tokens, chunk_size):
             chunk = slice(start, start + chunk_size)
             hidden = hidden_states[chunk]  # [n, C]
-            is_ignored = labels[chunk, None] == IGNORE_INDEX  # [n, 1]
+            is_ignored = labels[chunk, None] == -100  # [n, 1]
             targets = labels[chunk, None].masked_fill(is_ignored, 0)
             logits = buffer[: len(hidden)]
             logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
@@ -155,11 +154,11 @@ def loss_without_logits(
         logits = model.lm_head(hidden_states)
         return model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
     if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+        shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
     shift_labels = shift_labels.flatten().to(hidden_states.device)
     total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
     if num_items_in_batch is None:
-        num_items_in_batch = (shift_labels != IGNORE_INDEX).sum()
+        num_items_in_batch = (shift_labels != -100).sum()
     elif torch.is_tensor(num_items_in_batch):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.interrupts import Stopped
 from hf_gpt_scratch.launching import leave_process_group
+from hf_gpt_scratch.model import loss_gpt_scratch
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -39,6 +40,17 @@ def describe(run: loop.Run) -> dict:
         "is_tied": model.lm_head.weight is model.model.embed_tokens.weight,
         "part": sum(local_part(p).numel() for p in parameters) / sum(p.numel() for p in parameters),
     }
+
+
+class CountedLoss(loss_gpt_scratch.LinearCrossEntropy):
+    """The loss without logits, which a head that is not an ordinary matrix would not use."""
+
+    calls = 0
+
+    @classmethod
+    def apply(cls, *args: object) -> torch.Tensor:
+        cls.calls += 1
+        return super().apply(*args)
 
 
 def poison(step: int) -> None:
@@ -78,13 +90,14 @@ def train(case: dict) -> dict:
         return run
 
     loop.set_up = kept_set_up
+    CountedLoss.calls = 0
     try:
         result = {"skipped_steps": loop.train(TrainingSettings(**case["settings"])).skipped_steps}
     except Stopped as stop:
         result = {"stopped": str(stop)}
     finally:
         loop.set_up, GPTScratchForCausalLM.forward = set_up, forward
-    result |= describe(run)
+    result |= describe(run) | {"losses_without_logits": CountedLoss.calls}
     torch.distributed.barrier()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -96,6 +109,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ["FORK_LAUNCHED"] = "1"  # Accelerate then leaves the group of processes as it is
     torch.distributed.init_process_group("gloo")
+    loss_gpt_scratch.LinearCrossEntropy = CountedLoss
     results = {case["name"]: train(case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
