@@ -37,7 +37,7 @@ def test_parameters_take_four_times_their_size_and_logits_three_times_theirs() -
     four, eight = (peak(per_device_train_batch_size=size, chunked_loss=False) for size in (4, 8))
     assert eight - four == pytest.approx(3 * 4 * 4 * logits, rel=0.05)
     assert four == pytest.approx(4 * 4 * parameters + 3 * 4 * 4 * logits, rel=0.1)
-    assert peak(per_device_train_batch_size=8) < 0.3 * eight
+    assert peak(per_device_train_batch_size=8) < 0.8 * eight
 
 
 def test_what_saves_memory_is_seen_to() -> None:
