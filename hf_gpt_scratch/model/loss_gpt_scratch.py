@@ -159,9 +159,9 @@ def loss_without_logits(
     total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != -100).sum()
-    elif torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+    count = torch.as_tensor(num_items_in_batch, device=total.device)
+    # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
+    return torch.where(count > 0, total / count.clamp(min=1), math.nan)
 
 
 def is_plain_matrix(head: nn.Module) -> bool:

@@ -157,9 +157,14 @@ def test_no_label_counts():
     model = build()
     ids, labels = batch()
     ignored = torch.full_like(labels, -100)
-    assert model(ids, labels=ignored, skip_logits=True).loss.isnan()
-    assert model(ids, labels=ignored).loss.isnan()
     assert model(ids, labels=ignored, num_items_in_batch=5, skip_logits=True).loss == 0
+    for num_items in (None, 0, torch.tensor(0)):
+        for skip_logits in (False, True):  # no mean, and a gradient of zeros: other micro-batches go on unharmed
+            output, grads = run(
+                model, labels=ignored, input_ids=ids, num_items_in_batch=num_items, skip_logits=skip_logits
+            )
+            assert output.loss.isnan()
+            assert not any(grad.any() for grad in grads.values())
 
 
 def test_no_labels_are_a_mistake():

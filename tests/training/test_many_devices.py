@@ -216,7 +216,7 @@ def test_loss_gradient_and_weights_do_not_depend_on_the_split(two: tuple, split:
     assert difference(state(folder, "optimizer"), state(reference, "optimizer"), ".exp_avg") < TOLERANCE
     assert rows(folder, "sample")[-1] == rows(reference, "sample")[-1]
     assert damage(folder / "checkpoints" / f"step-{STEPS:08d}") is None
-    if split.startswith("DDP"):  # FSDP2 spreads the head, which is then called as a module and makes logits
+    if split.startswith("DDP"):  # under FSDP2 the head is not taken for a plain matrix, and makes logits
         micro_batches = STEPS * SPLITS[split][1]
         assert results[split]["losses_without_logits"] > micro_batches, "all of training, and the evaluations"
         assert results[split]["kind"] == f"DistributedType.{'FSDP' if split.startswith('FSDP2') else 'MULTI_CPU'}"
@@ -233,7 +233,7 @@ def test_mean_of_means_would_differ(one: dict[str, Path], build: Callable, monke
         return output
 
     monkeypatch.setattr(GPTScratchForCausalLM, "forward", mean_of_means)
-    wrong = build("mean of means", chunked_loss=False, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    wrong = build("mean of means", per_device_train_batch_size=2, gradient_accumulation_steps=4)
     folder, reference = in_one_process(wrong), one["one 8x1"]
     worst = max(abs(a / b - 1) for a, b in zip(series(folder), series(reference), strict=True))
     assert worst > 100 * TOLERANCE
