@@ -44,6 +44,8 @@ class Decoding:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.past_context not in ("exact", "rolling", None):
             raise ValueError(f"past_context must be exact or rolling, got {self.past_context!r}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         TemperatureTopKLogitsProcessor(self.temperature, self.top_k)
 
     def first_seed(self) -> int:

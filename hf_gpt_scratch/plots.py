@@ -55,29 +55,30 @@ def runs_figure(runs: Mapping[str, Sequence[Sequence[float]]], x: str) -> Figure
     return figure
 
 
-def temperature_figure(
+def probability_figure(
     probabilities: Sequence[torch.Tensor],
-    temperatures: Sequence[float],
+    names: Sequence[str],
     tokens: Sequence[str],
     bar_width: float = 0.15,
 ) -> Figure:
-    """Draw, for each token, one bar per temperature.
+    """Draw, for each token, one bar per distribution.
 
     Args:
-        probabilities: one tensor [V] per temperature, over `tokens`.
-        temperatures: names of the bars.
+        probabilities: one tensor [V] per distribution, over `tokens`.
+        names: of the distributions, such as "temperature 0.1".
         tokens: the V names under the bars.
         bar_width: width of a bar; the tokens stand 1 apart.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    for index, (temperature, row) in enumerate(zip(temperatures, probabilities, strict=True)):
+    for index, (name, row) in enumerate(zip(names, probabilities, strict=True)):
         places = [place + index * bar_width for place in range(len(tokens))]
-        axes.bar(places, row.tolist(), bar_width, label=f"temperature {temperature:g}")
-    middle = (len(temperatures) - 1) * bar_width / 2
-    axes.set_xticks([place + middle for place in range(len(tokens))], tokens, rotation=90)
+        axes.bar(places, row.tolist(), bar_width, label=name)
+    middle = (len(names) - 1) * bar_width / 2
+    places = [place + middle for place in range(len(tokens))]
+    axes.set_xticks(places, tokens, rotation=90, parse_math=False)  # a token such as $$ is no formula
     axes.set_ylabel("probability")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)  # not over the bars
     return figure
 
 

@@ -25,7 +25,7 @@ def main() -> None:
 
     from hf_gpt_scratch.decoding import likeliest_tokens, next_token_probabilities, tutorial_tokens
     from hf_gpt_scratch.loading import load_model_and_tokenizer
-    from hf_gpt_scratch.plots import save_figure, temperature_figure
+    from hf_gpt_scratch.plots import probability_figure, save_figure
 
     if arguments.model is None:
         tokens, token_ids, logits = tutorial_tokens()
@@ -35,7 +35,8 @@ def main() -> None:
     rows = [next_token_probabilities(logits, value, arguments.top_k)[token_ids] for value in arguments.temperature]
     for token, *probabilities in zip(tokens, *(row.tolist() for row in rows), strict=True):
         print(f"{token:>14}", *(f"{probability:8.4f}" for probability in probabilities))
-    for path in save_figure(temperature_figure(rows, arguments.temperature, tokens), arguments.output):
+    names = [f"temperature {value:g}" for value in arguments.temperature]
+    for path in save_figure(probability_figure(rows, names, tokens), arguments.output):
         print(f"drawn to {path}")
 
 

@@ -84,6 +84,8 @@ def test_empty_prompt_starts_from_end_of_text(model: GPTScratchForCausalLM) -> N
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
         ({"top_k": -2}, "top_k must be an integer of at least 0"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
+        ({"seed": 2**63}, r"seed must be from 0 to 2\*\*63 - 1, got 9223372036854775808"),
     ],
 )
 def test_impossible_requests_are_refused(model: GPTScratchForCausalLM, arguments: dict, reason: str) -> None:

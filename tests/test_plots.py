@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from hf_gpt_scratch.decoding import next_token_probabilities
-from hf_gpt_scratch.plots import loss_figure, save_figure, temperature_figure
+from hf_gpt_scratch.plots import loss_figure, probability_figure, save_figure
 
 
 def test_loss_figure_has_both_curves_and_both_axes() -> None:
@@ -25,18 +25,23 @@ def test_loss_figure_has_both_curves_and_both_axes() -> None:
     assert abs(token_axes.transData.transform((500, 5.0))[0] - epoch_place) < 1
 
 
-def test_temperature_figure_has_a_bar_for_each_token_and_temperature() -> None:
+def test_probability_figure_has_a_bar_for_each_token_and_distribution() -> None:
     scores = torch.tensor([4.51, 0.89, 6.75])
-    temperatures = [1, 0.1, 5]
-    rows = [next_token_probabilities(scores, temperature) for temperature in temperatures]
-    axes = temperature_figure(rows, temperatures, ["closer", "every", "forward"]).axes[0]
+    rows = [next_token_probabilities(scores, temperature) for temperature in (1, 0.1, 5)]
+    names = ["temperature 1", "temperature 0.1", "temperature 5"]
+    figure = probability_figure(rows, names, ["closer", "every", "forward"])
+    axes = figure.axes[0]
     heights = [bar.get_height() for container in axes.containers for bar in container]
     assert heights == torch.cat(rows).tolist()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "temperature 1",
-        "temperature 0.1",
-        "temperature 5",
-    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_a_token_is_no_formula(tmp_path: Path) -> None:
+    """GPT-2 has tokens of dollar signs, which would be read as the beginning and the end of one."""
+    tokens = ["'$$'", "' $\\\\frac$'"]
+    figure = probability_figure([torch.tensor([0.5, 0.5])], ["temperature 1"], tokens)
+    save_figure(figure, tmp_path / "bars")
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == tokens
 
 
 def test_figures_are_saved_as_png_and_pdf_and_replaced_whole(tmp_path: Path) -> None:
