@@ -160,18 +160,19 @@ def test_who_leaves_stops_his_sample(demo: Demo, visit: Callable) -> None:
 def test_two_visitors(demo: Demo, visit: Callable, model_folder: Path, expected_text: Callable) -> None:
     """The second waits for the first one's text, sees bars meanwhile, and each gets what is his."""
     first, second = visit(demo), visit(demo)
+    expected = expected_picture(model_folder, "Once upon a time", 1.0, 9)
     first.get_by_label("Prompt").fill("The lamp")
-    set_number(first, "Max new tokens", 300)
+    set_number(first, "Max new tokens", 500)
     second.get_by_label("Prompt").fill("Once upon a time")
     set_number(second, "Max new tokens", 20)
     write(first)
     expect(first.get_by_label("Status")).to_have_value("writing...")
     write(second)
     set_number(second, "Top-k", 9)
-    wait_for_picture(second, expected_picture(model_folder, "Once upon a time", 1.0, 9))
+    wait_for_picture(second, expected)
     assert first.get_by_label("Status").input_value() == "writing..."
     options = {"temperature": 1.0, "seed": 123, "top_k": 25}
-    assert wait_for_text(first) == expected_text("The lamp", max_new_tokens=300, **options)
+    assert wait_for_text(first) == expected_text("The lamp", max_new_tokens=500, **options)
     assert wait_for_text(second) == expected_text("Once upon a time", max_new_tokens=20, **options)
 
 
