@@ -39,7 +39,7 @@ def start_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with random weights, large enough for 500 tokens to take seconds."""
     torch.manual_seed(0)
-    config = GPTScratchConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, max_position_embeddings=64)
+    config = GPTScratchConfig(hidden_size=128, num_hidden_layers=6, num_attention_heads=2, max_position_embeddings=64)
     return build_repository(GPTScratchForCausalLM(config), tmp_path_factory.mktemp("models") / "model")
 
 
