@@ -32,7 +32,7 @@ def build_repository(
     max_shard_size: int | str = "5GB",
     replace: bool = False,
 ) -> Path:
-    """Write config, safetensors, generation config, tokenizer, the four code files and a card.
+    """Write config, safetensors, generation config, tokenizer, the code files and a card.
 
     The folder is written beside and renamed, so that it is there in whole or not at all.
 

@@ -17,6 +17,7 @@ CODE_FILES = (
     "generation_gpt_scratch.py",
     "loss_gpt_scratch.py",
     "modeling_gpt_scratch.py",
+    "packing_gpt_scratch.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
@@ -44,7 +45,7 @@ def write_json(path: Path, content: dict[str, Any], *, final_newline: bool = Tru
 
 
 def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
-    """Write config.json, generation_config.json, the four code files and, where it fits, GPT-2's tokenizer."""
+    """Write config.json, generation_config.json, the code files and, where it fits, GPT-2's tokenizer."""
     about = {"architectures": ["GPTScratchForCausalLM"], "auto_map": AUTO_MAP, "model_type": "gpt_scratch"}
     write_json(
         folder / "config.json", config | about | {"dtype": dtype, "transformers_version": transformers_version()}

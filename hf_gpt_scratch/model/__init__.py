@@ -1,4 +1,4 @@
-"""The four files that ship with every repository; this one only re-exports them and stays at home."""
+"""The files that ship with every repository; this one only re-exports them and stays at home."""
 
 from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
 from .generation_gpt_scratch import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor

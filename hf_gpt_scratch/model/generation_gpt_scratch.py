@@ -21,7 +21,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor
+
+from .packing_gpt_scratch import grow_in_place, packed_for_decoding
 
 
 class TemperatureTopKLogitsProcessor(LogitsProcessor):
@@ -172,7 +174,7 @@ class GPTScratchGenerationMixin(GenerationMixin):
                 raise ValueError('past_context="rolling" takes prompts of one length: use "exact" for padded ones')
             if past_key_values.get_seq_length() in (0, context):
                 window = max(1, context // 2)
-                past_key_values = DynamicCache(config=self.config)
+                past_key_values = grow_in_place(DynamicCache(config=self.config))
             else:
                 window = 1
         return super().prepare_inputs_for_generation(
@@ -180,6 +182,18 @@ class GPTScratchGenerationMixin(GenerationMixin):
             past_key_values=past_key_values,
             attention_mask=attention_mask if attention_mask is None else attention_mask[:, -window:],
             **kwargs,
+        )
+
+    def _sample(
+        self, input_ids: torch.LongTensor, *args: Any, generation_config: GenerationConfig, **kwargs: Any
+    ) -> Any:
+        """The library's loop for greedy decoding and sampling, with packed weights where that pays."""
+        cache, model = grow_in_place(kwargs.get("past_key_values")), self
+        if not getattr(cache, "is_compileable", False):
+            num_new_tokens = generation_config.max_length - input_ids.shape[1]
+            model = packed_for_decoding(self, input_ids.shape[0], num_new_tokens)
+        return super(GPTScratchGenerationMixin, model)._sample(
+            input_ids, *args, generation_config=generation_config, **kwargs
         )
 
 

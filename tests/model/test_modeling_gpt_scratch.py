@@ -906,6 +906,7 @@ class TestSaving:
             "generation_gpt_scratch.py",
             "loss_gpt_scratch.py",
             "modeling_gpt_scratch.py",
+            "packing_gpt_scratch.py",
         ]
 
 

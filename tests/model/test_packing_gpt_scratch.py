@@ -1,0 +1,334 @@
+"""Proves that generate() with packed weights gives what it gives without, leaves the model alone, and is never stale.
+
+What ran is read from PyTorch's profiler: nothing else shows whether the packed products took part.
+"""
+
+import copy
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache, StoppingCriteria
+
+from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.model import packing_gpt_scratch as packing
+
+
+ModelBuilder = Callable[..., GPTScratchForCausalLM]
+Weights = Callable[[GPTScratchForCausalLM], None]
+
+PACKED_PRODUCT = "mkldnn::_linear_pointwise"
+NUM_NEW = packing.MIN_NEW_TOKENS + 8
+
+
+@pytest.fixture
+def model(build_model: ModelBuilder) -> GPTScratchForCausalLM:
+    model = build_model(max_position_embeddings=96)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture
+def two_threads() -> None:
+    """More than one, so that a single row is packed too; the next test begins with one again."""
+    torch.set_num_threads(2)
+
+
+def prompts(num_rows: int, num_tokens: int = 7) -> torch.Tensor:
+    return torch.randint(1, 101, (num_rows, num_tokens), generator=torch.Generator().manual_seed(2))
+
+
+def plainly(model: GPTScratchForCausalLM, *args: object, **options: object) -> torch.Tensor:
+    """generate() with every product as the model itself computes it: a module with its own forward is not packed."""
+    model.forward = model.forward
+    try:
+        return model.generate(*args, **options)
+    finally:
+        del model.forward
+
+
+def products(call: Callable[[], object]) -> int:
+    """How many products with packed weights a call computes."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        call()
+    return sum(event.count for event in profiler.key_averages() if event.key == PACKED_PRODUCT)
+
+
+def state(model: nn.Module) -> list[tuple]:
+    """All that a copy might disturb: where each parameter lies and how, its version, each module and its hooks."""
+    tensors = [(n, id(p), p.data_ptr(), p.stride(), p._version, p.requires_grad) for n, p in model.named_parameters()]
+    modules = [(n, id(m), type(m), len(m._forward_hooks), set(vars(m))) for n, m in model.named_modules()]
+    return [*tensors, *modules]
+
+
+class TestSameText:
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    @pytest.mark.parametrize("num_threads", [1, 2])
+    @pytest.mark.parametrize("do_sample", [False, True])
+    def test_ids(self, model: GPTScratchForCausalLM, num_rows: int, num_threads: int, do_sample: bool) -> None:
+        torch.set_num_threads(num_threads)
+        options = {"max_new_tokens": NUM_NEW, "do_sample": do_sample, "temperature": 1.3 if do_sample else None}
+        texts = []
+        for generate in (model.generate, lambda *args, **options: plainly(model, *args, **options)):
+            torch.manual_seed(5)
+            texts.append(generate(prompts(num_rows), **options))
+        assert torch.equal(*texts)
+
+    def test_ids_of_padded_rows(self, model: GPTScratchForCausalLM) -> None:
+        mask = torch.ones(3, 7, dtype=torch.long)
+        mask[1, :4] = 0
+        options = {"attention_mask": mask, "max_new_tokens": NUM_NEW, "do_sample": False}
+        assert torch.equal(model.generate(prompts(3), **options), plainly(model, prompts(3), **options))
+
+    @pytest.mark.parametrize("mode", ["exact", "rolling"])
+    def test_past_the_context(self, model: GPTScratchForCausalLM, mode: str) -> None:
+        options = {"max_new_tokens": 150, "do_sample": False, "past_context": mode}
+        assert torch.equal(model.generate(prompts(2), **options), plainly(model, prompts(2), **options))
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (4, 1), (2, 30)])
+    @pytest.mark.parametrize("num_threads", [1, 2])
+    @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"qkv_bias": False}], ids=str)
+    def test_logits(self, build_model: ModelBuilder, shape: tuple, num_threads: int, changes: dict) -> None:
+        model = build_model(max_position_embeddings=96, **changes)
+        torch.set_num_threads(num_threads)
+        with torch.no_grad():
+            twin = packing.packed_for_decoding(model, shape[0], NUM_NEW)
+            assert twin is not model
+            torch.testing.assert_close(twin(prompts(*shape)).logits, model(prompts(*shape)).logits, atol=1e-5, rtol=0)
+
+    def test_scores_hidden_states_and_cache_come_back(self, model: GPTScratchForCausalLM) -> None:
+        options = {"max_new_tokens": NUM_NEW, "do_sample": False, "return_dict_in_generate": True}
+        options |= {"output_scores": True, "output_hidden_states": True}
+        for _ in range(2):  # the library hooks into the modules at the first call
+            packed, plain = model.generate(prompts(2), **options), plainly(model, prompts(2), **options)
+            assert [len(step) for step in packed.hidden_states] == [4] * NUM_NEW
+            torch.testing.assert_close(packed.scores, plain.scores, atol=1e-5, rtol=0)
+            torch.testing.assert_close(packed.hidden_states, plain.hidden_states, atol=1e-5, rtol=0)
+        for layer, expected in zip(packed.past_key_values.layers, plain.past_key_values.layers, strict=True):
+            torch.testing.assert_close(layer.keys, expected.keys, atol=1e-5, rtol=0)
+        # A text goes on with the cache that came back.
+        more = model.generate(packed.sequences, past_key_values=packed.past_key_values, max_new_tokens=5)
+        assert torch.equal(more, plainly(model, prompts(2), max_new_tokens=NUM_NEW + 5, do_sample=False))
+
+
+@pytest.mark.usefixtures("two_threads")
+class TestWhenItIsPacked:
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    def test_all_products_of_a_long_text(self, model: GPTScratchForCausalLM, num_rows: int) -> None:
+        num_linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+        count = products(lambda: model.generate(prompts(num_rows), max_new_tokens=NUM_NEW))
+        assert count == num_linears * NUM_NEW
+
+    def test_not_for_a_short_text(self, model: GPTScratchForCausalLM) -> None:
+        ids, few = prompts(2), packing.MIN_NEW_TOKENS - 1
+        assert products(lambda: model.generate(ids, max_new_tokens=few)) == 0
+        assert products(lambda: model.generate(ids, max_new_tokens=few + 1)) > 0
+
+    def test_one_row_on_one_thread_reads_turned_weights(self, model: GPTScratchForCausalLM) -> None:
+        torch.set_num_threads(1)
+        assert products(lambda: model.generate(prompts(1), max_new_tokens=NUM_NEW)) == 0
+        with torch.no_grad():
+            twin = packing.packed_for_decoding(model, 1, NUM_NEW)
+        assert twin.model.layers[0].mlp.up_proj.weight.stride() == (1, 128)
+        assert twin.model.layers[0].mlp.down_proj is model.model.layers[0].mlp.down_proj
+
+    def test_not_where_gradients_autocast_or_others_have_a_say(self, model: GPTScratchForCausalLM) -> None:
+        def is_packed(model: nn.Module) -> bool:
+            return packing.packed_for_decoding(model, 2, NUM_NEW) is not model
+
+        assert not is_packed(model)  # gradients are on
+        with torch.no_grad():
+            assert is_packed(model)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert not is_packed(model)
+            assert not is_packed(copy.deepcopy(model).bfloat16())
+            compiled = copy.deepcopy(model)
+            compiled.model.layers[0].compile()
+            assert not is_packed(compiled)
+
+    def test_gradients_reach_through_generate(self, model: GPTScratchForCausalLM) -> None:
+        generate = model.generate.__func__.__wrapped__
+        options = {"max_new_tokens": NUM_NEW, "return_dict_in_generate": True, "output_logits": True}
+        torch.stack(generate(model, prompts(2), do_sample=False, **options).logits).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    def test_a_static_cache_is_the_librarys_business(self, model: GPTScratchForCausalLM) -> None:
+        options = {"max_new_tokens": NUM_NEW, "do_sample": False}
+        expected = plainly(model, prompts(2), **options)
+        texts = []
+        static = options | {"cache_implementation": "static"}
+        assert products(lambda: texts.append(model.generate(prompts(2), **static))) == 0
+        assert torch.equal(texts[0], expected)
+
+    def test_hooks_see_every_step_and_keep_their_linear_from_being_packed(self, model: GPTScratchForCausalLM) -> None:
+        calls = []
+        for module in (model, model.model.layers[1], model.lm_head):
+            module.register_forward_hook(lambda module, args, output: calls.append(type(module).__name__))
+        expected = plainly(model, prompts(2), max_new_tokens=NUM_NEW, do_sample=False)
+        plain_calls, calls = list(calls), calls.clear() or calls
+        assert torch.equal(model.generate(prompts(2), max_new_tokens=NUM_NEW, do_sample=False), expected)
+        assert calls == plain_calls
+
+    def test_foreign_modules_are_shared_as_they_are(self, model: GPTScratchForCausalLM) -> None:
+        class LowRank(nn.Module):
+            def __init__(self, base: nn.Linear) -> None:
+                super().__init__()
+                self.base, self.change = base, nn.Linear(32, 32)
+
+            def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+                return self.base(hidden_states) + self.change(hidden_states)
+
+        attention = model.model.layers[0].self_attn
+        attention.q_proj = LowRank(attention.q_proj)
+        with torch.no_grad():
+            twin = packing.packed_for_decoding(model, 2, NUM_NEW)
+            torch.testing.assert_close(twin(prompts(2)).logits, model(prompts(2)).logits, atol=1e-5, rtol=0)
+        assert twin.model.layers[0].self_attn.q_proj is attention.q_proj
+        assert isinstance(twin.lm_head, packing.PackedLinear)
+
+
+def step_of_adamw(fused: bool) -> Weights:
+    def change(model: GPTScratchForCausalLM) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        model(prompts(2), labels=prompts(2)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return change
+
+
+def assign_data(model: GPTScratchForCausalLM) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flip(0).clone()
+
+
+def write_into_data(model: GPTScratchForCausalLM) -> None:
+    """As no version counter of the parameter shows."""
+    for parameter in model.parameters():
+        parameter.data.mul_(-1.5)
+
+
+def load_others(model: GPTScratchForCausalLM) -> None:
+    model.load_state_dict({name: tensor.flip(0) for name, tensor in model.state_dict().items()})
+
+
+CHANGES = [step_of_adamw(True), step_of_adamw(False), assign_data, write_into_data, load_others]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("change", CHANGES, ids=["fused AdamW", "AdamW", "data", "in data", "loaded"])
+def test_never_stale(model: GPTScratchForCausalLM, change: Weights, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    options = {"max_new_tokens": NUM_NEW, "do_sample": False}
+    before = model.generate(prompts(1), **options)
+    with torch.no_grad():
+        stale = packing.packed_for_decoding(model, 1, NUM_NEW)
+    change(model)
+    after = model.generate(prompts(1), **options)
+    assert torch.equal(after, plainly(model, prompts(1), **options))
+    # The control: a copy from before the change would be noticed.
+    assert not torch.equal(after, before)
+    with torch.no_grad():
+        assert (stale(prompts(1)).logits - model(prompts(1)).logits).abs().max() > 1e-2
+
+
+@pytest.mark.usefixtures("two_threads")
+class TestTheModelIsLeftAlone:
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    def test_after_generating(self, model: GPTScratchForCausalLM, num_rows: int) -> None:
+        model.generate(prompts(1), max_new_tokens=2)
+        before = state(model)
+        model.generate(prompts(num_rows), max_new_tokens=NUM_NEW)
+        assert state(model) == before
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+    def test_after_a_failure(self, model: GPTScratchForCausalLM) -> None:
+        class Failing(StoppingCriteria):
+            def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+                raise KeyboardInterrupt
+
+        model.generate(prompts(1), max_new_tokens=2)
+        before = state(model)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(prompts(1), max_new_tokens=NUM_NEW, stopping_criteria=[Failing()])
+        assert state(model) == before
+
+    def test_by_several_threads_at_once(self, model: GPTScratchForCausalLM) -> None:
+        expected = [plainly(model, prompts(rows), max_new_tokens=NUM_NEW, do_sample=False) for rows in (1, 2, 3, 4)]
+        texts: dict[int, torch.Tensor] = {}
+
+        def generate(rows: int) -> None:
+            texts[rows] = model.generate(prompts(rows), max_new_tokens=NUM_NEW, do_sample=False)
+
+        threads = [threading.Thread(target=generate, args=(rows,)) for rows in (1, 2, 3, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(texts[rows], expected[rows - 1]) for rows in (1, 2, 3, 4))
+
+
+class TestGrowingLayer:
+    @staticmethod
+    def states(num_tokens: int, num_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(num_rows, 4, num_tokens, 8), torch.randn(num_rows, 4, num_tokens, 8)
+
+    @torch.no_grad()
+    def test_holds_what_a_dynamic_layer_holds(self) -> None:
+        """Growing past its room, cropped, reordered, chosen from and repeated, then growing again."""
+        ours, theirs = DynamicCache(), DynamicCache()
+        ours.layers.append(packing.GrowingLayer())
+        changes = [
+            lambda cache: cache.crop(-5),
+            lambda cache: cache.reorder_cache(torch.tensor([1, 0])),
+            lambda cache: cache.batch_select_indices(torch.tensor([1])),
+            lambda cache: cache.batch_repeat_interleave(2),
+            lambda cache: cache.reset(),
+        ]
+        for change, num_rows in zip([lambda cache: None, *changes], (2, 2, 2, 1, 2, 2), strict=True):
+            change(ours)
+            change(theirs)
+            for num_tokens in (9, 1, 1, packing.SPARE_SLOTS, 1, 2 * packing.SPARE_SLOTS, 1):
+                states = self.states(num_tokens, num_rows)
+                for actual, expected in zip(ours.update(*states, 0), theirs.update(*states, 0), strict=True):
+                    assert torch.equal(actual, expected)
+                assert ours.get_seq_length() == theirs.get_seq_length()
+
+    @torch.no_grad()
+    def test_what_was_handed_out_never_changes(self) -> None:
+        layer = packing.GrowingLayer()
+        keys, _ = layer.update(*self.states(6))
+        before = keys.clone()
+        layer.crop(-3)
+        layer.update(*self.states(3))
+        assert torch.equal(keys, before)
+        assert not torch.equal(layer.keys, before)
+
+    @torch.no_grad()
+    def test_old_tokens_stay_where_they_are(self) -> None:
+        """The point of it: a dynamic layer moves all of them at each step."""
+        for layer, stays in ((packing.GrowingLayer(), True), (DynamicCache().layer_class_to_replicate(), False)):
+            first, _ = layer.update(*self.states(5))
+            second, _ = layer.update(*self.states(1))
+            assert (first.data_ptr() == second.data_ptr()) == stays
+
+    def test_gradients_pass(self) -> None:
+        layer = packing.GrowingLayer()
+        keys, values = (tensor.requires_grad_() for tensor in self.states(3))
+        layer.update(keys, values)
+        grown, _ = layer.update(*self.states(1))
+        grown.sum().backward()
+        assert torch.equal(keys.grad, torch.ones_like(keys))
+
+    def test_other_caches_stay_as_they_are(self, model: GPTScratchForCausalLM) -> None:
+        filled = DynamicCache(config=model.config)
+        model(prompts(1), past_key_values=filled)
+        for cache in (None, filled, DynamicCache(config=model.config, offloading=True)):
+            layers = cache and list(cache.layers)
+            assert packing.grow_in_place(cache) is cache
+            assert (cache and cache.layers) == layers
+        empty = packing.grow_in_place(DynamicCache(config=model.config))
+        assert {type(layer) for layer in empty.layers} == {packing.GrowingLayer}
