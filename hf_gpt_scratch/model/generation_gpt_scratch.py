@@ -192,9 +192,8 @@ class GPTScratchGenerationMixin(GenerationMixin):
         if not getattr(cache, "is_compileable", False):
             num_new_tokens = generation_config.max_length - input_ids.shape[1]
             model = packed_for_decoding(self, input_ids.shape[0], num_new_tokens)
-        return super(GPTScratchGenerationMixin, model)._sample(
-            input_ids, *args, generation_config=generation_config, **kwargs
-        )
+        # Not super(): asked for one class of a repository, the library runs this file again, and its classes are new.
+        return GenerationMixin._sample(model, input_ids, *args, generation_config=generation_config, **kwargs)
 
 
 def refuse_with_past_context(
