@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import subprocess
 import sys
 import traceback
@@ -66,6 +67,7 @@ def run(
     *,
     hub: dict[str, Path] | None = None,
     package: bool = False,
+    functions: Path | None = None,
     env: dict[str, str] | None = None,
     timeout: float = TIMEOUT,
 ) -> Outcome:
@@ -77,6 +79,7 @@ def run(
         hub: repositories of the offline Hub cache, {"user/name" or "user/name@branch": folder}; none means that
             there is no cache.
         package: whether hf_gpt_scratch can be imported.
+        functions: the Python file that the calls are found in; none: this one.
         env: further environment variables.
         timeout: seconds.
     """
@@ -84,7 +87,9 @@ def run(
     for place, repository in (hub or {}).items():
         repo_id, _, branch = place.partition("@")
         add_to_hub_cache(folder / "home" / "hub", repo_id, branch or "main", repository)
-    (folder / "order.json").write_text(json.dumps({"calls": calls, "package": package}), encoding="utf-8")
+    (folder / "order.json").write_text(
+        json.dumps({"calls": calls, "package": package, "functions": str(functions or __file__)}), encoding="utf-8"
+    )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     settings = {
         "HF_HOME": str(folder / "home"),
@@ -383,12 +388,12 @@ class NotInstalled:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def make_calls(calls: Calls) -> Report:
+def make_calls(calls: Calls, functions: dict[str, Any]) -> Report:
     """One after the other; an exception ends only its own call."""
     report = {}
     for name, (function, arguments) in calls.items():
         try:
-            call: Callable[..., dict[str, Any]] = globals()[function]
+            call: Callable[..., dict[str, Any]] = functions[function]
             report[name] = call(**arguments)
         except Exception as error:
             report[name] = {
@@ -404,4 +409,5 @@ if __name__ == "__main__":
     order = json.loads((own_folder / "order.json").read_text(encoding="utf-8"))
     if not order["package"]:
         sys.meta_path.insert(0, NotInstalled())
-    (own_folder / "report.json").write_text(json.dumps(make_calls(order["calls"])), encoding="utf-8")
+    report = make_calls(order["calls"], runpy.run_path(order["functions"]))
+    (own_folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

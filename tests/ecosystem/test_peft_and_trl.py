@@ -1,0 +1,134 @@
+"""PEFT and TRL: adapters on the four projections of the attention, supervised and preference training."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.ecosystem
+
+
+def load(path: str):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules.")
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def lora(path: str) -> dict:
+    """Train, save, load and merge; largest differences of logits."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    base, tokenizer = load(path)
+    frozen = {name: weight.clone() for name, weight in base.state_dict().items()}
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ids = tokenizer(
+        "The keeper of the lamp went down to the sea and did not come back.", return_tensors="pt"
+    ).input_ids
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval().save_pretrained("adapter")
+
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        loaded = PeftModel.from_pretrained(load(path)[0], "adapter").eval()
+        merged = PeftModel.from_pretrained(load(path)[0], "adapter").merge_and_unload().eval()
+        merged.save_pretrained("merged")
+        logits = {
+            "loaded": loaded(input_ids=ids).logits,
+            "merged": merged(input_ids=ids).logits,
+            "merged and saved": load("merged")[0].eval()(input_ids=ids).logits,
+            "base": load(path)[0].eval()(input_ids=ids).logits,
+        }
+    now = model.get_base_model().state_dict()
+    moved = [name for name, weight in frozen.items() if not torch.equal(
+        weight, now.get(name, now.get(name.replace("_proj.", "_proj.base_layer."))))]  # fmt: skip
+    differences = {name: (other - expected).abs().max().item() for name, other in logits.items()}
+    return {"losses": losses, "trained": trained, "moved": moved, "differences": differences}
+
+
+@pytest.mark.works("peft", "LoRA on q, k, v and o: train, save, load, merge")
+def test_lora(call: Callable, repository: Path) -> None:
+    report = call(lora, path=repository)
+    assert report["losses"][-1] < report["losses"][0]
+    assert len(report["trained"]) == 2 * 4 * 2  # layers, projections, A and B
+    assert report["moved"] == []
+    assert report["differences"]["loaded"] == 0
+    assert report["differences"]["merged"] < 1e-4
+    assert report["differences"]["merged and saved"] < 1e-4
+    assert report["differences"]["base"] > 1e-2  # the control: the adapter does something
+
+
+def fine_tune(path: str) -> dict:
+    """A few steps of TRL's SFTTrainer on texts."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    torch.manual_seed(0)
+    model, tokenizer = load(path)
+    texts = Dataset.from_dict({"text": [f"Ship {number} came home before the storm." for number in range(16)]})
+    arguments = SFTConfig(
+        "sft", max_steps=8, learning_rate=3e-3, per_device_train_batch_size=4, max_length=32, report_to="none",
+        use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
+    trainer.train()
+    return {"losses": [row["loss"] for row in trainer.state.log_history if "loss" in row]}
+
+
+@pytest.mark.works("trl", "`SFTTrainer`")
+def test_supervised_fine_tuning(call: Callable, repository: Path) -> None:
+    losses = call(fine_tune, path=repository)["losses"]
+    assert len(losses) == 8
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def prefer(path: str) -> dict:
+    """One step of TRL's DPOTrainer; margins of log-probabilities before and after, computed without TRL."""
+    import torch
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    torch.manual_seed(0)
+    model, tokenizer = load(path)
+    row = {"prompt": "The lamp", "chosen": " was bright.", "rejected": " went out."}
+
+    def margin() -> float:
+        values = []
+        for end in ("chosen", "rejected"):
+            ids = tokenizer(row["prompt"] + row[end], return_tensors="pt").input_ids
+            with torch.no_grad():
+                values.append(-model(ids, labels=ids).loss.item() * (ids.shape[1] - 1))
+        return values[0] - values[1]
+
+    before = margin()
+    arguments = DPOConfig(
+        "dpo", max_steps=1, learning_rate=1e-3, per_device_train_batch_size=2, max_length=32, report_to="none",
+        use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True, save_strategy="no", trust_remote_code=True,
+    )  # fmt: skip
+    pairs = Dataset.from_dict({name: [text] * 2 for name, text in row.items()})
+    trainer = DPOTrainer(model=model, args=arguments, train_dataset=pairs, processing_class=tokenizer)
+    trainer.train()
+    loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+    return {"loss": loss, "before": before, "after": margin()}
+
+
+@pytest.mark.works("trl", "`DPOTrainer`, one step")
+def test_preferences(call: Callable, repository: Path) -> None:
+    report = call(prefer, path=repository)
+    assert report["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy and reference are still equal
+    assert report["after"] > report["before"] + 0.01

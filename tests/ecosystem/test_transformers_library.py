@@ -1,0 +1,277 @@
+"""transformers itself, with a model that it knows only from a folder: the Trainer, ways of decoding, export, offload."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.ecosystem
+
+PROMPTS = ["The lamp", "It was a long night and the keeper of the", "She"]
+
+
+def load(path: str, **options):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, **options).eval()
+    assert type(model).__module__.startswith("transformers_modules.")
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def greedy(model, tokenizer, text: str, new_tokens: int = 20, **options) -> list[int]:
+    inputs = tokenizer(text, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, **options)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def train(path: str, text_file: str) -> dict:
+    """Six steps in one go, and three and three; returns the losses and the largest differences of weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    _, tokenizer = load(path)
+    ids = tokenizer(Path(text_file).read_text(encoding="utf-8"), return_tensors="pt")["input_ids"][0]
+    rows = [{"input_ids": row, "labels": row} for row in ids[: 32 * 40].view(-1, 32)]
+
+    def trainer(folder: str) -> Trainer:
+        arguments = TrainingArguments(
+            folder, max_steps=6, save_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            learning_rate=1e-3, report_to="none", push_to_hub=False, use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        model, _ = load(path)
+        return Trainer(model=model, args=arguments, train_dataset=rows[:32], eval_dataset=rows[32:])
+
+    whole = trainer("whole")
+    before = whole.evaluate()["eval_loss"]
+    with torch.no_grad():
+        model, _ = load(path)
+        plain = torch.stack([model(row["input_ids"][None], labels=row["labels"][None]).loss for row in rows[32:]])
+    whole.train()
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint="whole/checkpoint-3")
+    whole.save_model("saved")
+    saved = AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)
+    middle = AutoModelForCausalLM.from_pretrained("whole/checkpoint-3", trust_remote_code=True)
+    end = whole.model.state_dict()
+
+    def difference(model) -> float:
+        return max(float((end[name] - weight).abs().max()) for name, weight in model.state_dict().items())
+
+    return {
+        "before": before,
+        "plain": plain.mean().item(),
+        "after": whole.evaluate()["eval_loss"],
+        "resumed_steps": resumed.state.global_step,
+        "resumed": difference(resumed.model),
+        "saved": difference(saved),
+        "middle": difference(middle),
+    }
+
+
+@pytest.mark.works("transformers", "`Trainer`: train, evaluate, resume, save")
+def test_trainer(call: Callable, repository: Path, sample_text: Path) -> None:
+    report = call(train, path=repository, text_file=sample_text)
+    assert report["before"] == pytest.approx(report["plain"], rel=1e-5)
+    assert report["after"] < report["before"]
+    assert report["resumed_steps"] == 6
+    assert report["resumed"] == 0
+    assert report["saved"] == 0
+    assert report["middle"] > 1e-4  # the control: without the last three steps the weights are others
+
+
+def decode(path: str, stock: str) -> dict:
+    """The same prompts in many ways."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
+
+    model, tokenizer = load(path)
+    peer = AutoModelForCausalLM.from_pretrained(stock).eval()
+    report = {"greedy": [greedy(model, tokenizer, text) for text in PROMPTS]}
+    report["stock greedy"] = [greedy(peer, tokenizer, text) for text in PROMPTS]
+
+    generator = pipeline("text-generation", model=path, trust_remote_code=True)
+    outputs = generator(PROMPTS, batch_size=3, max_new_tokens=20, do_sample=False, return_full_text=False)
+    report["pipeline"] = [output[0]["generated_text"] for output in outputs]
+    report["texts"] = [tokenizer.decode(ids) for ids in report["greedy"]]
+
+    report["beam"] = [greedy(model, tokenizer, text, num_beams=4) for text in PROMPTS]
+    report["stock beam"] = [greedy(peer, tokenizer, text, num_beams=4) for text in PROMPTS]
+
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    other = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
+    same, _ = load(path)
+    for name, options in {
+        "assisted": {"assistant_model": same},
+        "badly assisted": {"assistant_model": other},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    }.items():
+        calls.clear()
+        report[name] = [greedy(model, tokenizer, text, **options) for text in PROMPTS]
+        report[f"{name} calls"] = len(calls)
+
+    config = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    ids = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    results = load(path)[0].generate_batch(ids, generation_config=config)
+    by_prompt = {tuple(result.prompt_ids): result.generated_tokens for result in results.values()}
+    report["continuous batching"] = [by_prompt[tuple(prompt)] for prompt in ids]
+    return report
+
+
+@pytest.fixture(scope="module")
+def decoded(repository: Path, stock: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    import fresh_interpreter
+
+    outcome = fresh_interpreter.run(
+        tmp_path_factory.mktemp("decode") / "run",
+        {"call": ("decode", {"path": str(repository), "stock": str(stock)})},
+        functions=Path(__file__),
+        env={"HF_HUB_OFFLINE": "1"},
+    )
+    return outcome.returned("call")
+
+
+@pytest.mark.works("transformers", "`pipeline`, in batches of unequal prompts")
+def test_pipeline(decoded: dict) -> None:
+    assert decoded["pipeline"] == decoded["texts"]
+    assert len(set(decoded["texts"])) == 3  # the prompts matter, so that a mix-up would be seen
+
+
+@pytest.mark.works("transformers", "beam search")
+def test_beam_search_finds_what_stock_gpt2_finds(decoded: dict) -> None:
+    assert decoded["greedy"] == decoded["stock greedy"]
+    assert decoded["beam"] == decoded["stock beam"]
+    assert decoded["beam"] != decoded["greedy"]
+
+
+@pytest.mark.works("transformers", "assisted decoding")
+def test_assisted_decoding(decoded: dict) -> None:
+    assert decoded["assisted"] == decoded["badly assisted"] == decoded["greedy"]
+    assert decoded["assisted calls"] < decoded["badly assisted calls"]  # the drafts of a good assistant are used
+
+
+@pytest.mark.works("transformers", "prompt-lookup decoding")
+def test_prompt_lookup(decoded: dict) -> None:
+    assert decoded["prompt lookup"] == decoded["greedy"]
+    assert decoded["prompt lookup calls"] < 60
+
+
+@pytest.mark.works("transformers", "continuous batching, `generate_batch`")
+def test_continuous_batching(decoded: dict) -> None:
+    assert decoded["continuous batching"] == decoded["greedy"]
+
+
+def compile_decoding(path: str) -> dict:
+    """generate() with a static cache and the forward pass of a token compiled in one graph."""
+    import torch
+    from torch._dynamo.utils import counters
+    from transformers.generation import CompileConfig
+
+    model, tokenizer = load(path)
+    compile_config = CompileConfig(fullgraph=True, mode="default")
+    compile_config._compile_all_devices = True  # on a CPU the library compiles only if told so
+    expected = greedy(model, tokenizer, PROMPTS[0])
+    static = greedy(model, tokenizer, PROMPTS[0], cache_implementation="static", compile_config=compile_config)
+    return {"plain": expected, "static": static, "graphs": counters["stats"]["unique_graphs"],
+            "breaks": sum(counters["graph_break"].values()), "torch": torch.__version__}  # fmt: skip
+
+
+@pytest.mark.works("transformers", "static cache with `torch.compile`, one graph")
+def test_static_cache_with_compile(call: Callable, repository: Path) -> None:
+    report = call(compile_decoding, path=repository)
+    assert report["static"] == report["plain"]
+    assert report["graphs"] >= 1
+    assert report["breaks"] == 0
+
+
+def export_program(path: str) -> dict:
+    """torch.export with a length that is left open."""
+    import torch
+
+    model, tokenizer = load(path)
+    ids = tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
+    example = {"input_ids": ids, "use_cache": False}
+    shapes = {"input_ids": {1: torch.export.Dim("length", min=2, max=64)}, "use_cache": None}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes)
+    torch.export.save(program, "model.pt2")
+    program = torch.export.load("model.pt2").module()
+    longer = torch.cat([ids, ids.flip(1)], dim=1)
+    with torch.no_grad():
+        expected = model(longer).logits
+        exported = program(input_ids=longer, use_cache=False).logits
+        other = program(input_ids=longer.roll(1, dims=1), use_cache=False).logits
+    return {"same": (exported - expected).abs().max().item(), "other": (other - expected).abs().max().item()}
+
+
+@pytest.mark.works("torch", "`torch.export`, any length")
+def test_torch_export(call: Callable, repository: Path) -> None:
+    report = call(export_program, path=repository)
+    assert report["same"] < 1e-5
+    assert report["other"] > 0.1
+
+
+def offload(path: str) -> dict:
+    """device_map="auto" where memory holds a part of the model only."""
+    plain, tokenizer = load(path)
+    model, _ = load(path, device_map="auto", max_memory={"cpu": "13000KB"}, offload_folder="offloaded")
+    return {
+        "devices": sorted(set(map(str, model.hf_device_map.values()))),
+        "meta": sum(parameter.device.type == "meta" for parameter in model.parameters()),
+        "plain": greedy(plain, tokenizer, PROMPTS[1]),
+        "offloaded": greedy(model, tokenizer, PROMPTS[1]),
+    }
+
+
+@pytest.mark.works("accelerate", '`device_map="auto"` with layers on the disk')
+def test_offload_to_disk(call: Callable, repository: Path) -> None:
+    report = call(offload, path=repository)
+    assert report["devices"] == ["cpu", "disk"]
+    assert report["meta"] > 0
+    assert report["offloaded"] == report["plain"]
+
+
+def classify(path: str, labels_are_drawn: bool) -> dict:
+    """Learn whether a row of words holds "not"; the accuracy on rows that were not seen."""
+    import random
+
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, trust_remote_code=True)
+    draw = random.Random(0)
+    rows = []
+    for index in range(600):
+        words = draw.choices(
+            ["lamp", "sea", "night", "keeper", "door", "light", "stone", "wind", "rope", "glass"],
+            k=draw.randint(4, 10),
+        )
+        label = index % 2
+        if label:
+            words.insert(draw.randrange(len(words)), "not")
+        rows.append(tokenizer(" ".join(words)) | {"labels": draw.randrange(2) if labels_are_drawn else label})
+    arguments = TrainingArguments(
+        "classifier", num_train_epochs=10, per_device_train_batch_size=16, learning_rate=2e-3, report_to="none",
+        use_cpu=True, disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+
+    def collate(batch: list[dict]) -> dict:
+        return dict(tokenizer.pad([dict(row) for row in batch], return_tensors="pt"))
+
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows[:450], data_collator=collate)
+    trainer.train()
+    predicted = torch.tensor(trainer.predict(rows[450:]).predictions).argmax(dim=-1)
+    return {"accuracy": (predicted == torch.tensor([row["labels"] for row in rows[450:]])).float().mean().item()}
+
+
+@pytest.mark.works("transformers", "sequence classification: a toy task learned to over 95 %")
+def test_classification(call: Callable, repository: Path) -> None:
+    assert call(classify, path=repository, labels_are_drawn=False)["accuracy"] > 0.95
+
+
+def test_classification_of_drawn_labels_is_not_learned(call: Callable, repository: Path) -> None:
+    """The control: the accuracy is on rows that were not seen."""
+    assert call(classify, path=repository, labels_are_drawn=True)["accuracy"] < 0.7
