@@ -22,6 +22,7 @@ def lora(path: str) -> dict:
     """Train, save, load and merge; largest differences of logits."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     base, tokenizer = load(path)
@@ -50,7 +51,9 @@ def lora(path: str) -> dict:
         logits = {
             "loaded": loaded(input_ids=ids).logits,
             "merged": merged(input_ids=ids).logits,
-            "merged and saved": load("merged")[0].eval()(input_ids=ids).logits,
+            "merged and saved": AutoModelForCausalLM.from_pretrained("merged", trust_remote_code=True)
+            .eval()(input_ids=ids)
+            .logits,
             "base": load(path)[0].eval()(input_ids=ids).logits,
         }
     now = model.get_base_model().state_dict()

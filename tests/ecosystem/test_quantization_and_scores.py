@@ -53,7 +53,8 @@ def score(path: str, text_file: str) -> dict:
     text = Path(text_file).read_text(encoding="utf-8")
     Path("text.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
     task = {
-        "task": "story", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(Path("text.jsonl").resolve())}},
+        "task": "story",
+        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(Path("text.jsonl").resolve())}},
         "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "byte_perplexity"}, {"metric": "bits_per_byte"}],
     }  # fmt: skip

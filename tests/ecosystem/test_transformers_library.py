@@ -1,4 +1,4 @@
-"""transformers itself, with a model that it knows only from a folder: the Trainer, ways of decoding, export, offload."""
+"""transformers itself, with a model that it knows only from a folder: training, decoding, export, offload."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +149,7 @@ def test_beam_search_finds_what_stock_gpt2_finds(decoded: dict) -> None:
 @pytest.mark.works("transformers", "assisted decoding")
 def test_assisted_decoding(decoded: dict) -> None:
     assert decoded["assisted"] == decoded["badly assisted"] == decoded["greedy"]
-    assert decoded["assisted calls"] < decoded["badly assisted calls"]  # the drafts of a good assistant are used
+    assert decoded["assisted calls"] < 60  # one for each token without an assistant: its drafts are used
 
 
 @pytest.mark.works("transformers", "prompt-lookup decoding")
@@ -215,7 +215,7 @@ def test_torch_export(call: Callable, repository: Path) -> None:
 def offload(path: str) -> dict:
     """device_map="auto" where memory holds a part of the model only."""
     plain, tokenizer = load(path)
-    model, _ = load(path, device_map="auto", max_memory={"cpu": "13000KB"}, offload_folder="offloaded")
+    model, _ = load(path, device_map="auto", max_memory={"cpu": "26000KB"}, offload_folder="offloaded")
     return {
         "devices": sorted(set(map(str, model.hf_device_map.values()))),
         "meta": sum(parameter.device.type == "meta" for parameter in model.parameters()),
