@@ -1,4 +1,8 @@
-"""`transformers serve`, started as a user starts it, and the way in which vLLM and SGLang call a model."""
+"""`transformers serve`, started as a user starts it, and the way in which vLLM and SGLang call a model.
+
+`transformers serve` 5.23 looks a model's class up in transformers itself (cli/serving/model_manager.py): it takes no
+model with code of its own: what it serves is the stock export.
+"""
 
 import json
 import os
@@ -21,13 +25,13 @@ PROMPT = "The lamp"
 
 
 @pytest.fixture
-def server(repository: Path, tmp_path: Path) -> Iterator[str]:
+def server(stock: Path, tmp_path: Path) -> Iterator[str]:
     """Its address on loopback; it is ended whatever happens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = Path(sys.executable).parent / "transformers"
-    command = [program, "serve", repository, "--trust-remote-code", "--host", "127.0.0.1", "--port", str(port)]
+    command = [program, "serve", stock, "--host", "127.0.0.1", "--port", str(port)]
     env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, env=env, stdout=log, stderr=log)
@@ -64,14 +68,14 @@ def ask(address: str, **body: object) -> str:
         return answer.read().decode()
 
 
-@pytest.mark.works("transformers", "`transformers serve`: completions, whole and streamed")
-def test_transformers_serve(server: str, repository: Path) -> None:
+@pytest.mark.works("transformers", "`transformers serve` with the stock export: completions, whole and streamed")
+def test_transformers_serve(server: str, repository: Path, stock: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(repository)
     model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True).eval()
     ids = tokenizer(PROMPT, return_tensors="pt")
     generated = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     expected = tokenizer.decode(generated, skip_special_tokens=True)
-    body = {"model": str(repository), "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    body = {"model": str(stock), "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
     whole = json.loads(ask(server, **body))
     assert whole["choices"][0]["text"] == expected
     assert whole["usage"]["completion_tokens"] == len(generated)

@@ -79,21 +79,7 @@ def gguf_file(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.gguf"
 
 
-@pytest.mark.works(
-    "gguf", "the stock export as GGUF by llama.cpp's converter, read by transformers: the same greedy ids"
-)
-def test_gguf_read_by_transformers(gguf_file: Path, expected: dict) -> None:
-    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
-    assert type(model) is GPT2LMHeadModel
-    for prompt, ids in expected.items():
-        row = torch.tensor([prompt])
-        output = model.eval().generate(
-            row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False
-        )
-        assert output[0, len(prompt) :].tolist() == ids
-
-
-@pytest.mark.works("xllamacpp", "that GGUF in llama.cpp itself: the same greedy texts")
+@pytest.mark.works("xllamacpp", "the stock export as GGUF of llama.cpp's converter: the same greedy texts")
 def test_gguf_in_llama_cpp(gguf_file: Path, expected: dict, repository: Path) -> None:
     import xllamacpp
 

@@ -213,9 +213,9 @@ def test_torch_export(call: Callable, repository: Path) -> None:
 
 
 def offload(path: str) -> dict:
-    """device_map="auto" where memory holds a part of the model only."""
+    """device_map="auto" where memory holds the embeddings only: 12.9 of 13.3 MB."""
     plain, tokenizer = load(path)
-    model, _ = load(path, device_map="auto", max_memory={"cpu": "26000KB"}, offload_folder="offloaded")
+    model, _ = load(path, device_map="auto", max_memory={"cpu": "13200KB"}, offload_folder="offloaded")
     return {
         "devices": sorted(set(map(str, model.hf_device_map.values()))),
         "meta": sum(parameter.device.type == "meta" for parameter in model.parameters()),
