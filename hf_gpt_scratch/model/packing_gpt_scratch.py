@@ -113,7 +113,11 @@ def packed_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens: i
     is_plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.is_cpu for p in parameters)
     is_watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
     is_rewired = any("forward" in vars(module) or module._compiled_call_impl for module in model.modules())
-    if num_new_tokens < MIN_NEW_TOKENS or not torch.backends.mkldnn.is_available():
+    # These operations of PyTorch are not documented: a build or version without them decodes as it is.
+    can_pack = torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+    if num_new_tokens < MIN_NEW_TOKENS or not can_pack:
         return model
     if is_watched or is_rewired or not is_plain:
         return model
