@@ -137,7 +137,7 @@ def test_a_push_prints_the_commit_and_the_line_that_loads_it(push: Callable, hub
     repository = hub.repo("alice/toy")
     commit = repository.branches["b"]
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"pushed to alice/toy: commit {commit}, sent 11 files, removed 0; every file compared")
+    assert first.startswith(f"pushed to alice/toy: commit {commit}, sent 13 files, removed 0; every file compared")
     call = f'AutoModelForCausalLM.from_pretrained("alice/toy", revision="{commit}", trust_remote_code=True)'
     assert second == f"load it: {call}"
     assert repository.tags == {"v0.1": commit}
