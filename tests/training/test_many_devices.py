@@ -99,7 +99,7 @@ def launch(folder: Path, config: Path) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
     result = subprocess.run(
         [*launcher, "--main_process_port", "0", str(Path(__file__).with_name("runs_in_one_world.py")), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=300,
