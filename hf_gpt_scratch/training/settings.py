@@ -134,7 +134,7 @@ class TrainingSettings:
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
     ddp_timeout: PositiveInt = setting(600, "seconds after which a process gives up waiting for the others")
     chunked_loss: bool = setting(
-        True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product, to the same digits"
+        True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     peak_flops: Annotated[float, Range(1)] | None = setting(

@@ -77,10 +77,11 @@ def test_kill_at_bytes_of_the_tensors(
 
 def random_kills(pool, whole, arguments, folder, count: int, seed: int) -> list[Survived]:
     """As many as really struck: a moment may fall behind the end of a run that was faster than the timed one."""
-    draw, results = random.Random(seed), []
+    draw, results, longest = random.Random(seed), [], whole["seconds"]
     while (missing := count - sum(result.broken_code == -9 for result in results)) > 0:
         assert len(results) < 3 * count
-        moments = [draw.uniform(0, whole["seconds"]) for _ in range(missing)]
+        longest = min([longest, *(result.delay for result in results if result.broken_code != -9)])
+        moments = [draw.uniform(0, longest) for _ in range(missing)]
         cases = [{"name": f"after {moment:.4f} s", "kill_after": moment} for moment in moments]
         round_folder = folder / f"from {len(results)}"
         results += survive_all(pool, round_folder, cases, arguments=arguments, expected=whole["expected"])
