@@ -133,8 +133,8 @@ def loss_without_logits(
 ) -> torch.Tensor:
     """What `model.loss_function` makes of the logits of `model.lm_head`, without keeping them.
 
-    Where the head is not just a matrix (LoRA, quantised, spread over devices, with hooks) or the loss is not the
-    library's own, the logits are computed after all.
+    Where the head is not just a matrix (LoRA, quantised, tensor parallel, with hooks) or the loss is not the library's
+    own, the logits are computed after all.
 
     Args:
         model: with `lm_head`, `loss_function` and `config`.
@@ -156,19 +156,36 @@ def loss_without_logits(
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
     shift_labels = shift_labels.flatten().to(hidden_states.device)
-    total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != -100).sum()
-    count = torch.as_tensor(num_items_in_batch, device=total.device)
-    # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
-    return torch.where(count > 0, total / count.clamp(min=1), math.nan)
+
+    def mean_loss(hidden_states: torch.Tensor) -> torch.Tensor:
+        total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
+        count = torch.as_tensor(num_items_in_batch, device=total.device)
+        # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
+        return torch.where(count > 0, total / count.clamp(min=1), math.nan)
+
+    if not model.lm_head._forward_pre_hooks:
+        return mean_loss(hidden_states)
+    model.lm_head.forward = mean_loss  # FSDP2 gathers the weight, and spreads its gradient, around a call of the head
+    try:
+        return model.lm_head(hidden_states)
+    finally:
+        del model.lm_head.forward
 
 
 def is_plain_matrix(head: nn.Module) -> bool:
-    """Whether calling the head does nothing but multiply with its weight, an ordinary tensor."""
-    is_called_plainly = type(head) is nn.Linear and "forward" not in vars(head) and head.bias is None
-    has_hooks = bool(head._forward_hooks or head._forward_pre_hooks)
-    return is_called_plainly and not has_hooks and not is_traceable_wrapper_subclass(head.weight)
+    """Whether calling the head does nothing but multiply with its weight, an ordinary tensor (FSDP2 gathers it)."""
+    kind, hooks = type(head), [*head._forward_pre_hooks.values(), *head._forward_hooks.values()]
+    if is_of_fsdp(kind):
+        kind = kind.__bases__[-1]  # its class is put before the module's
+    is_called_plainly = kind is nn.Linear and "forward" not in vars(head) and head.bias is None
+    return is_called_plainly and all(map(is_of_fsdp, hooks)) and not is_traceable_wrapper_subclass(head.weight)
+
+
+def is_of_fsdp(thing: Any) -> bool:
+    """Whether a class or function is part of FSDP2, which may not be imported: not every PyTorch has it."""
+    return thing.__module__.startswith("torch.distributed.fsdp.")
 
 
 __all__ = ["linear_cross_entropy", "loss_without_logits"]
