@@ -18,7 +18,7 @@ from .plot import plot_comparisons
 from .speed_table import speed_table
 
 
-BENCHMARKS = {"convert": "conversion"}
+BENCHMARKS = {"convert": "conversion", "past_context": "past_context"}
 RESULTS = Path(__file__).with_name("results")
 
 

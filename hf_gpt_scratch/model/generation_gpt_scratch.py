@@ -133,7 +133,8 @@ class GPTScratchGenerationMixin(GenerationMixin):
     - "exact" conditions every new token on the last `max_position_embeddings` tokens, as if the text were cropped at
       every step. Positions shift at every step, so nothing can be cached beyond the context.
     - "rolling" crops to half a context when the context is full, and fills it again with the cache: a token is
-      conditioned on between half a context and a whole one. For prompts of one length.
+      conditioned on between half a context and a whole one. For prompts of one length. Past a context of 128 tokens,
+      "exact" took 4.5 times as long with 124M parameters, and 1.7 times with 11M (greedy, one row, two CPU threads).
 
     Without it, what is longer than the context is refused.
     """
