@@ -156,7 +156,10 @@ def optimizer_step(
             loss = model(**micro_batch, use_cache=False, **kwargs).loss
             accelerator.backward(loss * scale)
             step_loss += loss.detach()
-    norm = whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+    if run.steps_in_backward:
+        norm = run.steps_in_backward.take_norm()
+    else:
+        norm = whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
     # One sum over the processes and one wait for the device; all get the same bits, so that all judge alike.
     figures = accelerator.reduce(torch.stack([step_loss, norm / accelerator.num_processes]), "sum")
     total_loss, grad_norm = figures.tolist()

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from .backward_steps import StepsInBackward
 from .mfu import product_dtype
 from .optim import build_optimizer
 from .settings import TrainingSettings
@@ -64,6 +65,8 @@ def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         optimizer = build_optimizer(model, settings)
+        if settings.optimizer_in_backward:
+            StepsInBackward(model, optimizer)
         for _ in range(2):
             for _ in range(min(settings.gradient_accumulation_steps, 2)):
                 tokens = torch.zeros(shape, dtype=torch.long)

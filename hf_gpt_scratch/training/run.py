@@ -39,6 +39,7 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
+from .backward_steps import StepsInBackward, refuse_where_impossible
 from .base_model import load_base_model, with_base_architecture
 from .card import describe_texts
 from .checkpoint import (
@@ -83,6 +84,7 @@ class Run:
     num_steps: int
     flops: ModelFlops
     text_sha256: str  # of the token ids
+    steps_in_backward: StepsInBackward | None = None
     progress: Progress = field(default_factory=Progress)
     whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
@@ -240,6 +242,8 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     complete_fsdp(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
+    if settings.optimizer_in_backward:
+        refuse_where_impossible(accelerator.num_processes, accelerator.mixed_precision)
     return accelerator
 
 
@@ -317,6 +321,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
         flops=model_flops(model, settings, accelerator),
         text_sha256=text_sha256(train_windows, validation_windows),
     )
+    if settings.optimizer_in_backward:
+        run.steps_in_backward = StepsInBackward(run.bare_model, run.optimizer.optimizer)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
     on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
     checkpoint = find_resumable(run) if settings.resume else None

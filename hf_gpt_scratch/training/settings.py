@@ -36,6 +36,7 @@ FREE_ON_RESUME = frozenset(
     ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
     + ("dry_run", "on_bad_step", "spike_threshold")  # the last two are of the steps to come
+    + ("optimizer_in_backward",)  # the same weights to the last bit
     + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
 
@@ -137,6 +138,9 @@ class TrainingSettings:
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    optimizer_in_backward: bool = setting(
+        False, "step each parameter in the backward pass to save memory; needs max_grad_norm 0 and one micro-batch"
+    )
     peak_flops: Annotated[float, Range(1)] | None = setting(
         None, "FLOP/s of one device, for the MFU; none: measured with a matrix product"
     )
@@ -210,7 +214,18 @@ class TrainingSettings:
             yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
         if 0 < self.max_steps <= self.warmup_steps:
             yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
+        if self.optimizer_in_backward:
+            yield from self._wrong_steps_in_backward()
         yield from self._wrong_pushes()
+
+    def _wrong_steps_in_backward(self) -> Iterator[str]:
+        needed = {"max_grad_norm": 0, "gradient_accumulation_steps": 1, "on_bad_step": "stop", "spike_threshold": 0}
+        wrong = [f"--{name} {value}" for name, value in needed.items() if getattr(self, name) != value]
+        if wrong:
+            yield (
+                "--optimizer_in_backward takes steps before the whole gradient is known: leave it out, or give "
+                + ", ".join(wrong)
+            )
 
     def _wrong_pushes(self) -> Iterator[str]:
         if self.push_to_hub is not None:

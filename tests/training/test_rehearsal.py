@@ -46,5 +46,8 @@ def test_what_saves_memory_is_seen_to() -> None:
     assert peak(**deep, gradient_checkpointing=True) < 0.8 * plain
     assert peak(**deep, attn_implementation="eager") > 1.1 * plain
     assert peak("bf16", **deep) < plain
+    few_tokens = {"hidden_size": 256, "num_hidden_layers": 8, "vocabulary": "bytes", "block_size": 8}
+    in_backward = {"max_grad_norm": 0.0, "optimizer_in_backward": True}
+    assert peak(**few_tokens, **in_backward) < 0.8 * peak(**few_tokens)  # three copies of the weights in place of four
     wide = {"hidden_size": 256, "vocabulary": "bytes", "block_size": 8}
     assert peak(**wide, optim="muon") < 0.9 * peak(**wide)  # one moment for the matrices in place of two

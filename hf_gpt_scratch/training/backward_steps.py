@@ -1,0 +1,45 @@
+"""Optimizer steps taken in the backward pass, so that no more than a few gradients are ever there."""
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class StepsInBackward:
+    """Steps each parameter as soon as its gradient is complete, and frees that.
+
+    The weights are those of a step after the backward pass, to the last bit, since AdamW and Muon treat each parameter
+    alone. But nothing that needs the whole gradient can happen before: no clipping, no sum over micro-batches or
+    processes, and no judging of a step before it is applied.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.parameters = list(model.parameters())
+        self.optimizer = optimizer
+        self.norms: dict[torch.Tensor, torch.Tensor] = {}
+        for parameter in self.parameters:
+            parameter.register_post_accumulate_grad_hook(self.step)
+
+    def step(self, parameter: torch.Tensor) -> None:
+        """Step one parameter: the gradients of all others are None, which an optimizer passes over."""
+        self.norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+        self.optimizer.step()
+        parameter.grad = None
+
+    def take_norm(self) -> torch.Tensor:
+        """The norm of the whole gradient since the last call, a scalar; computed as `clip_grad_norm_` does."""
+        norms = [self.norms[parameter] for parameter in self.parameters if parameter in self.norms]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.norms.clear()
+        return norm
+
+
+def refuse_where_impossible(num_processes: int, precision: str) -> None:
+    """Stop a run whose steps cannot be taken in the backward pass.
+
+    Raises:
+        ValueError: it has several processes, or fp16, whose gradients have to be scaled back first.
+    """
+    if num_processes > 1 or precision == "fp16":
+        what = f"{num_processes} processes" if num_processes > 1 else "--mixed_precision fp16"
+        raise ValueError(f"--optimizer_in_backward cannot be used with {what}: leave it out")
