@@ -1,0 +1,285 @@
+"""Proves that README's other code works: run here, or named with the reason why not and the test of the same command.
+
+Every command is parsed by the parser of its script and launcher. `python -m pytest -m slow` runs those of RUN.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from readme import Block, read_blocks, run_blocks
+from torch.distributed.run import parse_args as parse_torchrun
+
+from hf_gpt_scratch.benchmarks.conversion import TINY as TINY_CHECKPOINT
+from hf_gpt_scratch.benchmarks.conversion import make_checkpoint
+from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.training.command_line import parse_settings
+
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = [
+    block
+    for block in read_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    if block.heading != "Learning road"
+]
+# A block of Python counts as one command.
+COMMANDS = [
+    command for block in BLOCKS for command in ([block.text] if block.language == "python" else block.commands)
+]
+
+# Beginnings of the commands that are run by this file.
+RUN = (
+    "accelerate launch scripts/train.py --train_file my_texts/",  # also with --resume and with --dry_run
+    "accelerate launch scripts/train.py --config settings.yaml",
+    "python scripts/plot_history.py runs/a",
+    "python scripts/prepare_data.py --source",
+    "python scripts/prepare_data.py --verify",
+    "from datatrove.pipeline.tokens import DocumentTokenizer",
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "python scripts/generate.py",
+    "python scripts/evaluate.py",
+    "mkdir space",
+    "cp -r runs/gpt-scratch/model space/model",
+    "python scripts/convert_gpt2.py --from-dir",
+)
+
+# Beginnings of those that are not run here, why, and the test that proves the same.
+NOT_RUN = {
+    "python3 -m venv .venv && .venv/bin/pip install -q -c .ci/constraints.txt -e . &&": (
+        "installs packages and trains for minutes",
+        "scripts/test_train_script.py::test_default_job_learns_and_then_overfits",
+    ),
+    "python3 -m venv .venv && .venv/bin/pip install -q -c .ci/constraints.txt -e '.[test]'": (
+        "runs all tests; .ci/run takes it from README",
+        "test_architecture.py::test_readme_first_command_is_near_the_top",
+    ),
+    "accelerate launch --cpu --num_processes 2 scripts/train.py": (
+        "trains for minutes",
+        "scripts/test_train_script.py::test_two_processes_give_the_losses_of_one",
+    ),
+    "accelerate launch scripts/train.py --recipe tutorial": (
+        "fetches a text and trains for 15 minutes",
+        "training/test_tutorial_recipe.py::test_initial_losses_and_first_steps",
+    ),
+    "accelerate launch scripts/train.py --output_dir runs/a --report_to": (
+        "trains for minutes",
+        "training/test_trackers.py::test_trackio_has_the_figures_and_goes_on_with_the_same_run",
+    ),
+    "accelerate launch scripts/train.py --recipe char-small": (
+        "trains for minutes",
+        "training/test_dry_run.py::test_every_recipe_can_be_looked_at",
+    ),
+    "accelerate launch scripts/train.py --recipe finetune": (
+        "needs OpenAI's weights",
+        "training/test_base_model.py::test_finetune_recipe_begins_at_the_loss_of_the_source_and_improves_on_it",
+    ),
+    "accelerate launch scripts/train.py --recipe gpt2-124m": (
+        "needs a corpus and GPUs",
+        "training/test_dry_run.py::test_every_recipe_can_be_looked_at",
+    ),
+    "accelerate launch --config_file scripts/configs/": (
+        "needs eight GPUs",
+        "scripts/test_launching.py::test_every_config_is_read_by_accelerate",
+    ),
+    "torchrun --nnodes=2": (
+        "needs two nodes",
+        "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process",
+    ),
+    "export HEAD=": ("needs Slurm", "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
+    "srun bash -c": ("needs Slurm", "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
+    "python scripts/prepare_data.py --dataset": (
+        "needs the Hub",
+        "preparation/test_documents.py::test_dataset_is_streamed_from_a_local_folder",
+    ),
+    "accelerate launch scripts/train.py --train_data tokens": (
+        "trains for minutes",
+        "scripts/test_prepare_script.py::test_training_on_it_is_the_same_on_one_process_and_two",
+    ),
+    "hf upload USER/NAME space": ("needs the Hub", "browser/test_space.py::test_a_space"),
+    "python scripts/convert_gpt2.py --size 124M --output gpt2-124m": (
+        "downloads 500 MB, and with --push-to-hub needs the Hub",
+        "conversion/test_convert_and_share.py::test_a_converted_checkpoint_arrives",
+    ),
+    "hf auth login": (
+        "asks for a token",
+        "scripts/test_push_to_hub_script.py::test_each_error_is_one_line_with_the_way_out",
+    ),
+    "python scripts/push_to_hub.py": (
+        "needs the Hub",
+        "scripts/test_push_to_hub_script.py::test_a_push_prints_the_commit_and_the_line_that_loads_it",
+    ),
+    "accelerate launch scripts/train.py --output_dir runs/shared": (
+        "needs the Hub",
+        "scripts/test_train_and_share.py::test_a_trained_model_arrives",
+    ),
+    'model = AutoModelForCausalLM.from_pretrained("USER/NAME"': (
+        "needs the Hub",
+        "sharing/test_push_and_pull.py::test_a_pushed_model_arrives_bit_for_bit",
+    ),
+}
+
+
+def places(command: str) -> list[str]:
+    """The beginnings under which a command is listed."""
+    return [beginning for beginning in (*RUN, *NOT_RUN) if command.startswith(beginning)]
+
+
+def test_every_command_is_run_or_named() -> None:
+    assert not [block.text for block in BLOCKS if block.shown], "output is compared in the learning road only"
+    unknown = [command for command in COMMANDS if len(places(command)) != 1]
+    assert not unknown, "list these in RUN, or in NOT_RUN with the test that proves the same"
+    unused = {*RUN, *NOT_RUN} - {place for command in COMMANDS for place in places(command)}
+    assert not unused, "README has these no more"
+
+
+def test_a_command_that_is_not_listed_is_found() -> None:
+    """The control."""
+    assert places("python scripts/train.py --new") == []
+    assert places("rm -r runs") == []
+
+
+@pytest.mark.parametrize("test", sorted({test for _, test in NOT_RUN.values()}))
+def test_the_named_test_exists(test: str) -> None:
+    file, name = test.split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def script_calls(command: str) -> Iterator[list[str]]:
+    """The words of each part of a command that starts a script of the project, variables filled in."""
+    if command.startswith("srun bash -c "):
+        command = shlex.split(command)[3].removeprefix("exec ")
+    for part in command.split("&&"):
+        words = shlex.split(os.path.expandvars(part))
+        if any(re.fullmatch(r"scripts/\w+\.py", word) for word in words) and words[0] != "cp":
+            yield words
+
+
+def parse_launcher(words: list[str]) -> list[str]:
+    """Have the launcher's parser take its options; return the script and its arguments."""
+    program, *rest = words
+    if Path(program).name == "accelerate":
+        parsed = launch_command_parser().parse_args(rest[1:])
+        assert rest[0] == "launch"
+    elif program == "torchrun":
+        parsed = parse_torchrun(rest)
+    else:
+        assert program == "python"
+        return rest
+    return [parsed.training_script, *parsed.training_script_args]
+
+
+CALLS = [command for command in COMMANDS if list(script_calls(command))]
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_options_are_taken_by_the_real_parsers(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HEAD": "first-node", "SLURM_NNODES": "2", "SLURM_NODEID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "settings.yaml").write_text("hidden_size: 96\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for words in script_calls(command):
+        script, *arguments = parse_launcher(words)
+        assert (ROOT / script).is_file()
+        if script == "scripts/train.py":
+            parse_settings(arguments)
+        else:
+            ask_parser(script, arguments)
+
+
+def ask_parser(script: str, arguments: list[str]) -> None:
+    """Have a script parse its arguments: with `--help` behind them nothing else is done; it must know each option."""
+    environment = os.environ | {"HF_GPT_SCRATCH_REGISTER": "0"}
+    command = [sys.executable, ROOT / script, *arguments, "--help"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for option in (word for word in arguments if word.startswith("--")):
+        assert re.search(rf"{option}\b", result.stdout), f"{script} has no {option}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "accelerate launch scripts/train.py --lerning_rate 1",
+        "accelerate launch scripts/train.py --dropout 1.5",
+        "accelerate launch --num_processes many scripts/train.py",
+        "python scripts/generate.py --model m --prompt p --top-p 0.9",
+        "python scripts/generate.py --model m --prompt p --top-k many",
+        "python scripts/no_script.py",
+    ],
+)
+def test_a_wrong_option_is_found(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    with pytest.raises((AssertionError, ValueError, SystemExit)):
+        test_options_are_taken_by_the_real_parsers(command, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("text", [block.text for block in BLOCKS if block.language == "python"])
+def test_python_can_be_compiled(text: str) -> None:
+    compile(text, "README.md", "exec")
+
+
+SMALL_RUN = """
+accelerate launch --cpu scripts/train.py --hidden_size 16 --num_attention_heads 2 --max_position_embeddings 16 \\
+    --sample_tokens 5 --warmup_steps 2 --max_steps 6 --eval_steps 3 --train_file my_text.txt
+cp -r runs/gpt-scratch runs/a
+cp -r runs/gpt-scratch runs/b
+"""
+SETTINGS = "train_file: [my_text.txt]\noutput_dir: runs/config\nmax_steps: 3\nwarmup_steps: 1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
+    """In README's order, after what a reader has by then: texts, a trained model and OpenAI's files, all small."""
+    pytest.importorskip("tensorflow", reason="writes the checkpoint that is converted")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("scripts", "hf_gpt_scratch"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("my_texts", "models/124M"):
+        (tmp_path / name).mkdir(parents=True)
+    text = bundled_text_path().read_text(encoding="utf-8")[:2300]
+    for name in ("my_texts/short.txt", "my_text.txt"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    rows = [f"The lamp was lit {number} times." for number in range(300)]
+    (tmp_path / "corpus.jsonl").write_text("".join(f'{{"text": "{row}"}}\n' for row in rows), encoding="utf-8")
+    parquet.write_table(
+        pyarrow.table({"text": [f"{row} Then it went out." for row in rows]}), tmp_path / "more.parquet"
+    )
+    (tmp_path / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
+    make_checkpoint(tmp_path / "models" / "124M", TINY_CHECKPOINT)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    run_one(Block("bash", SMALL_RUN, ""), tmp_path, environment)
+    printed = {}
+    for block in BLOCKS:
+        for command in [block.text] if block.language == "python" else block.commands:
+            if command.startswith(RUN):
+                printed[command] = run_one(Block(block.language, command, ""), tmp_path, environment)
+    assert {places(command)[0] for command in printed} == set(RUN)
+    for start, words in {
+        "accelerate launch scripts/train.py --train_file my_texts/ --output_dir runs/new": "parameters",
+        "python scripts/generate.py": "The lamp",
+        "from transformers import": "The lamp",
+        "python scripts/evaluate.py": "bits per byte",
+        "python scripts/convert_gpt2.py --from-dir models": "loss on all of the text",
+        "python scripts/convert_gpt2.py --from-dir runs": "verified: largest difference of a value 0",
+    }.items():
+        (output,) = [output for command, output in printed.items() if command.startswith(start)]
+        assert words in output
+    for name in ("runs.png", "tokens/index.json", "gpt2-tokenizer/tokenizer.json", "space/app.py", "space/model"):
+        assert (tmp_path / name).exists(), name
+
+
+def run_one(block: Block, folder: Path, environment: dict[str, str]) -> str:
+    """Run a block in an interpreter of its own; return what it printed."""
+    outputs, errors = run_blocks([block], folder, environment)
+    assert outputs, f"this fails:\n{block.text}\n{errors}"
+    return outputs[0]
