@@ -72,7 +72,3 @@ def tiny_config() -> GPTScratchConfig:
         eos_token_id=0,
         pad_token_id=0,
     )
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ecosystem-results", help="JSON file for what the tests of tests/ecosystem found to work")

@@ -24,17 +24,21 @@ pytestmark = pytest.mark.ecosystem
 PROMPT = "The lamp"
 
 
+def serve(folder: Path, home: Path, *options: str) -> tuple[list, dict]:
+    """The command on a CPU, and the environment of somebody who never used it."""
+    command = [Path(sys.executable).parent / "transformers", "serve", folder, "--device", "cpu", *options]
+    return command, os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 @pytest.fixture
 def server(stock: Path, tmp_path: Path) -> Iterator[str]:
     """Its address on loopback; it is ended whatever happens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = Path(sys.executable).parent / "transformers"
-    command = [program, "serve", stock, "--host", "127.0.0.1", "--port", str(port)]
-    env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command, env = serve(stock, tmp_path / "home", "--host", "127.0.0.1", "--port", str(port))
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_for(address, process, tmp_path / "log")
@@ -85,6 +89,14 @@ def test_transformers_serve(server: str, repository: Path, stock: Path) -> None:
     assert "".join(pieces) == expected
     other = json.loads(ask(server, **body | {"prompt": "She"}))["choices"][0]["text"]
     assert other != expected
+
+
+def test_transformers_serve_takes_no_code_of_a_folder(repository: Path, tmp_path: Path) -> None:
+    """What the library cannot do; if this fails, the README has to change."""
+    command, env = serve(repository, tmp_path / "home", "--trust-remote-code")
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert result.returncode != 0
+    assert "module transformers has no attribute GPTScratchForCausalLM" in result.stderr
 
 
 def call_as_backends_do(path: str, name: str) -> dict:

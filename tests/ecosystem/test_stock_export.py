@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 pytestmark = pytest.mark.ecosystem
 
-PROMPTS = ["The lamp", "It was a long night and the keeper of the", "She"]
+PROMPTS = ["Tom the ferry", "There were only two people on the ferry, Nell", "Is it"]
 NEW_TOKENS = 20
 
 
@@ -48,7 +48,7 @@ def test_onnx_runtime(stock: Path, expected: dict, tmp_path: Path) -> None:
     model = GPT2LMHeadModel.from_pretrained(stock).eval()
     length = torch.export.Dim("length", min=2, max=64)
     program = torch.onnx.export(
-        Logits(model), (torch.arange(8)[None],), dynamo=True, dynamic_shapes={"input_ids": {1: length}},
+        Logits(model).eval(), (torch.arange(8)[None],), dynamo=True, dynamic_shapes={"input_ids": {1: length}},
         input_names=["input_ids"], verbose=False,
     )  # fmt: skip
     program.save(tmp_path / "model.onnx")

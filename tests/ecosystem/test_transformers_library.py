@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.ecosystem
 
-PROMPTS = ["The lamp", "It was a long night and the keeper of the", "She"]
+PROMPTS = ["Tom the ferry", "There were only two people on the ferry, Nell", "Is it"]
 
 
 def load(path: str, **options):
@@ -98,19 +98,29 @@ def decode(path: str, stock: str) -> dict:
     report["beam"] = [greedy(model, tokenizer, text, num_beams=4) for text in PROMPTS]
     report["stock beam"] = [greedy(peer, tokenizer, text, num_beams=4) for text in PROMPTS]
 
-    calls = []
+    calls, drafted = [], []
     model.register_forward_hook(lambda *_: calls.append(1))
     torch.manual_seed(0)
-    other = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
+    strange = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
     same, _ = load(path)
-    for name, options in {
-        "assisted": {"assistant_model": same},
-        "badly assisted": {"assistant_model": other},
-        "prompt lookup": {"prompt_lookup_num_tokens": 3},
-    }.items():
+    for assistant in (same, strange):
+        assistant.register_forward_hook(lambda *_: drafted.append(1))
+        # Left alone, an assistant stops where it is unsure: a strange one after one token.
+        assistant.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
+    # A text that begins again as it began, and one in which there is nothing to look up.
+    again, never = PROMPTS[1] + report["texts"][1] + PROMPTS[1], PROMPTS[2]
+    report["greedy again"] = greedy(model, tokenizer, again)
+    for name, texts, options in [
+        ("assisted", PROMPTS, {"assistant_model": same}),
+        ("badly assisted", PROMPTS, {"assistant_model": strange}),
+        ("looked up", [again], {"prompt_lookup_num_tokens": 4}),
+        ("not looked up", [never], {"prompt_lookup_num_tokens": 4}),
+    ]:
         calls.clear()
-        report[name] = [greedy(model, tokenizer, text, **options) for text in PROMPTS]
+        drafted.clear()
+        report[name] = [greedy(model, tokenizer, text, **options) for text in texts]
         report[f"{name} calls"] = len(calls)
+        report[f"{name} drafts"] = len(drafted)
 
     config = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0)
     ids = [tokenizer(text)["input_ids"] for text in PROMPTS]
@@ -146,16 +156,23 @@ def test_beam_search_finds_what_stock_gpt2_finds(decoded: dict) -> None:
     assert decoded["beam"] != decoded["greedy"]
 
 
-@pytest.mark.works("transformers", "assisted decoding")
+@pytest.mark.works("transformers", "assisted decoding: good drafts accepted, bad ones rejected")
 def test_assisted_decoding(decoded: dict) -> None:
+    """Of the model itself all four drafts are right, which with its own token makes five of each call; of a strange
+    one none is, and each call gives the token that it would have given alone.
+    """
     assert decoded["assisted"] == decoded["badly assisted"] == decoded["greedy"]
-    assert decoded["assisted calls"] < 60  # one for each token without an assistant: its drafts are used
+    assert decoded["assisted calls"] == 3 * 20 / 5
+    assert decoded["badly assisted drafts"] >= 3 * 60
+    assert decoded["badly assisted calls"] >= 3 * 20 - 2
 
 
 @pytest.mark.works("transformers", "prompt-lookup decoding")
 def test_prompt_lookup(decoded: dict) -> None:
-    assert decoded["prompt lookup"] == decoded["greedy"]
-    assert decoded["prompt lookup calls"] < 60
+    assert decoded["looked up"] == [decoded["greedy again"]]
+    assert decoded["looked up calls"] <= 10
+    assert decoded["not looked up"] == decoded["greedy"][2:]
+    assert decoded["not looked up calls"] >= 18  # the control: without something to look up, a call for each token
 
 
 @pytest.mark.works("transformers", "continuous batching, `generate_batch`")

@@ -113,16 +113,21 @@ def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", [None, 123, [5, 123, 77, 5]])
-def test_a_row_of_an_unequal_batch_is_what_it_is_alone(model: GPTScratchForCausalLM, seed: int | list | None) -> None:
-    rows = [prompts(1, size)[0] for size in (2, 9, CONTEXT, 2 * CONTEXT)]
+@pytest.mark.parametrize(
+    ("past_context", "sizes", "num_new"), [("exact", (2, 9, CONTEXT, 2 * CONTEXT), 24), (None, (1, 2, 5, 8), 9)]
+)
+def test_a_row_of_an_unequal_batch_is_what_it_is_alone(
+    model: GPTScratchForCausalLM, seed: int | list | None, past_context: str | None, sizes: tuple, num_new: int
+) -> None:
+    rows = [prompts(1, size)[0] for size in sizes]
     seeds = [123 + index for index in range(4)] if seed == 123 else seed or []
 
     def processors(seed: int | list | None) -> list:
         return [] if seed is None else [TemperatureTopKLogitsProcessor(1.3, 9), SeededDrawLogitsProcessor(seed)]
 
     def generate(ids: torch.Tensor, mask: torch.Tensor, seed: int | list | None) -> torch.Tensor:
-        options = {"do_sample": False, "past_context": "exact", "logits_processor": processors(seed)}
-        return model.generate(ids, attention_mask=mask, max_new_tokens=24, **options)[:, ids.shape[1] :]
+        options = {"do_sample": False, "past_context": past_context, "logits_processor": processors(seed)}
+        return model.generate(ids, attention_mask=mask, max_new_tokens=num_new, **options)[:, ids.shape[1] :]
 
     together = generate(*padded(rows), seed)
     for index, row in enumerate(rows):

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,24 @@ def test_generate_streams_the_same_text_for_the_same_seed(trained: tuple[Path, s
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("The lamp")
     assert first.stdout == again.stdout != other.stdout
+
+
+def test_generate_shows_a_text_while_it_grows(
+    trained: tuple[Path, str], project_root: Path, environment: dict[str, str]
+) -> None:
+    """A hundred characters are read long before the end: it would take minutes."""
+    command = [sys.executable, project_root / "scripts" / "generate.py", "--model", trained[0] / "model"]
+    command += ["--prompt", "The lamp", "--temperature", "1.4", "--max-new-tokens", "1000000"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        watch = threading.Timer(60, process.kill)
+        watch.start()
+        shown = process.stdout.read(100)
+        is_running = process.poll() is None
+        watch.cancel()
+        process.kill()
+    assert shown.startswith(b"The lamp")
+    assert len(shown) == 100
+    assert is_running
 
 
 def test_generate_takes_several_prompts_and_samples_past_the_context(
