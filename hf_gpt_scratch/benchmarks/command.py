@@ -18,7 +18,7 @@ from .plot import plot_comparisons
 from .speed_table import speed_table
 
 
-BENCHMARKS = {"convert": "conversion", "past_context": "past_context"}
+BENCHMARKS = {"convert": "conversion", "past_context": "past_context", "train": "training"}
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -72,10 +72,12 @@ def run_command(arguments: Sequence[str]) -> None:
 
 
 def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None:
-    """Run a benchmark, print its report and write it."""
-    report = module_of(name).run(arguments)
-    print("\n".join(format_report(report)), flush=True)
-    if path:
-        write_json(path, report)
-        if report.get("comparisons"):
-            plot_comparisons(report, path.with_suffix(".png"))
+    """Run a benchmark, print its reports as they come and write them; each of several has a part of its own."""
+    made = module_of(name).run(arguments)
+    for report in [made] if isinstance(made, dict) else made:
+        print("\n".join(format_report(report)), flush=True)
+        if path:
+            file = path.with_stem(f"{path.stem}-{report['part']}") if "part" in report else path
+            write_json(file, report)
+            if report.get("comparisons"):
+                plot_comparisons(report, file.with_suffix(".png"))
