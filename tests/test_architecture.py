@@ -131,6 +131,8 @@ def test_every_module_has_its_test() -> None:
         "vocabulary.py": "test_tokenizer.py",
         "conversion.py": "test_benchmarks.py",
         "measuring.py": "test_benchmarks.py",
+        "training.py": "test_training_benchmark.py",
+        "training_steps.py": "test_training_benchmark.py",
         "plot.py": "test_benchmarks.py",
     }
     for path in MODULES:

@@ -54,13 +54,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         # In float32, as a single product adds up inside, and as the backward pass scales.
         grad_hidden = torch.empty_like(hidden_states, dtype=torch.float32) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
+        if num_tokens == 0 and needs_weight:
+            grad_weight.zero_()
         losses = hidden_states.new_empty(num_tokens, dtype=torch.float32)
         ctx.dtypes = hidden_states.dtype, weight.dtype
         hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
         row_length = math.ceil(vocab_size / ROW_MULTIPLE) * ROW_MULTIPLE
-        buffer = hidden_states.new_zeros(min(chunk_size, num_tokens), row_length)
-        buffer[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
+        buffer = hidden_states.new_empty(min(chunk_size, num_tokens), row_length)
         for start in range(0, num_tokens, chunk_size):
             chunk = slice(start, start + chunk_size)
             hidden = hidden_states[chunk]  # [n, C]
@@ -68,7 +69,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             targets = labels[chunk, None].masked_fill(is_ignored, 0)
             logits = buffer[: len(hidden)]
             logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
-            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            logits[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
+            # Over the logits: on a CPU, getting memory for as much again would take longer than computing it.
+            out = logits if logits.is_cpu and dtype == torch.float32 else None
+            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
             losses[chunk] = -log_probabilities.gather(1, targets).masked_fill(is_ignored, 0.0).squeeze(1)
             if not (needs_hidden or needs_weight):
                 continue
@@ -79,7 +83,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if needs_hidden:
                 grad_hidden[chunk] = (errors @ weight).masked_fill_(is_ignored, 0.0)
             if needs_weight:
-                add_product(grad_weight, errors.T, hidden.masked_fill(is_ignored, 0.0))
+                add_product(grad_weight, errors.T, hidden.masked_fill(is_ignored, 0.0), is_first=start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return losses.sum()
 
@@ -96,10 +100,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, without a temporary where the dtypes allow it."""
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
+    """`total += left @ right`, or `=` if it is the first one, without a temporary where the dtypes allow it."""
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0 if is_first else 1)
+    elif is_first:
+        total.copy_(left @ right)
     else:
         total.add_(left @ right)
 
