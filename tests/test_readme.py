@@ -226,7 +226,7 @@ def test_python_can_be_compiled(text: str) -> None:
 
 
 SMALL_RUN = """
-accelerate launch --cpu scripts/train.py --hidden_size 16 --num_attention_heads 2 --max_position_embeddings 16 \\
+accelerate launch --cpu scripts/train.py --hidden_size 16 --num_attention_heads 2 --max_position_embeddings 64 \\
     --sample_tokens 5 --warmup_steps 2 --max_steps 6 --eval_steps 3 --train_file my_text.txt
 cp -r runs/gpt-scratch runs/a
 cp -r runs/gpt-scratch runs/b
