@@ -12,15 +12,19 @@ def main() -> None:
     parser.add_argument("--file", required=True, type=Path, help="UTF-8 text")
     parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")
     parser.add_argument("--batch-size", type=int, default=4, help="windows scored at once")
+    parser.add_argument("--int8", action="store_true", help="score the int8 weights that generate.py --int8 uses")
     arguments = parser.parse_args()
     quiet_libraries()
 
     from hf_gpt_scratch.data import read_texts
     from hf_gpt_scratch.evaluation import evaluate_text
     from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.quantization import quantize_int8
 
     text = read_texts([arguments.file])
     model, tokenizer = load_model_and_tokenizer(arguments.model)
+    if arguments.int8:
+        model = quantize_int8(model)
     result = evaluate_text(model, text, tokenizer, arguments.block_size, arguments.batch_size)
     print(f"tokens {result.num_tokens}, bytes {result.num_bytes}")
     print(f"loss {result.loss:.6f} nats per token")

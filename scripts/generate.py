@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
         "--past-context", choices=["exact", "rolling"], default="exact",
         help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",
     )  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="int8 weights, on a CPU: faster, nearly the same text")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each sample")
     return parser.parse_args()
 
@@ -38,6 +39,7 @@ def main() -> None:
     from hf_gpt_scratch.decoding import Decoding, generate_samples
     from hf_gpt_scratch.interactive import run_session
     from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.quantization import quantize_int8
 
     decoding = Decoding(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed, arguments.past_context
@@ -47,6 +49,8 @@ def main() -> None:
     if arguments.prompt_file is not None:
         prompts = [line for line in read_text(arguments.prompt_file).splitlines() if line.strip()]
     model, tokenizer = load_model_and_tokenizer(arguments.model)
+    if arguments.int8:
+        model = quantize_int8(model)
     if arguments.interactive:
         return run_session(model, tokenizer, decoding)
     is_streamed = len(prompts) * arguments.num_samples == 1 and not arguments.json

@@ -14,6 +14,7 @@ from hf_gpt_scratch.data import read_text
 from hf_gpt_scratch.decoding import generate_text
 from hf_gpt_scratch.evaluation import evaluate_text
 from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.quantization import quantize_int8
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(trained: tuple[Path, str], launch: Callable) -> None:
@@ -116,3 +117,22 @@ def test_mistakes_give_one_line(
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert reason in lines[0]
+
+
+def test_int8_weights_are_used_where_asked_for(trained: tuple[Path, str], launch: Callable, tmp_path: Path) -> None:
+    """The perplexity is that of the function, and not to the last digit that of float32."""
+    text = tmp_path / "text.txt"
+    text.write_text("The lamp was lit, and the keeper went up the stairs. " * 4, encoding="utf-8")
+    folder = str(trained[0] / "model")
+    result = launch("evaluate.py", "--model", folder, "--file", text, "--int8")
+    assert result.returncode == 0, result.stderr
+    model, tokenizer = load_model_and_tokenizer(folder)
+    plain = evaluate_text(model, read_text(text), tokenizer).loss
+    printed = float(re.search(r"loss ([\d.]+) nats", result.stdout)[1])
+    assert printed == pytest.approx(evaluate_text(quantize_int8(model), read_text(text), tokenizer).loss, abs=2e-6)
+    assert printed != pytest.approx(plain, abs=2e-6)
+    assert printed == pytest.approx(plain, rel=0.01)
+    arguments = ["--model", folder, "--prompt", "The lamp", "--max-new-tokens", 10, "--int8"]
+    result = launch("generate.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("The lamp")
