@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 def loss_figure(
@@ -56,7 +60,7 @@ def runs_figure(runs: Mapping[str, Sequence[Sequence[float]]], x: str) -> Figure
 
 
 def probability_figure(
-    probabilities: Sequence[torch.Tensor],
+    probabilities: "Sequence[torch.Tensor]",
     names: Sequence[str],
     tokens: Sequence[str],
     bar_width: float = 0.15,

@@ -4,10 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
-from hf_gpt_scratch.cli import run
 
-
+# Drawing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,17 +3,20 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_gpt_scratch.plots import runs_figure, save_figure
 
 from .history import History
-from .run import Run
 
+
+if TYPE_CHECKING:
+    from .run import Run
 
 LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
 
 
-def refresh_loss_plot(run: Run) -> None:
+def refresh_loss_plot(run: "Run") -> None:
     """Draw the losses so far as PNG, unless drawing has taken more than its share of the run's time."""
     started = time.perf_counter()
     if run.drawing_seconds <= LARGEST_SHARE * (started - run.started):

@@ -73,7 +73,8 @@ def test_script_draws_several_runs(project_root: Path, tmp_path: Path) -> None:
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
         output = tmp_path / "pictures" / f"runs-0.5{suffix}"
         if suffix == ".png":
-            command = [sys.executable, str(project_root / "scripts" / "plot_history.py"), *map(str, folders)]
+            script = str(project_root / "scripts" / "plot_history.py")
+            command = [sys.executable, "-X", "importtime", script, *map(str, folders)]
             result = subprocess.run(
                 [*command, "--x", "tokens", "--output", str(output)],
                 capture_output=True,
@@ -83,6 +84,9 @@ def test_script_draws_several_runs(project_root: Path, tmp_path: Path) -> None:
             )
             assert result.returncode == 0, result.stderr
             assert result.stdout == f"plot: {output}\n"
+            imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+            assert "matplotlib.figure" in imported
+            assert not {"torch", "transformers"} & imported  # they take seconds
         else:
             assert plot_runs(folders, output, "steps") == output
         assert output.read_bytes().startswith(start)
