@@ -13,6 +13,7 @@ import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .preparation.documents import decoded_blocks
 from .token_folder import ShardedTokens
 from .vocabulary import END_OF_TEXT
 from .window_order import KeyedOrder
@@ -66,6 +67,29 @@ def find_text_files(paths: Sequence[str | Path]) -> list[Path]:
 def read_texts(paths: Sequence[str | Path]) -> str:
     """Read files and folders as one text; `<|endoftext|>` stands between two files."""
     return END_OF_TEXT.join(read_text(path) for path in find_text_files(paths))
+
+
+def read_blocks(paths: Sequence[str | Path]) -> Iterator[str]:
+    """The text of `read_texts` in blocks, so that it is never all in memory; the files are checked at once.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_texts`.
+    """
+    files = find_text_files(paths)
+    for path in files:
+        is_empty = True
+        for block in decoded_blocks(path):
+            is_empty = is_empty and not block.strip()
+        if is_empty:
+            raise ValueError(f"{path} is empty: give a file with text in it")
+
+    def blocks() -> Iterator[str]:
+        for number, path in enumerate(files):
+            if number:
+                yield END_OF_TEXT
+            yield from decoded_blocks(path)
+
+    return blocks()
 
 
 def split_text(text: str, train_fraction: float) -> tuple[str, str]:

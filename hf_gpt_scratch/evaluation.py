@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import IGNORE_INDEX, TokenWindows, build_loader
+from .preparation.pieces import cut_text
 from .tokenizer import text_to_token_ids
+
+
+PIECE_CHARS = 1 << 16  # tokenised at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token
 
 
 def token_log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -103,28 +108,79 @@ class TextEvaluation:
 
 def evaluate_text(
     model: PreTrainedModel,
-    text: str,
+    text: str | Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int | None = None,
     batch_size: int = 4,
 ) -> TextEvaluation:
-    """Score every token of `text`, in windows of `block_size` tokens (none: the context of the model).
+    """Score every token of a text, in windows of `block_size` tokens (none: the context of the model).
 
     The text is preceded by the model's first token, so that its own first token is predicted too; the windows do not
-    overlap, but for the last, which reaches back for context (as lm-evaluation-harness scores rolling windows).
+    overlap, but for the last, which reaches back for context (as lm-evaluation-harness scores rolling windows). A text
+    that comes in blocks of any length is not held in memory, where the tokenizer allows it: see `tokenize_in_pieces`.
 
     Raises:
-        ValueError: the windows are longer than the context of the model.
+        ValueError: the windows are longer than the context of the model, or the text is empty.
     """
     context = model.config.max_position_embeddings
     block_size = block_size or context
     if not 0 < block_size <= context:
         raise ValueError(f"windows of {block_size} tokens do not fit the context of the model, {context} tokens")
-    first_token = torch.tensor([tokenizer.bos_token_id])
-    windows = TokenWindows(torch.cat([first_token, text_to_token_ids(text, tokenizer)[0]]), block_size)
+    num_bytes = 0
+
+    def parts() -> Iterator[torch.Tensor]:
+        nonlocal num_bytes
+        yield torch.tensor([tokenizer.bos_token_id])
+        for token_ids, length in tokenize_in_pieces([text] if isinstance(text, str) else text, tokenizer):
+            num_bytes += length
+            yield token_ids
+
     batches = (
         {name: tensor.to(model.device) for name, tensor in batch.items()}
-        for batch in build_loader(windows, batch_size)
+        for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size)
+        for batch in build_loader(TokenWindows(stretch, block_size), batch_size)
     )
     total = sum_losses(model, batches, skip_logits="skip_logits" in inspect.signature(model.forward).parameters)
-    return TextEvaluation(total.mean, total.num_tokens, len(text.encode("utf-8")))
+    return TextEvaluation(total.mean, total.num_tokens, num_bytes)
+
+
+def tokenize_in_pieces(
+    blocks: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Token ids, int64 [N], and bytes of UTF-8 of each piece of a text that comes in blocks of any length.
+
+    The tokens are those of the whole text, but for one word of more than `PIECE_CHARS` characters. A tokenizer that
+    does not split texts as GPT-2's does gets the text in one piece.
+    """
+    if splits_like_gpt2(tokenizer):
+        pieces = (piece for piece, _ in cut_text(blocks, PIECE_CHARS))
+    else:
+        pieces = iter(["".join(blocks)])
+    for piece in pieces:
+        yield text_to_token_ids(piece, tokenizer)[0], len(piece.encode("utf-8"))
+
+
+def splits_like_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer ends a token before each blank that follows something else, whatever comes after it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    splitter = getattr(backend, "pre_tokenizer", None)
+    if not isinstance(splitter, ByteLevel) or not splitter.use_regex or splitter.add_prefix_space:
+        return False
+    added = tokenizer.added_tokens_decoder.values()
+    takes_blanks = any(token.lstrip or token.rstrip or len(token.content.split()) != 1 for token in added)
+    return backend.normalizer is None and not takes_blanks
+
+
+def cut_into_stretches(parts: Iterable[torch.Tensor], length: int, reserve: int) -> Iterator[torch.Tensor]:
+    """Cut a row of token ids that comes in parts into stretches with `length` tokens to predict each.
+
+    The first token of a stretch is the last of the one before. The last stretch has at least `reserve` tokens to
+    predict, if there are as many, so that a window at the end finds tokens to reach back to.
+    """
+    rest = torch.empty(0, dtype=torch.long)
+    for part in parts:
+        rest = torch.cat([rest, part])
+        while len(rest) > length + reserve:
+            yield rest[: length + 1]
+            rest = rest[length:]
+    yield rest

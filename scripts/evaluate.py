@@ -16,16 +16,16 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
 
-    from hf_gpt_scratch.data import read_texts
+    from hf_gpt_scratch.data import read_blocks
     from hf_gpt_scratch.evaluation import evaluate_text
     from hf_gpt_scratch.loading import load_model_and_tokenizer
     from hf_gpt_scratch.quantization import quantize_int8
 
-    text = read_texts([arguments.file])
+    blocks = read_blocks([arguments.file])
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)
-    result = evaluate_text(model, text, tokenizer, arguments.block_size, arguments.batch_size)
+    result = evaluate_text(model, blocks, tokenizer, arguments.block_size, arguments.batch_size)
     print(f"tokens {result.num_tokens}, bytes {result.num_bytes}")
     print(f"loss {result.loss:.6f} nats per token")
     print(f"perplexity {result.perplexity:.4f}")

@@ -21,6 +21,7 @@ from hf_gpt_scratch.data import (
     epoch_order_seed,
     find_text_files,
     positions_in_documents,
+    read_blocks,
     read_text,
     read_texts,
     split_text,
@@ -199,3 +200,27 @@ def test_separate_documents_have_the_losses_that_each_has_alone(attn_implementat
     alone = sum(nats(torch.cat([end, document, end]), None) for document in documents)
     assert nats(packed, END_OF_TEXT_ID) == pytest.approx(alone, rel=1e-6)
     assert nats(packed, None) != pytest.approx(alone, rel=1e-4)
+
+
+def test_blocks_are_the_text_of_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n" + b"word \xc3\xa4\r\n" * 300_000)
+    (tmp_path / "b.md").write_text("two", encoding="utf-8")
+    blocks = list(read_blocks([tmp_path]))
+    assert "".join(blocks) == read_texts([tmp_path])
+    assert max(map(len, blocks)) <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b" \n", "is empty"),
+        (b"word " * 300_000 + b"\0", "is a binary file"),
+        (b"word " * 300_000 + b"\xff", "not UTF-8"),
+    ],
+)
+def test_blocks_of_a_useless_file_are_refused_before_the_first(tmp_path: Path, content: bytes, line: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=line):
+        read_blocks([tmp_path])
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_blocks([tmp_path / "nothing.txt"])

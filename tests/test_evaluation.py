@@ -1,12 +1,13 @@
 """Proves the losses: against PyTorch's definition, against the tutorial's worked example, and for any batching."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, evaluation
 from hf_gpt_scratch.data import TokenWindows, build_loader
 from hf_gpt_scratch.evaluation import (
     LossSum,
@@ -154,6 +155,79 @@ def test_text_evaluation_scores_every_token_with_full_context() -> None:
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
     with pytest.raises(ValueError, match="windows of 9 tokens do not fit the context of the model, 8 tokens"):
         evaluate_text(model, text, tokenizer, block_size=9)
+
+
+@pytest.fixture(scope="module")
+def text_model() -> GPTScratchForCausalLM:
+    """A model with GPT-2's vocabulary."""
+    torch.manual_seed(0)
+    config = GPTScratchConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8)
+    return GPTScratchForCausalLM(config).eval()
+
+
+TEXT = "\tThe lamp went round,  and  the sea went by<|endoftext|> Nobody\n\n  slept. \u00e4\u00f6 12345 don't\n" * 3
+
+
+@pytest.mark.parametrize("length", [*range(1, 60, 7), len(TEXT)])
+def test_a_text_in_blocks_is_scored_as_the_whole_text_in_one_row(
+    text_model: GPTScratchForCausalLM, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """To the last bit, with the batches of a loader over all windows, whatever blocks and pieces."""
+    tokenizer, text = build_tokenizer(8), TEXT[:length]
+    token_ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode(text)])
+    expected = sum_losses(text_model, build_loader(TokenWindows(token_ids, 8), 3), skip_logits=True)
+    for piece_chars in (20, 1000):
+        monkeypatch.setattr(evaluation, "PIECE_CHARS", piece_chars)
+        blocks = (text[start : start + 5] for start in range(0, length, 5))
+        result = evaluate_text(text_model, blocks, tokenizer, batch_size=3)
+        assert (result.loss, result.num_tokens) == (expected.mean, expected.num_tokens)
+        assert result.num_bytes == len(text.encode())
+
+
+def test_cuts_that_do_not_look_at_the_text_would_change_its_tokens() -> None:
+    """The control of the test above."""
+    tokenizer = build_tokenizer(8)
+    pieces = [token for start in range(0, len(TEXT), 20) for token in tokenizer.encode(TEXT[start : start + 20])]
+    assert pieces != tokenizer.encode(TEXT)
+
+
+def test_other_tokenizers_get_a_text_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import AddedToken, pre_tokenizers
+
+    monkeypatch.setattr(evaluation, "PIECE_CHARS", 20)
+
+    def num_pieces(tokenizer) -> int:
+        return len(list(evaluation.tokenize_in_pieces([TEXT], tokenizer)))
+
+    assert num_pieces(build_tokenizer(8)) > 5
+    with_prefix, with_words, greedy = build_tokenizer(8), build_tokenizer(8), build_tokenizer(8)
+    with_prefix.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    with_words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    greedy.add_tokens([AddedToken("<mask>", lstrip=True)])
+    assert [num_pieces(tokenizer) for tokenizer in (with_prefix, with_words, greedy)] == [1, 1, 1]
+
+
+def test_a_long_text_is_not_held_in_memory(text_model: GPTScratchForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are taken only as they are scored: never further ahead than a batch and two pieces."""
+    monkeypatch.setattr(evaluation, "PIECE_CHARS", 1000)
+    scored, ahead = 0, []
+
+    def count(module: torch.nn.Module, inputs: tuple, kwargs: dict) -> None:
+        nonlocal scored
+        scored += kwargs["input_ids"].numel()
+
+    def blocks() -> Iterator[str]:
+        for number in range(40):
+            ahead.append(number * 100 - scored)  # each block has 100 tokens
+            yield " lamp" * 100
+
+    handle = text_model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        result = evaluate_text(text_model, blocks(), build_tokenizer(8), batch_size=16)
+    finally:
+        handle.remove()
+    assert result.num_tokens == 4000
+    assert max(ahead) <= 16 * 8 + 2 * 1000 / len(" lamp")
 
 
 def test_initial_losses_of_the_tutorial(tutorial_model: GPTScratchForCausalLM, shared_data: Path) -> None:
