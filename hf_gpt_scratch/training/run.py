@@ -58,6 +58,7 @@ from .command_line import settings_json
 from .history import History
 from .manifest import damage
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
+from .onednn import use_onednn
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
@@ -309,6 +310,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
     model = build_model(settings, accelerator.process_index)
+    use_onednn(model, accelerator, settings.torch_compile)
     run = Run(
         settings,
         accelerator,

@@ -1,0 +1,64 @@
+"""Linear layers multiplied by oneDNN in training on a CPU: float32 all the same, and faster there than by MKL.
+
+A step of GPT-2 124M takes about 5 % less time so on an AMD processor.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers import PreTrainedModel
+
+
+# Width of a model from which on it pays.
+LEAST_WIDTH = 256
+
+
+class OneDnnProduct(torch.autograd.Function):
+    """`nn.functional.linear` of inputs [..., in], weight [out, in] and bias [out] or None."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute [..., out]."""
+        ctx.save_for_backward(inputs, weight)
+        return multiply(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Compute the gradients; that of the weight by MKL, which is as fast there."""
+        inputs, weight = ctx.saved_tensors
+        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1]).contiguous()
+        grad_inputs = multiply(rows, weight.T, None).view(inputs.shape) if needs_inputs else None
+        grad_weight = rows.T @ inputs.reshape(-1, inputs.shape[-1]) if needs_weight else None
+        return grad_inputs, grad_weight, rows.sum(0) if needs_bias else None
+
+
+def multiply(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`inputs @ weight.T + bias`, by an operation of PyTorch that is not documented."""
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+class OneDnnLinear(nn.Linear):
+    """An `nn.Linear` that is multiplied by oneDNN."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Compute [..., in_features] -> [..., out_features]."""
+        return OneDnnProduct.apply(input, self.weight, self.bias)
+
+
+def use_onednn(model: PreTrainedModel, accelerator: Accelerator, is_compiled: bool) -> None:
+    """Have the linear layers of a model multiplied by oneDNN where that is possible and pays, else leave it alone.
+
+    The language-model head stays as it is: its loss is computed without calling it.
+    """
+    is_plain = accelerator.mixed_precision == "no" and not accelerator.is_fsdp2 and not is_compiled
+    is_float32 = model.device.type == accelerator.device.type == "cpu" and model.dtype == torch.float32
+    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if is_plain and is_float32 and is_there and model.config.hidden_size >= LEAST_WIDTH:
+        for module in model.base_model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = OneDnnLinear

@@ -1,0 +1,90 @@
+"""Proves that oneDNN's products are those of nn.Linear, gradients included, and where they are used."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training import onednn
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.onednn import OneDnnLinear, use_onednn
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+CPU = SimpleNamespace(mixed_precision="no", is_fsdp2=False, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5), (1, 64, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_a_linear_layer(shape, bias):
+    torch.manual_seed(0)
+    plain = nn.Linear(5, 7, bias=bias)
+    inputs = torch.randn(shape, requires_grad=True)
+    expected = plain.double()(inputs.double())
+    weights = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), [inputs, *plain.parameters()])
+    ours = plain.float()
+    ours.__class__ = OneDnnLinear
+    got = ours(inputs)
+    gradients = torch.autograd.grad((got * weights.float()).sum(), [inputs, *ours.parameters()])
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=2e-6)
+
+
+def test_a_gradient_that_is_no_tensor_of_its_own():
+    """`sum` hands down one number, expanded; frozen weights want no gradient."""
+    layer = nn.Linear(4, 6).requires_grad_(False)
+    layer.__class__ = OneDnnLinear
+    inputs = torch.randn(2, 3, 4, requires_grad=True)
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(2, 3, 4))
+    assert layer.weight.grad is None
+
+
+def build(width):
+    config = GPTScratchConfig(
+        vocab_size=50, hidden_size=width, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8
+    )
+    return GPTScratchForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("width", "changes", "compiled", "is_used"),
+    [
+        (256, {}, False, True),
+        (128, {}, False, False),
+        (256, {"mixed_precision": "bf16"}, False, False),
+        (256, {"is_fsdp2": True}, False, False),
+        (256, {"device": torch.device("cuda")}, False, False),
+        (256, {}, True, False),
+    ],
+)
+def test_where_it_is_used(width, changes, compiled, is_used):
+    model = build(width)
+    use_onednn(model, SimpleNamespace(**vars(CPU) | changes), compiled)
+    layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
+    assert len(layers) == 6
+    assert all((type(layer) is OneDnnLinear) is is_used for layer in layers)
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_a_run_takes_the_same_course(tmp_path, monkeypatch):
+    """Losses with and without, over three steps, with samples, evaluation, checkpoints and the model folder."""
+    courses = []
+    for name, least_width in (("with", 256), ("without", 257)):
+        monkeypatch.setattr(onednn, "LEAST_WIDTH", least_width)
+        settings = TrainingSettings(
+            output_dir=str(tmp_path / name), hidden_size=256, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=16, vocabulary="bytes", max_steps=3, warmup_steps=1, eval_iter=1,
+            gradient_checkpointing=name == "with", dropout=0.0,
+        )  # fmt: skip
+        train(settings)
+        rows = map(json.loads, (tmp_path / name / "history.jsonl").read_text(encoding="utf-8").splitlines())
+        courses.append([row["loss"] for row in rows if "loss" in row])
+    assert len(courses[0]) == 3
+    assert courses[0] == pytest.approx(courses[1], rel=1e-5)
+    assert len(set(courses[0])) == 3
