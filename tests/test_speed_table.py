@@ -1,41 +1,83 @@
-"""Proves that README's table of speed says what the recorded runs say, and nothing else."""
+"""Proves that README's tables of speed say what the recorded runs say, and nothing else."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from hf_gpt_scratch.benchmarks.command import RESULTS
-from hf_gpt_scratch.benchmarks.speed_table import HEAD, speed_table
+from hf_gpt_scratch.benchmarks.speed_table import MARKS, speed_tables
 
 
-MARKS = "<!-- speed -->", "<!-- end of speed -->"
-
-
-def report(times):
+def report(times, **more):
     machine = {"date": "2026-01-02", "threads": 2, "processor": "A CPU"}
     comparison = {"peer": "nanoGPT", "figure": "wall", "times": times, "memory": 1.5}
-    return {"benchmark": "train", "setting": "small", "machine": machine, "comparisons": [comparison]}
+    limit = {"text": "wall time, nanoGPT / ours", "bound": "at least", "limit": 1.2, "reached": times}
+    limits = [limit | {"met": times[1] >= 1.2}]
+    return {
+        "benchmark": "train",
+        "setting": "small",
+        "machine": machine,
+        "limits": limits,
+        "comparisons": [comparison | more],
+    }
 
 
-def test_a_row_for_each_peer_in_the_order_of_the_files(tmp_path):
-    (tmp_path / "b.json").write_text(json.dumps(report([1, 2, 3])))
-    (tmp_path / "a.json").write_text(json.dumps(report([1.104, 1.2, 1.3])))
-    assert speed_table(tmp_path).splitlines() == [
-        *HEAD.splitlines(),
-        "| train: small | nanoGPT | 1.10 / 1.20 / 1.30 (wall) | 1.50 | 2026-01-02, 2 threads, A CPU |",
-        "| train: small | nanoGPT | 1.00 / 2.00 / 3.00 (wall) | 1.50 | 2026-01-02, 2 threads, A CPU |",
-    ]
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "b.json").write_text(json.dumps(report([1, 2, 3], fraction=0.912)))
+    (folder / "a.json").write_text(json.dumps(report([1.104, 1.19, 1.3])))
+    return folder
+
+
+LINES = """
+| what | limit | reached, min / median / max | met |
+| --- | --- | --- | --- |
+| **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
+| wall time, nanoGPT / ours | at least 1.2 | 1.10 / 1.19 / 1.30 | **no** |
+| **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
+| wall time, nanoGPT / ours | at least 1.2 | 1.00 / 2.00 / 3.00 | yes |
+
+<details><summary>Every contestant</summary>
+
+| contestant | its time / ours, min / median / max | its memory / ours | of the machine's limit |
+| --- | --- | --- | --- |
+| **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
+| nanoGPT | 1.10 / 1.19 / 1.30 (wall) | 1.50 |  |
+| **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
+| nanoGPT | 1.00 / 2.00 / 3.00 (wall) | 1.50 | 0.91 |
+
+</details>""".strip()
+
+
+def test_limits_and_contestants_in_the_order_of_the_files(folder):
+    assert speed_tables(folder) == LINES
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is no report"):
-        speed_table(tmp_path)
+        speed_tables(tmp_path)
 
 
-def test_readme_has_the_table_of_the_recorded_runs(project_root):
+def test_the_command_writes_between_the_marks_and_nowhere_else(project_root, folder, tmp_path):
+    readme = tmp_path / "README.md"
+    command = [sys.executable, project_root / "scripts" / "benchmark.py", "table", "--dir", folder, "--write", readme]
+    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    for _ in range(2):  # the second changes nothing
+        subprocess.run(command, check=True, timeout=60)
+        assert readme.read_text() == f"before\n{MARKS[0]}\n{LINES}\n{MARKS[1]}\nafter\n"
+    readme.write_text(f"{MARKS[1]}\n{MARKS[0]}\n")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert "has no lines" in process.stderr
+
+
+def test_readme_has_the_tables_of_the_recorded_runs(project_root):
     readme = (project_root / "README.md").read_text(encoding="utf-8")
-    before, mark, rest = readme.partition(MARKS[0])
-    if not mark:
-        pytest.skip("README has no table yet")
-    assert rest.partition(MARKS[1])[0].strip() == speed_table(RESULTS)
+    _, mark, rest = readme.partition(MARKS[0])
+    assert mark
+    assert rest.partition(MARKS[1])[0].strip() == speed_tables(RESULTS)

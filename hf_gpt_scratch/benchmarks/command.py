@@ -15,7 +15,7 @@ from hf_gpt_scratch.conversion.repository_files import write_json
 
 from .measuring import format_report
 from .plot import plot_comparisons
-from .speed_table import speed_table
+from .speed_table import speed_tables, write_tables
 
 
 BENCHMARKS = {"convert": "conversion", "past_context": "past_context", "train": "training"}
@@ -33,8 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
     everything = commands.add_parser("all", help="all of them, each with its defaults")
     add_common_arguments(everything)
-    table = commands.add_parser("table", help="print README's table from the JSON files of earlier runs")
+    table = commands.add_parser("table", help="print README's tables from the JSON files of earlier runs")
     table.add_argument("--dir", type=Path, default=RESULTS, help="folder of the files (default: those of the package)")
+    table.add_argument("--write", type=Path, metavar="README", help="put them between the marks of that file instead")
     return parser
 
 
@@ -61,7 +62,10 @@ def run_command(arguments: Sequence[str]) -> None:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.command == "table":
-        print(speed_table(parsed.dir))
+        if parsed.write:
+            write_tables(parsed.dir, parsed.write)
+        else:
+            print(speed_tables(parsed.dir))
         return
     if parsed.command != "all":
         run_one(parsed.command, parsed, parsed.json)

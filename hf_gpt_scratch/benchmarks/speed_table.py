@@ -1,38 +1,100 @@
-"""README's table of speed, made from the JSON files that scripts/benchmark.py wrote."""
+"""README's tables of speed, made from the JSON files that scripts/benchmark.py wrote."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .measuring import format_spread
 
 
-HEAD = "| what | peer | its time / ours, min / median / max | its memory / ours | measured |\n|---|---|---|---|---|"
+MARKS = "<!-- speed -->", "<!-- end of speed -->"
 
 
-def speed_table(folder: Path) -> str:
-    """A Markdown table with a row for each peer of each report in a folder, files in the order of their names.
+def speed_tables(folder: Path) -> str:
+    """Markdown of all reports in a folder, files in the order of their names: limits, growth, then every contestant.
 
     Raises:
         ValueError: a file of the folder is no report.
     """
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if "machine" not in report:
-            raise ValueError(f"{path} is no report of scripts/benchmark.py")
-        rows += [table_row(report, one) for one in report.get("comparisons", [])]
-    return "\n".join([HEAD, *rows])
-
-
-def table_row(report: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """What one peer took, as a row."""
-    machine = report["machine"]
-    cells = [
-        f"{report['benchmark']}: {report['setting']}",
-        comparison["peer"],
-        f"{format_spread(comparison['times'])} ({comparison['figure']})",
-        f"{comparison['memory']:.2f}",
-        f"{machine['date']}, {machine['threads']} threads, {machine['processor']}",
+    reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
+    parts = [
+        table(
+            ("what", "limit", "reached, min / median / max", "met"),
+            [row for report in reports for row in limit_rows(report)],
+        ),
+        "<details><summary>Every contestant</summary>",
+        table(
+            ("contestant", "its time / ours, min / median / max", "its memory / ours", "of the machine's limit"),
+            [row for report in reports for row in comparison_rows(report)],
+        ),
+        "</details>",
     ]
-    return f"| {' | '.join(cells)} |"
+    return "\n\n".join(parts)
+
+
+def write_tables(folder: Path, readme: Path) -> None:
+    """Put the tables between the two marks of a Markdown file.
+
+    Raises:
+        ValueError: the file has no such marks; or see `speed_tables`.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables shall stand")
+    readme.write_text(f"{before}{start}\n{speed_tables(folder)}\n{end}{after}", encoding="utf-8")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report of a run.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if "machine" not in report:
+        raise ValueError(f"{path} is no report of scripts/benchmark.py")
+    return report
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def title_row(report: dict[str, Any]) -> list[str]:
+    """A row of four cells that says what was measured, and when and on what."""
+    machine = report["machine"]
+    where = f"{machine['date']}, {machine['threads']} threads, {machine['processor']}"
+    return [f"**{report['benchmark']}: {report['setting']}** ({where})", *[""] * 3]
+
+
+def limit_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The limits of a report, below a row with its title."""
+    limits = report.get("limits", [])
+    rows = [
+        [
+            one["text"],
+            f"{one['bound']} {one['limit']}",
+            format_spread(one["reached"]),
+            "yes" if one["met"] else "**no**",
+        ]
+        for one in limits
+    ]
+    return [title_row(report), *rows] if rows else []
+
+
+def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The contestants of a report, below a row with its title; `fraction` is of what the machine can do at most."""
+    rows = [
+        [
+            one["peer"],
+            f"{format_spread(one['times'])} ({one['figure']})",
+            f"{one['memory']:.2f}",
+            f"{one['fraction']:.2f}" if "fraction" in one else "",
+        ]
+        for one in report.get("comparisons", [])
+    ]
+    return [title_row(report), *rows] if rows else []
