@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
     everything = commands.add_parser("all", help="all of them, each with its defaults")
     add_common_arguments(everything)
-    table = commands.add_parser("table", help="print README's tables from the JSON files of earlier runs")
+    table = commands.add_parser("table", help="README's tables from the JSON files of earlier runs; --write README.md")
     table.add_argument("--dir", type=Path, default=RESULTS, help="folder of the files (default: those of the package)")
     table.add_argument("--write", type=Path, metavar="README", help="put them between the marks of that file instead")
     return parser
