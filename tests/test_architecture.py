@@ -27,7 +27,8 @@ MAY_IMPORT = {
     | {"token_folder", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
-    "benchmarks": {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
+    "benchmarks": {"decoding", "quantization"}
+    | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
 }
 
 

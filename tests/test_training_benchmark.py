@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from hf_gpt_scratch.benchmarks.measuring import Measurement
+from hf_gpt_scratch.benchmarks.peer_models import Task, draw_weights
 from hf_gpt_scratch.benchmarks.training import GROUPS, SETTINGS, check_losses, memory_limits, peak_limits, speed_limits
-from hf_gpt_scratch.benchmarks.training_steps import Task, draw_weights, make_transformers
+from hf_gpt_scratch.benchmarks.training_steps import make_transformers
 
 
 TINY = {"layers": 2, "width": 32, "heads": 2, "context": 64, "rows": 2, "length": 16}

@@ -18,7 +18,7 @@ from .plot import plot_comparisons
 from .speed_table import speed_tables, write_tables
 
 
-BENCHMARKS = {"convert": "conversion", "past_context": "past_context", "train": "training"}
+BENCHMARKS = {"convert": "conversion", "past_context": "past_context", "train": "training", "generate": "generation"}
 RESULTS = Path(__file__).with_name("results")
 
 

@@ -20,10 +20,10 @@ HELP = "a training step, against nanoGPT, transformers, litgpt and the tutorial"
 KEY_PACKAGES = ("torch", "transformers", "accelerate")
 VOCAB_SIZE = 50257
 STEPS = "hf_gpt_scratch.benchmarks.training_steps"
-DRAW_WEIGHTS = f"""
+DRAW_WEIGHTS = """
 import json
 import sys
-from {STEPS} import Task, draw_weights
+from hf_gpt_scratch.benchmarks.peer_models import Task, draw_weights
 draw_weights(Task(**json.loads(sys.argv[1])), seed=0)
 """
 
