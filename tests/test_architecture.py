@@ -134,6 +134,9 @@ def test_every_module_has_its_test() -> None:
         "measuring.py": "test_benchmarks.py",
         "training.py": "test_training_benchmark.py",
         "training_steps.py": "test_training_benchmark.py",
+        "peer_models.py": "test_training_benchmark.py",
+        "generation.py": "test_generation_benchmark.py",
+        "generation_runs.py": "test_generation_benchmark.py",
         "plot.py": "test_benchmarks.py",
     }
     for path in MODULES:
