@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
     from .loss_gpt_scratch import linear_cross_entropy as linear_cross_entropy
     from .modeling_gpt_scratch import GPTScratchModel as GPTScratchModel
-    from .packing_gpt_scratch import packed_for_decoding as packed_for_decoding
+    from .packing_gpt_scratch import prepared_for_decoding as prepared_for_decoding
 
 
 # Where the Auto classes find our classes in a saved folder; the library itself would write only one of these entries.

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor
 
-from .packing_gpt_scratch import grow_in_place, packed_for_decoding
+from .packing_gpt_scratch import grow_in_place, prepared_for_decoding
 
 
 class TemperatureTopKLogitsProcessor(LogitsProcessor):
@@ -188,11 +188,11 @@ class GPTScratchGenerationMixin(GenerationMixin):
     def _sample(
         self, input_ids: torch.LongTensor, *args: Any, generation_config: GenerationConfig, **kwargs: Any
     ) -> Any:
-        """The library's loop for greedy decoding and sampling, with packed weights where that pays."""
+        """The library's loop for greedy decoding and sampling, with a copy of the model that decodes faster."""
         cache, model = grow_in_place(kwargs.get("past_key_values")), self
         if not getattr(cache, "is_compileable", False):
             num_new_tokens = generation_config.max_length - input_ids.shape[1]
-            model = packed_for_decoding(self, input_ids.shape[0], num_new_tokens)
+            model = prepared_for_decoding(self, input_ids.shape[0], num_new_tokens)
         # Not super(): asked for one class of a repository, the library runs this file again, and its classes are new.
         return GenerationMixin._sample(model, input_ids, *args, generation_config=generation_config, **kwargs)
 

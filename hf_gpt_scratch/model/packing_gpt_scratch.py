@@ -11,18 +11,20 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decoding near the speed of a CPU's memory: packed weights and a cache that grows in place, both for one call.
+"""Decoding near the speed of a CPU's memory: oneDNN's products and a cache that grows in place, both for one call.
 
-A step of decoding reads every weight once and computes little with it, so what counts is how the weights lie in
-memory. oneDNN packs a matrix into the blocks that its kernels read; the product then differs in the order of its sums
-only. The model itself is never touched: a copy of its modules shares all that is not packed and is gone when the call
-ends, so nothing can be stale, and threads may generate with one model at the same time.
+A step of decoding reads every weight once and computes little with it, so what counts is how fast the weights come out
+of memory. oneDNN reads them as they are faster for one row than `nn.Linear` does; for several rows it packs them into
+the blocks that its kernels read. The product then differs in the order of its sums only. The model itself is never
+touched: a copy of its modules shares all that is not packed and is gone when the call ends, so nothing can be stale,
+and threads may generate with one model at the same time.
 
 It is shipped with every repository.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,20 +33,29 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 
-# Packing takes as long as it saves in about 15 tokens of one row.
+# Packing takes as long as it saves in about 15 steps.
 MIN_NEW_TOKENS = 32
 # Tokens that a layer of the cache has room for beyond those it holds.
 SPARE_SLOTS = 64
 
 
-class PackedLinear(nn.Linear):
-    """An `nn.Linear` with the same parameters, and a packed copy of the weight that its products are computed with."""
+class OneDNNLinear(nn.Linear):
+    """An `nn.Linear` with the same parameters, whose products oneDNN computes.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    Args:
+        linear (`nn.Linear`):
+            What it stands for.
+        num_rows (`int`, *optional*):
+            Keep a copy of the weight that is packed for products of so many rows. None: read the weight as it is.
+    """
+
+    def __init__(self, linear: nn.Linear, num_rows: int | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.packed_weight = linear.weight.detach()
+        if num_rows is not None:
+            self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.packed_weight, num_rows)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute [..., in_features] -> [..., out_features]."""
@@ -52,12 +63,12 @@ class PackedLinear(nn.Linear):
 
 
 def turned_linear(linear: nn.Linear) -> nn.Linear:
-    """Copy an `nn.Linear` so that its weight [out, in] lies in memory as [in, out], if it widens, else return it.
+    """Copy an `nn.Linear` that widens so that its weight [out, in] lies in memory as [in, out]; others go to oneDNN.
 
-    One thread multiplies a single row with it at the speed of the memory, which it does not with a packed one.
+    One thread multiplies a single row with it at the speed of the memory, which it does not in any other way.
     """
-    if linear.out_features < linear.in_features:
-        return linear
+    if linear.out_features <= linear.in_features:
+        return OneDNNLinear(linear)
     twin = copy.copy(linear)
     weight = linear.weight.detach().t().contiguous().t()
     twin._parameters = {**linear._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
@@ -104,32 +115,35 @@ def grow_in_place(cache: Cache | None) -> Cache | None:
     return cache
 
 
-def packed_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens: int) -> PreTrainedModel:
-    """Return a copy of the model with packed weights if that pays and is possible, else the model itself.
+def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens: int) -> PreTrainedModel:
+    """Return a copy of the model that decodes faster if that is possible, else the model itself.
 
-    The copy shares parameters, buffers and hooks, and takes as much memory as the matrices of the model once more.
+    The copy shares parameters, buffers and hooks. For several rows and at least `MIN_NEW_TOKENS` new tokens it takes as
+    much memory as the matrices of the model once more, for one row on one thread about half of that, else none.
     """
     parameters = list(model.parameters())
     is_plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.is_cpu for p in parameters)
     is_watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
     is_rewired = any("forward" in vars(module) or module._compiled_call_impl for module in model.modules())
     # These operations of PyTorch are not documented: a build or version without them decodes as it is.
-    can_pack = torch.backends.mkldnn.is_available() and all(
+    has_operations = torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
     )
-    if num_new_tokens < MIN_NEW_TOKENS or not can_pack:
+    if is_watched or is_rewired or not (is_plain and has_operations):
         return model
-    if is_watched or is_rewired or not is_plain:
-        return model
-    pack = turned_linear if num_rows == 1 and torch.get_num_threads() == 1 else PackedLinear
-    return with_packed_linears(model, pack, type(model).__module__)
+    prepare = OneDNNLinear
+    if num_new_tokens >= MIN_NEW_TOKENS and num_rows > 1:
+        prepare = partial(OneDNNLinear, num_rows=num_rows)
+    elif num_new_tokens >= MIN_NEW_TOKENS and torch.get_num_threads() == 1:
+        prepare = turned_linear
+    return with_linears(model, prepare, type(model).__module__)
 
 
-def with_packed_linears(module: nn.Module, pack: Callable[[nn.Linear], nn.Linear], own_file: str) -> nn.Module:
-    """Copy the modules of one source file and pack their linear layers; foreign ones are shared as they are."""
+def with_linears(module: nn.Module, prepare: Callable[[nn.Linear], nn.Linear], own_file: str) -> nn.Module:
+    """Copy the modules of one source file and replace their linear layers; foreign ones are shared as they are."""
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     if type(module) is nn.Linear and not any(hooks):
-        return pack(module)
+        return prepare(module)
     if type(module) is not nn.ModuleList and type(module).__module__ != own_file:
         return module
     twin = copy.copy(module)
@@ -137,8 +151,8 @@ def with_packed_linears(module: nn.Module, pack: Callable[[nn.Linear], nn.Linear
         if isinstance(value, dict):  # also the hooks: what is hooked into the copy stays there
             vars(twin)[name] = value.copy()
     for name, child in module.named_children():
-        twin._modules[name] = with_packed_linears(child, pack, own_file)
+        twin._modules[name] = with_linears(child, prepare, own_file)
     return twin
 
 
-__all__ = ["GrowingLayer", "PackedLinear", "grow_in_place", "packed_for_decoding"]
+__all__ = ["GrowingLayer", "OneDNNLinear", "grow_in_place", "prepared_for_decoding"]

@@ -1,4 +1,4 @@
-"""Proves that generate() with packed weights gives what it gives without, leaves the model alone, and is never stale.
+"""Proves that generate() with oneDNN's products gives what it gives without, leaves the model alone, is never stale.
 
 What ran is read from PyTorch's profiler: nothing else shows whether the packed products took part.
 """
@@ -20,7 +20,7 @@ from hf_gpt_scratch.model import packing_gpt_scratch as packing
 ModelBuilder = Callable[..., GPTScratchForCausalLM]
 Weights = Callable[[GPTScratchForCausalLM], None]
 
-PACKED_PRODUCT = "mkldnn::_linear_pointwise"
+PRODUCT = "mkldnn::_linear_pointwise"
 NUM_NEW = packing.MIN_NEW_TOKENS + 8
 
 
@@ -51,10 +51,10 @@ def plainly(model: GPTScratchForCausalLM, *args: object, **options: object) -> t
 
 
 def products(call: Callable[[], object]) -> int:
-    """How many products with packed weights a call computes."""
+    """How many products oneDNN computes in a call."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         call()
-    return sum(event.count for event in profiler.key_averages() if event.key == PACKED_PRODUCT)
+    return sum(event.count for event in profiler.key_averages() if event.key == PRODUCT)
 
 
 def state(model: nn.Module) -> list[tuple]:
@@ -95,7 +95,7 @@ class TestSameText:
         model = build_model(max_position_embeddings=96, **changes)
         torch.set_num_threads(num_threads)
         with torch.no_grad():
-            twin = packing.packed_for_decoding(model, shape[0], NUM_NEW)
+            twin = packing.prepared_for_decoding(model, shape[0], NUM_NEW)
             assert twin is not model
             torch.testing.assert_close(twin(prompts(*shape)).logits, model(prompts(*shape)).logits, atol=1e-5, rtol=0)
 
@@ -122,22 +122,42 @@ class TestWhenItIsPacked:
         count = products(lambda: model.generate(prompts(num_rows), max_new_tokens=NUM_NEW))
         assert count == num_linears * NUM_NEW
 
-    def test_not_for_a_short_text(self, model: GPTScratchForCausalLM) -> None:
-        ids, few = prompts(2), packing.MIN_NEW_TOKENS - 1
-        assert products(lambda: model.generate(ids, max_new_tokens=few)) == 0
-        assert products(lambda: model.generate(ids, max_new_tokens=few + 1)) > 0
+    def test_copies_are_made_for_several_rows_of_a_long_text_only(self, model: GPTScratchForCausalLM) -> None:
+        def is_copied(num_rows: int, num_new_tokens: int) -> bool:
+            with torch.no_grad():
+                twin = packing.prepared_for_decoding(model, num_rows, num_new_tokens)
+            pairs = zip(twin.modules(), model.modules(), strict=True)
+            linears = [(one, other) for one, other in pairs if isinstance(one, packing.OneDNNLinear)]
+            assert len(linears) == sum(isinstance(module, nn.Linear) for module in model.modules())
+            copied = {one.packed_weight.is_mkldnn for one, _ in linears}
+            if copied == {False}:
+                assert all(one.packed_weight.data_ptr() == other.weight.data_ptr() for one, other in linears)
+            assert len(copied) == 1
+            return copied.pop()
 
-    def test_one_row_on_one_thread_reads_turned_weights(self, model: GPTScratchForCausalLM) -> None:
+        few = packing.MIN_NEW_TOKENS - 1
+        assert [is_copied(rows, new) for rows in (1, 2) for new in (few, few + 1)] == [False, False, False, True]
+
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    def test_a_short_text(self, model: GPTScratchForCausalLM, num_rows: int) -> None:
+        num_linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+        texts = []
+        assert products(lambda: texts.append(model.generate(prompts(num_rows), max_new_tokens=5))) == num_linears * 5
+        assert torch.equal(texts[0], plainly(model, prompts(num_rows), max_new_tokens=5))
+
+    def test_one_row_on_one_thread_reads_turned_weights_where_the_layer_widens(
+        self, model: GPTScratchForCausalLM
+    ) -> None:
         torch.set_num_threads(1)
-        assert products(lambda: model.generate(prompts(1), max_new_tokens=NUM_NEW)) == 0
         with torch.no_grad():
-            twin = packing.packed_for_decoding(model, 1, NUM_NEW)
+            twin = packing.prepared_for_decoding(model, 1, NUM_NEW)
         assert twin.model.layers[0].mlp.up_proj.weight.stride() == (1, 128)
-        assert twin.model.layers[0].mlp.down_proj is model.model.layers[0].mlp.down_proj
+        assert isinstance(twin.model.layers[0].mlp.down_proj, packing.OneDNNLinear)
+        assert isinstance(twin.model.layers[0].self_attn.q_proj, packing.OneDNNLinear)
 
     def test_not_where_gradients_autocast_or_others_have_a_say(self, model: GPTScratchForCausalLM) -> None:
         def is_packed(model: nn.Module) -> bool:
-            return packing.packed_for_decoding(model, 2, NUM_NEW) is not model
+            return packing.prepared_for_decoding(model, 2, NUM_NEW) is not model
 
         assert not is_packed(model)  # gradients are on
         with torch.no_grad():
@@ -184,10 +204,10 @@ class TestWhenItIsPacked:
         attention = model.model.layers[0].self_attn
         attention.q_proj = LowRank(attention.q_proj)
         with torch.no_grad():
-            twin = packing.packed_for_decoding(model, 2, NUM_NEW)
+            twin = packing.prepared_for_decoding(model, 2, NUM_NEW)
             torch.testing.assert_close(twin(prompts(2)).logits, model(prompts(2)).logits, atol=1e-5, rtol=0)
         assert twin.model.layers[0].self_attn.q_proj is attention.q_proj
-        assert isinstance(twin.lm_head, packing.PackedLinear)
+        assert isinstance(twin.lm_head, packing.OneDNNLinear)
 
 
 def step_of_adamw(fused: bool) -> Weights:
@@ -218,21 +238,20 @@ def load_others(model: GPTScratchForCausalLM) -> None:
 CHANGES = [step_of_adamw(True), step_of_adamw(False), assign_data, write_into_data, load_others]
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_rows", [1, 2], ids=["turned", "packed"])
 @pytest.mark.parametrize("change", CHANGES, ids=["fused AdamW", "AdamW", "data", "in data", "loaded"])
-def test_never_stale(model: GPTScratchForCausalLM, change: Weights, num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
-    options = {"max_new_tokens": NUM_NEW, "do_sample": False}
-    before = model.generate(prompts(1), **options)
+def test_never_stale(model: GPTScratchForCausalLM, change: Weights, num_rows: int) -> None:
+    ids, options = prompts(num_rows), {"max_new_tokens": NUM_NEW, "do_sample": False}
+    before = model.generate(ids, **options)
     with torch.no_grad():
-        stale = packing.packed_for_decoding(model, 1, NUM_NEW)
+        stale = packing.prepared_for_decoding(model, num_rows, NUM_NEW)
     change(model)
-    after = model.generate(prompts(1), **options)
-    assert torch.equal(after, plainly(model, prompts(1), **options))
+    after = model.generate(ids, **options)
+    assert torch.equal(after, plainly(model, ids, **options))
     # The control: a copy from before the change would be noticed.
     assert not torch.equal(after, before)
     with torch.no_grad():
-        assert (stale(prompts(1)).logits - model(prompts(1)).logits).abs().max() > 1e-2
+        assert (stale(ids).logits - model(ids).logits).abs().max() > 1e-2
 
 
 @pytest.mark.usefixtures("two_threads")
