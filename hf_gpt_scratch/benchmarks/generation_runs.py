@@ -88,18 +88,18 @@ def make_ours(task: dict[str, Any], text: dict[str, Any], int8: bool = False) ->
 
 
 def make_bare_loop(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """What `generate()` would cost without itself: the same packed model in a loop, greedy."""
+    """What `generate()` would cost without itself: the same prepared model in a loop, greedy."""
     from transformers import DynamicCache
 
-    from hf_gpt_scratch.model.packing_gpt_scratch import grow_in_place, packed_for_decoding
+    from hf_gpt_scratch.model.packing_gpt_scratch import grow_in_place, prepared_for_decoding
 
     model, text = our_model(Task(**task)), Text(**text)
 
     def continued(ids: torch.Tensor) -> torch.Tensor:
-        packed = packed_for_decoding(model, text.rows, text.new)
+        prepared = prepared_for_decoding(model, text.rows, text.new)
         cache, step = grow_in_place(DynamicCache(config=model.config)), ids
         for _ in range(text.new):
-            called = model if step is ids else packed
+            called = model if step is ids else prepared
             logits = called(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             step = logits[:, -1].argmax(dim=-1, keepdim=True)
             ids = torch.cat([ids, step], dim=1)
