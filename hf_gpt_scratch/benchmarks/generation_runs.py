@@ -99,8 +99,7 @@ def make_bare_loop(task: dict[str, Any], text: dict[str, Any]) -> Work:
         prepared = prepared_for_decoding(model, text.rows, text.new)
         cache, step = grow_in_place(DynamicCache(config=model.config)), ids
         for _ in range(text.new):
-            called = model if step is ids else prepared
-            logits = called(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = prepared(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             step = logits[:, -1].argmax(dim=-1, keepdim=True)
             ids = torch.cat([ids, step], dim=1)
         return ids

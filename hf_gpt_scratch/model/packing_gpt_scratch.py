@@ -118,8 +118,8 @@ def grow_in_place(cache: Cache | None) -> Cache | None:
 def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens: int) -> PreTrainedModel:
     """Return a copy of the model that decodes faster if that is possible, else the model itself.
 
-    The copy shares parameters, buffers and hooks. For several rows and at least `MIN_NEW_TOKENS` new tokens it takes as
-    much memory as the matrices of the model once more, for one row on one thread about half of that, else none.
+    The copy shares parameters, buffers and hooks. For several rows and at least `MIN_NEW_TOKENS` new tokens it takes
+    as much memory as the matrices of the model once more, for one row on one thread about half of that, else none.
     """
     parameters = list(model.parameters())
     is_plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.is_cpu for p in parameters)
