@@ -27,7 +27,7 @@ MAY_IMPORT = {
     | {"token_folder", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
-    "benchmarks": {"decoding", "quantization"}
+    "benchmarks": {"decoding", "quantization", "data", "evaluation"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
 }
 

@@ -14,11 +14,18 @@ from typing import Any
 from hf_gpt_scratch.conversion.repository_files import write_json
 
 from .measuring import format_report
-from .plot import plot_comparisons
+from .plot import plot_comparisons, plot_growth
 from .speed_table import speed_tables, write_tables
 
 
-BENCHMARKS = {"convert": "conversion", "past_context": "past_context", "train": "training", "generate": "generation"}
+BENCHMARKS = {
+    "convert": "conversion",
+    "evaluate": "evaluation",
+    "growth": "growth",
+    "past_context": "past_context",
+    "train": "training",
+    "generate": "generation",
+}
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -85,3 +92,5 @@ def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None
             write_json(file, report)
             if report.get("comparisons"):
                 plot_comparisons(report, file.with_suffix(".png"))
+            if report.get("growth"):
+                plot_growth(report, file.with_suffix(".png"))

@@ -183,10 +183,21 @@ def format_report(report: dict[str, Any]) -> list[str]:
     for one in report.get("comparisons", []):
         times = format_spread(one["times"])
         lines.append(f"{one['figure']} time of {one['peer']} / ours: {times}; memory {one['memory']:.2f}")
+    if "growth" in report:
+        lines += format_growth(report["growth"])
     lines += [f"left out: {line}" for line in report.get("left_out", [])]
     return lines + format_limits(report.get("limits", []))
 
 
-def format_spread(values: Sequence[float]) -> str:
+def format_growth(growth: dict[str, Any]) -> list[str]:
+    """What a unit of data costs at every amount, without the start."""
+    return [
+        f"{factor} x: {format_spread(point['wall'], 4)} wall s and {format_spread(point['cpu'], 4)} CPU s "
+        f"for {growth['unit']}, {format_spread(point['memory'], 0)} MiB"
+        for factor, point in zip(growth["factors"], growth["points"], strict=True)
+    ]
+
+
+def format_spread(values: Sequence[float], digits: int = 2) -> str:
     """Write minimum, median and maximum."""
-    return " / ".join(f"{value:.2f}" for value in values)
+    return " / ".join(f"{value:.{digits}f}" for value in values)

@@ -1,0 +1,105 @@
+"""Proves that the benchmark of growth measures the real commands, and that what grows is said to grow."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_gpt_scratch.benchmarks import growth
+from hf_gpt_scratch.benchmarks.measuring import Measurement
+
+
+LIMITS = ["wall time of {}, 100 x / 10 x", "CPU time of {}, 100 x / 10 x", "peak memory, 100 x / 1 x"]
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "units"),
+    [
+        ("prepare", "1 MB of text", [0.006, 0.042, 0.402]),
+        ("evaluate", "1 MB of text", [0.0022, 0.004, 0.022]),
+        ("train", "1000 tokens", None),
+    ],
+)
+def test_a_task_is_measured_as_typed(project_root, tmp_path, task, unit, units):
+    scale = {"prepare": "0.004", "evaluate": "0.01", "train": "0.05"}[task]
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, project_root / "scripts" / "benchmark.py", "growth", "--tasks", task, "--scale", scale]
+    command += ["--rounds", "1", "--threads", "1", "--dir", tmp_path / "work", "--json", tmp_path / "x.json"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert not list((tmp_path / "work").iterdir()), "the benchmark leaves nothing behind"
+    report = json.loads((tmp_path / f"x-{task}.json").read_text(encoding="utf-8"))
+    assert (tmp_path / f"x-{task}.png").read_bytes().startswith(b"\x89PNG")
+    assert list(report["contestants"]) == [f"{task}, {factor} x" for factor in (0, 1, 10, 100)]
+    assert [limit["text"] for limit in report["limits"]] == [text.format(unit) for text in LIMITS]
+    assert all(limit["limit"] == 1.1 for limit in report["limits"])
+    if units:
+        assert report["growth"]["units"] == pytest.approx(units, rel=0.02)
+    first, *_, last = report["growth"]["units"]
+    assert 3 < last / first <= 100
+    lines = process.stdout.splitlines()
+    assert lines[0].startswith(f"growth: {task}, ")
+    assert [line.partition(":")[0] for line in lines if " CPU s for " in line] == ["1 x", "10 x", "100 x"]
+
+
+GROWING = """
+import sys, time
+amount = float(sys.argv[1])
+held = b"x" * int(amount * 1e6 * float(sys.argv[3]))
+until = time.process_time() + amount ** float(sys.argv[2]) / 200
+while time.process_time() < until:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("power", "megabytes", "met"), [(1.0, 0.0, [True, True, True]), (1.3, 8.0, [False, False, False])]
+)
+def test_what_grows_is_found(monkeypatch, tmp_path, power, megabytes, met):
+    """A process whose time is the amount to a power, with and without memory in proportion."""
+
+    def command(data, output, threads):
+        return [sys.executable, "-c", GROWING, (data / "amount").read_text(), power, megabytes]
+
+    def make(folders):
+        amounts = {folder: num_bytes / 1000 for folder, num_bytes in folders.items()}
+        for folder, amount in amounts.items():
+            (folder / "amount").write_text(str(amount))
+        return amounts
+
+    monkeypatch.setattr(growth, "LIMIT", 1.4)  # for runs of a tenth of a second, on a machine in use
+    monkeypatch.setitem(growth.TASKS, "growing", growth.Task("1 kB", 1000, make, command))
+    arguments = argparse.Namespace(tasks=["growing"], scale=1.0, rounds=1, threads=1, dir=tmp_path)
+    (report,) = growth.run(arguments)
+    found = [limit["met"] for limit in report["limits"]]
+    assert found[1:] == met[1:], report["limits"]
+    assert not found[0] or met[0], "wall time is no less than that of the processor"
+
+
+def test_the_start_is_subtracted_and_the_median_decides():
+    """Two seconds of start, then 0.1 s a unit, and 0.2 s at 100 times in one of three rounds."""
+
+    def samples(units, seconds):
+        return [Measurement(2 + units * each, 2 + units * each, 300.0 + units) for each in seconds]
+
+    amounts = {0: 1.0, 1: 11.0, 10: 101.0, 100: 1001.0}
+    usual = (0.1, 0.1, 0.1)
+    taken = {factor: samples(amount, usual) for factor, amount in amounts.items()}
+    taken[100] = samples(amounts[100], (0.1, 0.2, 0.1))
+    found = growth.describe_growth("1 MB", taken, amounts)
+    assert [point["cpu"][1] for point in found["points"]] == pytest.approx([0.1, 0.1, 0.1])
+    assert found["points"][2]["wall"][2] == pytest.approx(0.2, rel=1e-3)
+    wall, cpu, memory = growth.describe_limits(found)
+    assert wall["met"]
+    assert cpu["reached"] == pytest.approx([1, 1, 2], rel=1e-3)
+    assert memory["reached"][1] == pytest.approx(1301 / 311)
+    assert not memory["met"]
+
+
+def test_documents_have_the_length_asked_for_and_are_not_copies():
+    texts = list(growth.documents(300_000))
+    assert sum(len(text.encode()) for text in texts) == pytest.approx(300_000, rel=0.01)
+    assert len(set(texts)) == len(texts) > 10
+    assert texts == list(growth.documents(300_000))
