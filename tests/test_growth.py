@@ -18,8 +18,9 @@ LIMITS = ["wall time of {}, 100 x / 10 x", "CPU time of {}, 100 x / 10 x", "peak
     ("task", "unit", "units"),
     [
         ("prepare", "1 MB of text", [0.006, 0.042, 0.402]),
-        ("evaluate", "1 MB of text", [0.0022, 0.004, 0.022]),
-        ("train", "1000 tokens", None),
+        # Five starts of PyTorch each, and more for the model.
+        pytest.param("evaluate", "1 MB of text", [0.0022, 0.004, 0.022], marks=pytest.mark.slow),
+        pytest.param("train", "1000 tokens", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_task_is_measured_as_typed(project_root, tmp_path, task, unit, units):
