@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
-import torch
 
 from .cli import say
 
@@ -66,7 +65,11 @@ def start_as_asked() -> None:
         ValueError: several processes were asked for in a way that cannot be read; one line says how to start them.
     """
     request = read_request()
-    if request is None or torch.accelerator.is_available():
+    if request is None:
+        return
+    import torch  # here and below, because --help shall not wait seconds for it
+
+    if torch.accelerator.is_available():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "MASTER_PORT" not in os.environ:  # set by the launcher for several processes only
@@ -111,5 +114,7 @@ def leave_process_group() -> None:
     Freeing a DDP model in PyTorch 2.13 joins gloo's threads while it holds Python's lock. One that has just ended a
     broadcast and waits for that lock, to free a tensor, would wait for ever, and the process with it.
     """
+    import torch
+
     if torch.distributed.is_initialized():
         time.sleep(0.2)

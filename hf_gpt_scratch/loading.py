@@ -8,6 +8,8 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import registration as registration  # a script may have put it off
+
 
 def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load for evaluation or generation, onto the GPU if there is one. Code from the repository is never run.

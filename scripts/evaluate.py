@@ -1,9 +1,14 @@
 """Score a text: python scripts/evaluate.py --model FOLDER_OR_REPO --file TEXT."""
 
 import argparse
+import os
 from pathlib import Path
 
-from hf_gpt_scratch.cli import quiet_libraries, run
+
+# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
 
 
 def main() -> None:

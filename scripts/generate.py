@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_gpt_scratch.cli import quiet_libraries, run
+
+# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,9 +1,14 @@
 """Draw next-token probabilities at several temperatures: python scripts/plot_decoding.py."""
 
 import argparse
+import os
 from pathlib import Path
 
-from hf_gpt_scratch.cli import quiet_libraries, run
+
+# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:

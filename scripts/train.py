@@ -1,25 +1,31 @@
 """Pretrain a GPT on text: accelerate launch scripts/train.py [--help]."""
 
+import os
 import sys
 
-from hf_gpt_scratch.cli import quiet_libraries, run
-from hf_gpt_scratch.launching import start_as_asked
+
+# Registering our classes imports torch, which takes seconds: it is left to what builds the model.
+os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
+
+from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.launching import start_as_asked  # noqa: E402
 
 
 def main() -> None:
     start_as_asked()
-    quiet_libraries()
-    from hf_gpt_scratch.evaluation import perplexity
     from hf_gpt_scratch.training.command_line import parse_settings
-    from hf_gpt_scratch.training.loop import train
-    from hf_gpt_scratch.training.sharing import push_result
 
     settings = parse_settings(sys.argv[1:])
+    quiet_libraries()
     if settings.dry_run:
         from hf_gpt_scratch.training.dry_run import dry_run
 
         print("\n".join(dry_run(settings)))
         return
+    from hf_gpt_scratch.evaluation import perplexity
+    from hf_gpt_scratch.training.loop import train
+    from hf_gpt_scratch.training.sharing import push_result
+
     result = train(settings)
     if not result.is_main_process:
         return

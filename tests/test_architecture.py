@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
     | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
-    | {"token_folder", ""},
+    | {"token_folder", "registration", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"decoding", "quantization", "data", "evaluation"}

@@ -98,12 +98,11 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
     parser.add_argument("--config", help="YAML or JSON file with any of these settings; flags override it")
     recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
     all_flags = [*as_flags(recipe_values), *as_flags(file_values), *flags]
-    settings, _, unknown = parser.parse_args_into_dataclasses(
-        all_flags, return_remaining_strings=True, look_for_args_file=False
-    )
+    _, unknown = parser.parse_known_args(all_flags)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         raise ValueError(f"{unknown[0]} is no flag{nearest(unknown[0], known)}; --help lists all flags")
+    settings, *_ = parser.parse_args_into_dataclasses(all_flags, look_for_args_file=False)
     return settings
 
 

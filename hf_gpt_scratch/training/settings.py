@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_gpt_scratch.hub import check_names
-from hf_gpt_scratch.model import GPTScratchConfig
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
+
+
+if TYPE_CHECKING:
+    from hf_gpt_scratch.model import GPTScratchConfig
 
 
 @dataclass(frozen=True)
@@ -244,8 +247,12 @@ class TrainingSettings:
         """Tokens of a training window."""
         return self.block_size or self.max_position_embeddings
 
-    def model_config(self) -> GPTScratchConfig:
+    def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""
+        # Imported here, because --help and most mistakes shall not wait seconds for torch; from there, because the
+        # scripts leave the registration to whoever needs it.
+        from hf_gpt_scratch.registration import GPTScratchConfig
+
         end_of_text_id = END_OF_TEXT_IDS[self.vocabulary]
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text_id)
         values = {name: getattr(self, name) for name in ARCHITECTURE}
