@@ -111,12 +111,14 @@ def checkpoint_shapes(size: GPT2Size) -> dict[str, tuple[int, ...]]:
 
 def convert_ours(source: Path, output: Path) -> None:
     """Checkpoint to safetensors as the command does it, every checksum verified, flushed to the disk."""
-    from hf_gpt_scratch.conversion.convert import open_source, plan_conversion, tensors_to_write, unfinished_folder
+    from hf_gpt_scratch.conversion.convert import open_source, plan_conversion, unfinished_folder
     from hf_gpt_scratch.conversion.safetensors_files import write_model
+    from hf_gpt_scratch.conversion.tensor_jobs import plan_jobs
 
     with unfinished_folder(output) as folder:
         conversion = plan_conversion(open_source(source))
-        write_model(folder, tensors_to_write(conversion.plan, conversion.source.tensors), "float32", 10**12)
+        plan = conversion.plan
+        write_model(folder, plan.shapes, plan_jobs(plan, conversion.source.tensors), "float32", 10**12)
 
 
 def convert_with_tensorflow(source: Path, output: Path) -> None:

@@ -1,7 +1,7 @@
 """From a checkpoint to a repository folder: read, map, write, prove, and only then put in place. No network.
 
-Neither torch nor transformers is imported here for a checkpoint of TensorFlow or safetensors, and no more than one
-tensor and one block of it are held at a time.
+Neither torch nor transformers is imported here for a checkpoint of TensorFlow or safetensors, and no thread
+holds more than one matrix at a time.
 """
 
 import contextlib
@@ -19,18 +19,15 @@ import numpy as np
 import hf_gpt_scratch
 from hf_gpt_scratch.files import flush, sha256_of
 
-from .direct_writer import BUFFER_BYTES, Empty, Shape
 from .gpt2_sizes import GPT2Size
-from .mapping import EMBEDDING, Format, Layout, Move, Plan, canonical_names, detect_format, name_some, plan_moves
+from .mapping import EMBEDDING, Format, Move, Plan, canonical_names, detect_format, name_some, plan_moves
 from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, write_json, write_model_files
-from .safetensors_files import TensorToWrite, write_model
+from .safetensors_files import write_model
 from .source_config import build_config
 from .sources import OURS, Source, open_source
-from .tensor_bundle import free_pages
+from .tensor_jobs import plan_jobs
 
 
-TILE_ROWS = 64
-CACHE_LINE_FLOATS = 16
 REPORT_FILE = "conversion_report.json"
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -44,23 +41,6 @@ class Conversion:
     config: dict[str, Any]  # fields of GPTScratchConfig
     plan: Plan
     notes: list[str]
-
-
-class OneTensor:
-    """Hands out tensors of a source and holds only the last: reading one may mean verifying its checksum."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.tensors = tensors
-        self.name: str | None = None
-        self.array = np.empty(0)
-
-    def get(self, name: str) -> np.ndarray:
-        """The tensor `name`."""
-        if name != self.name:
-            self.name, self.array = None, np.empty(0)
-            self.array = self.tensors[name]
-            self.name = name
-        return self.array
 
 
 def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: int | None = None) -> Conversion:
@@ -170,70 +150,6 @@ def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
     return wanted or rows
 
 
-def blocks(
-    array: np.ndarray, layout: Layout, part: int, num_parts: int, shape: Shape, empty: Empty = np.empty
-) -> Iterator[np.ndarray]:
-    """Cut one target out of its source, a few megabytes at a time.
-
-    Args:
-        array: the source.
-        layout: how the source is stored.
-        part: which of the `num_parts` equal parts of the output axis.
-        num_parts: number of targets in this source.
-        shape: of the target; rows beyond it are padding.
-        empty: makes the arrays, as `TensorToWrite` has it.
-    """
-    view = array[0] if layout is Layout.CONV1D_TF else array
-    view = view if layout is Layout.LINEAR else view.T  # [num_parts * out, in]
-    first = part * (len(view) // num_parts)
-    rows = max(1, BUFFER_BYTES * len(view) // max(1, view.nbytes))
-    rows = rows // TILE_ROWS * TILE_ROWS or rows  # whole tiles, which are whole pages of the file too
-    for start in range(first, first + shape[0], rows):
-        block = view[start : min(start + rows, first + shape[0])]
-        if block.flags.c_contiguous:
-            yield block
-        else:
-            transposed = empty(block.shape, block.dtype)
-            transpose(block.T, transposed)
-            yield transposed
-        free_pages(array)
-
-
-def transpose(matrix: np.ndarray, result: np.ndarray) -> None:
-    """Write `matrix.T` to `result`, C-contiguous, two to three times as fast as numpy does it.
-
-    numpy walks down whole columns, whose values all fall on the same few sets of the cache where a row is a multiple
-    of a page. Here some rows at a time are read as they lie, into a buffer whose rows are a cache line longer.
-    """
-    num_rows, num_columns = matrix.shape
-    tile = np.empty((TILE_ROWS, num_columns + CACHE_LINE_FLOATS), matrix.dtype)[:, :num_columns]
-    for start in range(0, num_rows, TILE_ROWS):
-        piece = matrix[start : start + TILE_ROWS]
-        tile[: len(piece)] = piece
-        result[:, start : start + TILE_ROWS] = tile[: len(piece)].T
-
-
-def zero_blocks(shape: Shape, empty: Empty = np.empty) -> Iterator[np.ndarray]:
-    """A target that the source does not have."""
-    yield np.zeros(shape, np.float32)
-
-
-def tensors_to_write(plan: Plan, tensors: Mapping[str, np.ndarray]) -> list[TensorToWrite]:
-    """Every target, those of one source after each other."""
-    current = OneTensor(tensors)
-
-    def read(move: Move, part: int, shape: Shape, empty: Empty) -> Iterator[np.ndarray]:
-        return blocks(current.get(move.source), move.layout, part, len(move.targets), shape, empty)
-
-    moved = [
-        TensorToWrite(target, plan.shapes[target], partial(read, move, part, plan.shapes[target]))
-        for move in plan.moves
-        for part, target in enumerate(move.targets)
-    ]
-    zeros = [TensorToWrite(name, plan.shapes[name], partial(zero_blocks, plan.shapes[name])) for name in plan.zeros]
-    return moved + zeros
-
-
 @contextlib.contextmanager
 def unfinished_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its name when the block ends well, and is removed when it does not.
@@ -303,7 +219,7 @@ def convert_checkpoint(
         if size is not None:
             check_size(config, size)
         say(f"this is {conversion.format.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
-        weights = write_model(folder, tensors_to_write(plan, source.tensors), dtype, max_shard_size)
+        weights = write_model(folder, plan.shapes, plan_jobs(plan, source.tensors), dtype, max_shard_size)
         write_model_files(folder, config, dtype)
         has_tokenizer = has_gpt2_vocabulary(config)
         if text is not None and not has_tokenizer:

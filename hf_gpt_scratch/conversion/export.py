@@ -3,6 +3,7 @@
 vLLM, llama.cpp, ONNX exporters and whatever else knows GPT-2 can use a model of ours then, without its code.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,8 +14,9 @@ import numpy as np
 
 from .cards import render_stock_card, render_stock_license
 from .convert import DEFAULT_SHARD_SIZE, finish, unfinished_folder
-from .direct_writer import BUFFER_BYTES, Empty
-from .mapping import GPT2, Layout, Row, Shape, name_some, target_shapes
+from .mapping import GPT2, Layout, Row, name_some, target_shapes
+from .named_tensors import Shape, free_pages
+from .parallel_writer import PIECE_BYTES, Buffer
 from .repository_files import (
     has_gpt2_vocabulary,
     transformers_version,
@@ -22,10 +24,10 @@ from .repository_files import (
     write_json,
     write_tokenizer,
 )
-from .safetensors_files import STORED, SafetensorsFiles, TensorToWrite, write_model
+from .safetensors_files import STORED, Job, SafetensorsFiles, write_model
 from .source_config import DEFAULTS, HEADS, SIZES
 from .sources import OURS, Source, open_source
-from .tensor_bundle import free_pages
+from .tensor_jobs import zero_values
 from .verify import read_text, verify_folder
 
 
@@ -87,44 +89,46 @@ def check_model(source: Source) -> dict[str, Any]:
 
 
 def fused_blocks(
-    tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout, empty: Empty
-) -> Iterator[np.ndarray]:
+    tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout, target: str, buffer: Buffer
+) -> Iterator[tuple[str, np.ndarray]]:
     """Join ours to one tensor of GPT-2: vectors end to end, matrices [out, in] side by side as [in, n * out]."""
     arrays = [tensors[name] for name in names]
     if layout is Layout.LINEAR:
         arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
     views = arrays if layout is Layout.LINEAR else [array.T for array in arrays]
-    rows = max(1, BUFFER_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
+    rows = max(1, PIECE_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
     for start in range(0, len(views[0]), rows):
         pieces = [view[start : start + rows] for view in views]
-        yield np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
+        yield target, np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
         for array in arrays:
             free_pages(array)
 
 
-def zero_vector(size: int, empty: Empty) -> Iterator[np.ndarray]:
-    """A bias that our model does not have."""
-    yield np.zeros(size, np.float32)
+def stock_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[dict[str, Shape], list[Job]]:
+    """The shape of every tensor of GPT2LMHeadModel, and how it is made: the table of `mapping` from right to left."""
+    ours_shapes = target_shapes(config)
+    shapes: dict[str, Shape] = {}
+    jobs: list[Job] = []
 
-
-def stock_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> list[TensorToWrite]:
-    """Every tensor of GPT2LMHeadModel, by the table of `mapping` read from right to left."""
-    shapes = target_shapes(config)
-
-    def build(row: Row, index: int) -> TensorToWrite | None:
+    def add(row: Row, index: int) -> None:
         name, ours = row.for_layer(index)
-        if ours[0] in shapes:
-            shape: Shape = row.layout.join(shapes[ours[0]], len(ours))
-            return TensorToWrite(name, shape, partial(fused_blocks, tensors, ours, row.layout))
-        if ours[0].endswith("q_proj.bias"):
-            size = len(ours) * config["hidden_size"]
-            return TensorToWrite(name, (size,), partial(zero_vector, size))
-        return None  # the head, where it is the embedding
+        if ours[0] in ours_shapes:
+            shapes[name] = row.layout.join(ours_shapes[ours[0]], len(ours))
+            jobs.append(partial(fused_blocks, tensors, ours, row.layout, name))
+        elif ours[0].endswith("q_proj.bias"):
+            shapes[name] = (len(ours) * config["hidden_size"],)
+            jobs.append(partial(zero_values, name, shapes[name]))
+        # else it is the head, where that is the embedding
 
     rows = [row for row in GPT2.rows if row.targets]
-    built = [build(row, index) for index in range(config["num_hidden_layers"]) for row in rows if "{i}" in row.source]
-    built += [build(row, 0) for row in rows if "{i}" not in row.source]
-    return [tensor for tensor in built if tensor is not None]
+    for index in range(config["num_hidden_layers"]):
+        for row in rows:
+            if "{i}" in row.source:
+                add(row, index)
+    for row in rows:
+        if "{i}" not in row.source:
+            add(row, 0)
+    return shapes, jobs
 
 
 def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -186,8 +190,8 @@ def export_stock(
         dtype = dtype or stored_dtype(source.tensors)
         if not config["qkv_bias"]:
             notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
-        tensors = stock_tensors(source.tensors, config)
-        weights = write_model(folder, tensors, dtype, max_shard_size)
+        shapes, jobs = stock_tensors(source.tensors, config)
+        weights = write_model(folder, shapes, jobs, dtype, max_shard_size)
         write_json(folder / "config.json", stock_config(config, dtype))
         write_generation_config(folder, config)
         has_tokenizer = copy_tokenizer(source.path.parent, folder, config, notes)
@@ -209,10 +213,10 @@ def export_stock(
         report = {
             "format": "stock GPT2LMHeadModel",
             "dtype": dtype,
-            "num_parameters": sum(tensor.num_elements for tensor in tensors),
+            "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
             "tied": config["tie_word_embeddings"],
             "config": config,
-            "tensors": {tensor.name: list(tensor.shape) for tensor in tensors},
+            "tensors": {name: list(shape) for name, shape in shapes.items()},
             "notes": notes,
             "text": None if text is None else Path(text).name,
             "verification": verification,

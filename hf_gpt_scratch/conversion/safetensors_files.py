@@ -1,4 +1,4 @@
-"""safetensors files with numpy only: read memory-mapped, written tensor by tensor without holding more than a block.
+"""safetensors files with numpy only: read memory-mapped, written by a few threads while the values are made.
 
 Format: https://huggingface.co/docs/safetensors, a header in JSON before the raw little-endian values.
 """
@@ -8,16 +8,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .direct_writer import PAGE_BYTES, DirectWriter, Empty, Shape
+from hf_gpt_scratch.files import errors_name, flush
+
+from .named_tensors import NamedTensors, Shape
+from .parallel_writer import PIECE_BYTES, Buffer, ParallelWriter, reserve, run_jobs
 
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PAGE_BYTES = 4096
 
 
 # Name of a dtype -> its code in a header, and the numpy dtype of the stored bytes; numpy knows no bfloat16.
@@ -26,29 +31,14 @@ CODES = dict(STORED.values()) | {"F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL
 CODES |= {"U8": "|u1", "I8": "|i1"}
 
 
-@dataclass(frozen=True)
-class TensorToWrite:
-    """A tensor whose values are made when it is its turn.
+# Makes some tensors, each in order and whole: (name, next values), C-contiguous arrays of float32 or float16. It may
+# use the buffer for them; each array is done with when the next is asked for.
+Job = Callable[[Buffer], Iterable[tuple[str, np.ndarray]]]
 
-    Args:
-        name: its name.
-        shape: its shape.
-        blocks: makes the values, in order, as C-contiguous arrays of float32 or float16. It is given `empty`, which
-            makes an array whose values need not be copied again to be written; each is overwritten by a later one.
-    """
 
-    name: str
-    shape: Shape
-    blocks: Callable[[Empty], Iterable[np.ndarray]]
-
-    @property
-    def num_elements(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-    def num_bytes(self, dtype: str) -> int:
-        """Bytes of the values in a file."""
-        return self.num_elements * np.dtype(STORED[dtype][1]).itemsize
+def num_bytes(shape: Shape, dtype: str) -> int:
+    """Bytes of a tensor in a file."""
+    return math.prod(shape) * np.dtype(STORED[dtype][1]).itemsize
 
 
 def cast(block: np.ndarray, dtype: str) -> np.ndarray:
@@ -75,73 +65,130 @@ def cast(block: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-def write_safetensors(path: Path, tensors: list[TensorToWrite], dtype: str) -> None:
-    """Write a new file and flush it to the disk.
+@dataclass
+class Place:
+    """Where the next values of a tensor go, and where it ends, in bytes of a file."""
 
-    Tensors that fill whole pages come first, each at the start of a page, so that they can be written directly.
+    path: Path
+    position: int
+    end: int
+
+
+def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, Place]:
+    """Make a new file of the right size that holds the header only, and say where each tensor goes.
+
+    Tensors that fill whole pages come first, each at the start of a page, so that no page is written twice.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    names = sorted(shapes, key=lambda name: num_bytes(shapes[name], dtype) % PAGE_BYTES > 0)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + num_bytes(shapes[name], dtype)
+        header[name] = {"dtype": STORED[dtype][0], "shape": list(shapes[name]), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
+    reserve(path, 8 + len(text) + end)
+    with errors_name(path), path.open("r+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+    places = {}
+    for name in names:
+        first, last = header[name]["data_offsets"]
+        places[name] = Place(path, 8 + len(text) + first, 8 + len(text) + last)
+    return places
+
+
+def fill_files(places: Mapping[str, Place], jobs: Iterable[Job], dtype: str) -> None:
+    """Do the jobs and write what they make.
+
+    Raises:
+        ValueError: a value is too large for the dtype.
+        OSError: a file cannot be written.
+    """
+    writer = ParallelWriter()
+
+    def write(name: str, values: np.ndarray) -> None:
+        place = places[name]
+        try:
+            stored = cast(values, dtype)
+        except OverflowError:
+            raise ValueError(f"{name} has values too large for {dtype}: use --dtype float32 or bfloat16") from None
+        if place.position + stored.nbytes > place.end:
+            raise RuntimeError(f"{name} got more values than it has")
+        writer.write(place.path, place.position, stored)
+        place.position += stored.nbytes
+
+    def do(job: Job, buffer: Buffer) -> None:
+        for name, values in job(buffer):
+            step = PIECE_BYTES // values.itemsize
+            for start in range(0, values.size, step):
+                write(name, values.reshape(-1)[start : start + step])
+
+    run_jobs(partial(do, job) for job in jobs)
+    if short := [name for name, place in places.items() if place.position != place.end]:
+        raise RuntimeError(f"{', '.join(short[:8])} got too few values")
+
+
+def split_into_shards(shapes: Mapping[str, Shape], dtype: str, max_shard_size: int) -> list[dict[str, Shape]]:
+    """Fill one file after the other; a tensor above `max_shard_size` bytes gets a file of its own."""
+    shards: list[dict[str, Shape]] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        if shards[-1] and size + num_bytes(shape, dtype) > max_shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = shape
+        size += num_bytes(shape, dtype)
+    return shards
+
+
+def write_model(
+    folder: Path, shapes: Mapping[str, Shape], jobs: Iterable[Job], dtype: str, max_shard_size: int
+) -> list[Path]:
+    """Write one file, or several and the index that transformers reads, and flush them to the disk.
+
+    Args:
+        folder: where they go.
+        shapes: name and shape of every tensor, in their order.
+        jobs: together they make every tensor once.
+        dtype: "float32", "bfloat16" or "float16".
+        max_shard_size: bytes of the largest file.
+
+    Returns:
+        The weight files.
 
     Raises:
         ValueError: a value is too large for the dtype.
         OSError: the disk is full or cannot be written.
     """
-    tensors = sorted(tensors, key=lambda tensor: tensor.num_bytes(dtype) % PAGE_BYTES > 0)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.num_bytes(dtype)
-        header[tensor.name] = {"dtype": STORED[dtype][0], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
-    with DirectWriter(path) as file:
-        file.write(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8))
-        for tensor in tensors:
-            for block in tensor.blocks(file.empty):
-                try:
-                    file.write(cast(block, dtype))
-                except OverflowError:
-                    raise ValueError(
-                        f"{tensor.name} has values too large for {dtype}: use --dtype float32 or bfloat16"
-                    ) from None
-        if file.position != 8 + len(text) + end:
-            raise RuntimeError(f"{path} got {file.position} bytes, not {8 + len(text) + end}")
-        file.finish()
-
-
-def split_into_shards(tensors: list[TensorToWrite], dtype: str, max_shard_size: int) -> list[list[TensorToWrite]]:
-    """Fill one file after the other; a tensor above `max_shard_size` bytes gets a file of its own."""
-    shards: list[list[TensorToWrite]] = [[]]
-    size = 0
-    for tensor in tensors:
-        num_bytes = tensor.num_bytes(dtype)
-        if shards[-1] and size + num_bytes > max_shard_size:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += num_bytes
-    return shards
-
-
-def write_model(folder: Path, tensors: list[TensorToWrite], dtype: str, max_shard_size: int) -> list[Path]:
-    """Write one file, or several and the index that transformers reads; returns the weight files."""
-    shards = split_into_shards(tensors, dtype, max_shard_size)
+    shards = split_into_shards(shapes, dtype, max_shard_size)
     if len(shards) == 1:
         paths = [folder / WEIGHTS_FILE]
     else:
         paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-        num_elements = sum(tensor.num_elements for tensor in tensors)
-        index = {
-            "metadata": {
-                "total_parameters": num_elements,
-                "total_size": sum(tensor.num_bytes(dtype) for tensor in tensors),
-            },
-            "weight_map": dict(
-                sorted((tensor.name, path.name) for path, shard in zip(paths, shards, strict=True) for tensor in shard)
-            ),
-        }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_index(folder / INDEX_FILE, dict(zip(paths, shards, strict=True)), dtype)
+    places: dict[str, Place] = {}
     for path, shard in zip(paths, shards, strict=True):
-        write_safetensors(path, shard, dtype)
+        places |= begin_file(path, shard, dtype)
+    fill_files(places, jobs, dtype)
+    for path in paths:
+        flush(path)
     return paths
+
+
+def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: str) -> None:
+    """Write which tensor is in which file, as transformers does."""
+    shapes = [shape for shard in shards.values() for shape in shard.values()]
+    index = {
+        "metadata": {
+            "total_parameters": sum(math.prod(shape) for shape in shapes),
+            "total_size": sum(num_bytes(shape, dtype) for shape in shapes),
+        },
+        "weight_map": dict(sorted((name, file.name) for file, shard in shards.items() for name in shard)),
+    }
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def parse_size(text: str) -> int:
@@ -158,7 +205,7 @@ def parse_size(text: str) -> int:
     return number * (1024 if match[3] else 1000) ** power
 
 
-class SafetensorsFiles(Mapping[str, np.ndarray]):
+class SafetensorsFiles(NamedTensors):
     """The tensors of one or several files, memory-mapped; bfloat16 becomes float32, which holds it exactly.
 
     Attributes:

@@ -1,14 +1,12 @@
 """Opening a checkpoint, whatever wrote it: which file it is, its tensors, and the settings that lie beside it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .checkpoint_path import find_checkpoint_prefix
+from .named_tensors import NamedTensors
 from .safetensors_files import INDEX_FILE, WEIGHTS_FILE, open_safetensors
 from .tensor_bundle import open_tensor_bundle
 
@@ -23,7 +21,7 @@ class Source:
     """An open checkpoint.
 
     Attributes:
-        tensors: name -> array; also has `shapes` and `dtypes` by name, which read no values.
+        tensors: name -> array.
         path: the file, or the prefix of a TensorFlow checkpoint.
         reader: what reads it.
         hint: name of the format, if the settings say it.
@@ -32,7 +30,7 @@ class Source:
         files: the files that make it up.
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: NamedTensors
     path: Path
     reader: str
     hint: str | None = None

@@ -7,7 +7,9 @@ protobuf/tensor_bundle.proto, framework/{tensor_shape,types}.proto; https://prot
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 
 from .checkpoint_path import CheckpointError, find_checkpoint_prefix
 from .leveldb_table import Cursor, mask, parse_table
+from .named_tensors import NamedTensors
 
 
 READ_BYTES = 256 << 10
@@ -159,7 +162,7 @@ def read_index(path: Path) -> tuple[BundleHeader, dict[str, BundleEntry]]:
     return header, entries
 
 
-class TensorBundle(Mapping[str, np.ndarray]):
+class TensorBundle(NamedTensors):
     """The tensors of a checkpoint by name, in the order of the index; each is read when it is asked for.
 
     A tensor is a read-only array whose memory is the file. Its checksum is verified every time it is asked for;
@@ -191,13 +194,24 @@ class TensorBundle(Mapping[str, np.ndarray]):
         if name in self.skipped:
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         entry = self._entries[name]
-        path = self._data_files[entry.shard_id]
+        with self._open(name) as file:
+            if entry.size < HELD_BYTES:
+                return read_tensor(file, entry)
+            verify_checksum(file, entry)
+            return map_tensor(file, entry)
+
+    def read_into(self, name: str, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Read from the file, and not through a map, into memory of the caller; see `NamedTensors`."""
+        with self._open(name) as file:
+            yield from read_verified(file, self._entries[name], pieces)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[RawIOBase]:
+        """Open the data file of a tensor; what goes wrong inside is told in one line."""
+        path = self._data_files[self._entries[name].shard_id]
         try:
             with path.open("rb", buffering=0) as file:
-                if entry.size < HELD_BYTES:
-                    return read_tensor(file, entry)
-                verify_checksum(file, entry)
-                return map_tensor(file, entry)
+                yield file
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         except ValueError as error:
@@ -216,7 +230,7 @@ def read_tensor(file: RawIOBase, entry: BundleEntry) -> np.ndarray:
         ValueError: the bytes are not those that were written.
     """
     values = np.empty(entry.size, np.uint8)
-    read_verified(file, entry, [values[start : start + READ_BYTES] for start in range(0, entry.size, READ_BYTES)])
+    deque(read_verified(file, entry, [values]), maxlen=0)
     values.flags.writeable = False
     return values.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
 
@@ -228,19 +242,35 @@ def verify_checksum(file: RawIOBase, entry: BundleEntry) -> None:
         ValueError: the bytes are not those that were written.
     """
     buffer = np.empty(READ_BYTES, np.uint8)
-    read_verified(file, entry, (buffer[: entry.size - start] for start in range(0, entry.size, READ_BYTES)))
+    pieces = (buffer[: entry.size - start] for start in range(0, entry.size, READ_BYTES))
+    deque(read_verified(file, entry, pieces), maxlen=0)
 
 
-def read_verified(file: RawIOBase, entry: BundleEntry, pieces: Iterable[np.ndarray]) -> None:
-    """Read a tensor into `pieces`, one after the other, and compare its checksum while they are in the cache."""
+def read_verified(file: RawIOBase, entry: BundleEntry, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Read a tensor into `pieces`, one after the other; the checksum is taken while the bytes are in the cache.
+
+    Raises:
+        ValueError: the bytes are not those that were written; before the last piece is handed out.
+    """
     file.seek(entry.offset)
     crc, missing = 0, entry.size
     for piece in pieces:
-        count = file.readinto(piece)
-        missing -= count
-        if count < len(piece):
-            raise ValueError(f"{missing} bytes are missing")
-        crc = google_crc32c.extend(crc, piece)
+        piece_bytes = piece.reshape(-1).view(np.uint8)
+        for start in range(0, len(piece_bytes), READ_BYTES):
+            part = piece_bytes[start : start + READ_BYTES]
+            count = file.readinto(part)
+            missing -= count
+            if count < len(part):
+                raise ValueError(f"{missing} bytes are missing")
+            crc = google_crc32c.extend(crc, part)
+        if missing == 0:
+            compare_checksum(crc, entry)
+        yield piece
+    compare_checksum(crc, entry)  # for a tensor without bytes, which has no last piece, or with pieces too few
+
+
+def compare_checksum(crc: int, entry: BundleEntry) -> None:
+    """Raise ValueError if this is not the checksum of the index."""
     if mask(crc) != entry.crc32c:
         raise ValueError(f"its checksum is {mask(crc):08x}, the index says {entry.crc32c:08x}")
 
@@ -253,15 +283,6 @@ def map_tensor(file: RawIOBase, entry: BundleEntry) -> np.ndarray:
     before = entry.offset % mmap.ALLOCATIONGRANULARITY
     pages = mmap.mmap(file.fileno(), before + entry.size, access=mmap.ACCESS_READ, offset=entry.offset - before)
     return np.frombuffer(pages, dtype, offset=before).reshape(entry.shape)
-
-
-def free_pages(array: np.ndarray) -> None:
-    """Give back the memory that reading a mapped tensor took so far; what is read again comes from the file again."""
-    base = array
-    while isinstance(base, np.ndarray | memoryview):  # numpy holds the map through a memoryview
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def check_data_files(data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:

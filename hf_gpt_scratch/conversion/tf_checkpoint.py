@@ -1,8 +1,9 @@
 """TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 
 from .checkpoint_path import CheckpointError, find_checkpoint_prefix
 from .leveldb_table import parse_table
+from .named_tensors import NamedTensors
 from .tensor_bundle import NUMPY_DTYPES, skip_reason
 
 
-class TFCheckpoint(Mapping[str, np.ndarray]):
+class TFCheckpoint(NamedTensors):
     """What `TensorBundle` is, with the same attributes and errors; arrays are copies in memory and read-only too."""
 
     def __init__(self, prefix: Path, reader: Any, errors: tuple[type[Exception], ...]) -> None:
         self._prefix = prefix
         self._reader = reader
         self._errors = errors
+        self._lock = Lock()  # tensor_bundle.h: one thread at a time may use a reader
         # The reader's maps have no order; the index has that of the UTF-8 bytes.
         dtypes = {
             name: dtype.as_datatype_enum
@@ -45,7 +48,8 @@ class TFCheckpoint(Mapping[str, np.ndarray]):
         if name not in self.shapes:
             raise KeyError(name)
         try:
-            array = np.asarray(self._reader.get_tensor(name))
+            with self._lock:
+                array = np.asarray(self._reader.get_tensor(name))
         except self._errors as error:
             raise damaged(self._prefix, error) from None
         array.flags.writeable = False

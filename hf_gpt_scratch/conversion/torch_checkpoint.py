@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .named_tensors import NamedTensors
+
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 WEIGHT_KEYS = ("model_state_dict", "model", "state_dict")
 
 
-class TorchTensors(Mapping[str, np.ndarray]):
+class TorchTensors(NamedTensors):
     """A state dict as a mapping to read-only numpy arrays; bfloat16 becomes float32, which holds it exactly.
 
     Attributes:

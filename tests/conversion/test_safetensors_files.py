@@ -10,17 +10,23 @@ from safetensors.torch import load_file, save_file
 
 from hf_gpt_scratch.conversion.safetensors_files import (
     SafetensorsFiles,
-    TensorToWrite,
     cast,
     open_safetensors,
     parse_size,
     split_into_shards,
-    write_safetensors,
+    write_model,
 )
 
 
-def to_write(name: str, values: np.ndarray) -> TensorToWrite:
-    return TensorToWrite(name, values.shape, lambda empty: [values[:1], values[1:]])
+def write(folder: Path, tensors: dict[str, np.ndarray], dtype: str, max_shard_size: int = 10**9) -> Path:
+    """Each tensor by a job of its own, in two blocks; returns the first file."""
+    folder.mkdir(exist_ok=True)
+    jobs = [
+        lambda buffer, name=name, values=values: [(name, values[:1]), (name, values[1:])]
+        for name, values in tensors.items()
+    ]
+    shapes = {name: values.shape for name, values in tensors.items()}
+    return write_model(folder, shapes, jobs, dtype, max_shard_size)[0]
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
@@ -44,15 +50,14 @@ def test_not_finite_values_stay_what_they_are() -> None:
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 65520.0), ("bfloat16", 3.4e38), ("float16", -7e4)])
 def test_overflow_is_refused(dtype: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"big has values too large for {dtype}: use --dtype"):
-        write_safetensors(tmp_path / "x.safetensors", [to_write("big", np.float32([[1], [value]]))], dtype)
+        write(tmp_path, {"big": np.float32([[1], [value]])}, dtype)
 
 
 def test_the_library_loads_what_is_written(tmp_path: Path) -> None:
     values = {name: np.random.default_rng(0).normal(size=shape).astype("f4") for name, shape in
               {"odd": (3, 5), "a": (7,), "matrix": (4, 6)}.items()}  # fmt: skip
     for dtype in ("float32", "float16", "bfloat16"):
-        path = tmp_path / f"{dtype}.safetensors"
-        write_safetensors(path, [to_write(name, array) for name, array in values.items()], dtype)
+        path = write(tmp_path / dtype, values, dtype)
         loaded = load_file(path)
         for name, array in values.items():
             assert torch.equal(loaded[name], torch.from_numpy(array).to(getattr(torch, dtype)))
@@ -62,15 +67,26 @@ def test_the_library_loads_what_is_written(tmp_path: Path) -> None:
 
 
 def test_wrong_number_of_values_does_not_pass(tmp_path: Path) -> None:
-    short = TensorToWrite("short", (4,), lambda empty: [np.zeros(3, np.float32)])
-    with pytest.raises(RuntimeError, match="got"):
-        write_safetensors(tmp_path / "x.safetensors", [short], "float32")
+    for count, message in ((3, "short got too few values"), (5, "short got more values than it has")):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        job = lambda buffer, count=count: [("short", np.zeros(count, np.float32))]  # noqa: E731
+        zeros = lambda buffer: [("next", np.zeros(2, np.float32))]  # noqa: E731
+        with pytest.raises(RuntimeError, match=message):
+            write_model(folder, {"short": (4,), "next": (2,)}, [job, zeros], "float32", 10**9)
+
+
+def test_tensors_of_whole_pages_begin_with_a_page(tmp_path: Path) -> None:
+    values = {"odd": np.ones((3, 5), "f4"), "page": np.ones((2, 512), "f4"), "pages": np.ones((4, 1024), "f4")}
+    path = write(tmp_path, values, "float32")
+    places = [SafetensorsFiles([path])._places[name][1] for name in ("page", "pages", "odd")]
+    assert places == [4096, 8192, 8192 + 4 * 4096]
 
 
 def test_shards_are_filled_in_order() -> None:
-    tensors = [TensorToWrite(str(n), (size,), list) for n, size in enumerate([10, 10, 30, 5, 5])]
-    shards = split_into_shards(tensors, "float32", 80)
-    assert [[tensor.name for tensor in shard] for shard in shards] == [["0", "1"], ["2"], ["3", "4"]]
+    shapes = {str(n): (size,) for n, size in enumerate([10, 10, 30, 5, 5])}
+    shards = split_into_shards(shapes, "float32", 80)
+    assert [list(shard) for shard in shards] == [["0", "1"], ["2"], ["3", "4"]]
 
 
 @pytest.mark.parametrize(

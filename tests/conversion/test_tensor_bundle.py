@@ -18,7 +18,8 @@ from bundle_writer import TINY, entry, gpt2_shapes, header, table, write_bundle
 from tf_writer import write_with_saver
 
 from hf_gpt_scratch.conversion import tensor_bundle
-from hf_gpt_scratch.conversion.tensor_bundle import CheckpointError, free_pages, open_tensor_bundle
+from hf_gpt_scratch.conversion.named_tensors import free_pages
+from hf_gpt_scratch.conversion.tensor_bundle import CheckpointError, open_tensor_bundle
 from hf_gpt_scratch.conversion.tf_checkpoint import open_tf_checkpoint
 
 
@@ -129,7 +130,8 @@ def test_freed_pages_come_back(handmade_checkpoint):
 # VmHWM, because ru_maxrss begins with the peak of the process that started this one.
 MEMORY_PROGRAM = """
 import re, sys
-from hf_gpt_scratch.conversion.tensor_bundle import free_pages, open_tensor_bundle
+from hf_gpt_scratch.conversion.named_tensors import free_pages
+from hf_gpt_scratch.conversion.tensor_bundle import open_tensor_bundle
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 bundle = open_tensor_bundle(sys.argv[1])
@@ -223,6 +225,41 @@ def test_unknown_dtype_is_listed(tmp_path):
     (tmp_path / "model.ckpt.index").write_bytes(index)
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(9))
     assert open_tensor_bundle(tmp_path).skipped == {"new": "numpy has no dtype number 99 of TensorFlow"}
+
+
+# Read piece by piece
+
+
+def test_a_tensor_without_values_has_no_pieces_and_is_verified_too(tmp_path):
+    write_bundle(tmp_path / "model.ckpt", {"none": np.zeros((0, 3), np.float32), "v": np.ones(2, np.float32)})
+    assert list(open_tensor_bundle(tmp_path).read_into("none", [])) == []
+    (tmp_path / "model.ckpt.index").write_bytes(table({b"": header(), b"none": entry((0, 3), size=0, crc32c=5)}))
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged at none"):
+        list(open_tensor_bundle(tmp_path).read_into("none", []))
+
+
+@pytest.mark.parametrize("byte", [0, -1], ids=["first", "last"])
+def test_the_last_piece_of_a_damaged_tensor_is_never_handed_out(tmp_path, byte):
+    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(100, np.float32)})
+    data = tmp_path / "model.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[byte] ^= 1
+    data.write_bytes(content)
+    memory = np.empty(30, np.float32)
+    pieces = open_tensor_bundle(tmp_path).read_into("v", (memory[:size] for size in (30, 30, 30, 10)))
+    assert [len(next(pieces)) for _ in range(3)] == [30, 30, 30]
+    with pytest.raises(CheckpointError, match="damaged at v"):
+        next(pieces)
+
+
+def test_a_file_cut_while_it_is_read(tmp_path):
+    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(1 << 20, np.float32)})
+    pieces = open_tensor_bundle(tmp_path).read_into("v", np.empty((2, 1 << 19), np.float32))
+    next(pieces)
+    os.truncate(tmp_path / "model.ckpt.data-00000-of-00001", 3 << 20)
+    with pytest.raises(CheckpointError, match=r"damaged at v \(1048576 bytes are missing\)"):
+        next(pieces)
 
 
 # Damage
@@ -384,7 +421,6 @@ def test_without_the_checksums_the_same_damage_is_silent(handmade_checkpoint, tm
     """The control: the corpus of flipped bits is one that only a checksum sees."""
     folder = copy_of(handmade_checkpoint, tmp_path)
     expected, data = contents(open_tensor_bundle(folder)), the_files(folder)[1][0]
-    monkeypatch.setattr(tensor_bundle, "verify_checksum", lambda file, entry: None)
-    monkeypatch.setattr(tensor_bundle, "read_tensor", tensor_bundle.map_tensor)
+    monkeypatch.setattr(tensor_bundle, "compare_checksum", lambda crc, entry: None)
     changes = flips(data.read_bytes(), 150, random.Random(2))
     assert damaged(folder, data, changes, open_tensor_bundle, expected) == ["wrong"] * 150

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.conversion import convert
+from hf_gpt_scratch.conversion import tensor_jobs
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
 from hf_gpt_scratch.conversion.sources import open_source
@@ -162,8 +162,12 @@ def test_logits_show_what_values_cannot(fault: dict, converted: tuple[Path, Path
 def test_a_failed_verification_leaves_nothing(
     converted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = convert.blocks
-    monkeypatch.setattr(convert, "blocks", lambda *args: (block * np.float32(1.0001) for block in original(*args)))
+    original = tensor_jobs.move_values
+
+    def slightly_wrong(*arguments: object) -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, values * np.float32(1.0001)) for name, values in original(*arguments))
+
+    monkeypatch.setattr(tensor_jobs, "move_values", slightly_wrong)
     with pytest.raises(ValueError, match="verification failed: model.embed_tokens.weight differs"):
         convert_checkpoint(converted[0], tmp_path / "out", num_heads=4)
     assert not list(tmp_path.iterdir())
