@@ -27,7 +27,8 @@ MAY_IMPORT = {
     | {"token_folder", "registration", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
-    "benchmarks": {"decoding", "quantization", "data", "evaluation"}
+    "benchmarks": {"decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
+    | {"token_shards", "vocabulary"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
 }
 
@@ -131,6 +132,7 @@ def test_every_module_has_its_test() -> None:
         "reload.py": "test_verify.py",
         "vocabulary.py": "test_tokenizer.py",
         "conversion.py": "test_benchmarks.py",
+        "tokenisation.py": "test_data_benchmark.py",
         "measuring.py": "test_benchmarks.py",
         "training.py": "test_training_benchmark.py",
         "training_steps.py": "test_training_benchmark.py",

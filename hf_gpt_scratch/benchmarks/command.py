@@ -20,8 +20,10 @@ from .speed_table import speed_tables, write_tables
 
 BENCHMARKS = {
     "convert": "conversion",
+    "data": "tokenisation",
     "evaluate": "evaluation",
     "growth": "growth",
+    "load": "loading",
     "past_context": "past_context",
     "train": "training",
     "generate": "generation",
