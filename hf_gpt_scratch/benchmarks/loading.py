@@ -43,7 +43,12 @@ TOUCHED = ", all values summed"
 
 # The settings of scripts/train.py that make the model, and the fields of its config.
 MODELS: dict[str, dict[str, int]] = {
-    "small": {},  # the default of scripts/train.py
+    "small": {  # the default of scripts/train.py
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 128,
+    },
     "124M": {
         "hidden_size": 768,
         "num_hidden_layers": 12,
@@ -106,9 +111,7 @@ def reading(folder: Path) -> "Callable[[], list[torch.Tensor]]":
     path = folder / "ours" / "model.safetensors"
 
     def load() -> list[torch.Tensor]:
-        content = bytearray(path.stat().st_size)
-        with path.open("rb", buffering=0) as file:
-            file.readinto(content)
+        content = path.read_bytes()  # a third faster than into a buffer of zeros; PyTorch warns that it is read-only
         return [torch.frombuffer(content, dtype=torch.float32, offset=8 + int.from_bytes(content[:8], "little"))]
 
     return load
