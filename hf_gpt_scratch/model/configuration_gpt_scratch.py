@@ -135,7 +135,7 @@ class GPTScratchConfig(PreTrainedConfig):  # trf-ignore: TRF057
     """
 
     model_type = "gpt_scratch"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         # GPT-2
         "n_embd": "hidden_size",

@@ -147,6 +147,7 @@ class GPTScratchGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         past_context: str | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit.
@@ -155,16 +156,12 @@ class GPTScratchGenerationMixin(GenerationMixin):
             ValueError: `past_context` is no mode, or does not go with the way of decoding; one line.
         """
         context = self.config.max_position_embeddings
+        past_key_values = cache if past_key_values is None else past_key_values  # its name from transformers 5.24 on
         if past_context is not None:
             refuse_with_past_context(past_context, next_sequence_length, past_key_values, inputs_embeds, **kwargs)
         if past_context is None or input_ids.shape[1] <= context:
             return super().prepare_inputs_for_generation(
-                input_ids,
-                next_sequence_length=next_sequence_length,
-                past_key_values=past_key_values,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
+                input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
             )
         kwargs.pop("position_ids", None)  # they count from the start of the text, and the window has its own
         if past_context == "exact":
@@ -178,18 +175,16 @@ class GPTScratchGenerationMixin(GenerationMixin):
                 past_key_values = grow_in_place(DynamicCache(config=self.config))
             else:
                 window = 1
+        attention_mask = attention_mask if attention_mask is None else attention_mask[:, -window:]
         return super().prepare_inputs_for_generation(
-            input_ids[:, -window:],
-            past_key_values=past_key_values,
-            attention_mask=attention_mask if attention_mask is None else attention_mask[:, -window:],
-            **kwargs,
+            input_ids[:, -window:], None, past_key_values, attention_mask, **kwargs
         )
 
     def _sample(
         self, input_ids: torch.LongTensor, *args: Any, generation_config: GenerationConfig, **kwargs: Any
     ) -> Any:
         """The library's loop for greedy decoding and sampling, with a copy of the model that decodes faster."""
-        cache, model = grow_in_place(kwargs.get("past_key_values")), self
+        cache, model = grow_in_place(kwargs.get("past_key_values", kwargs.get("cache"))), self
         if not getattr(cache, "is_compileable", False):
             num_new_tokens = generation_config.max_length - input_ids.shape[1]
             model = prepared_for_decoding(self, input_ids.shape[0], num_new_tokens)

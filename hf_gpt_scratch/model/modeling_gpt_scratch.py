@@ -171,7 +171,7 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTScratchDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -252,6 +252,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         attention_mask [B, S] is 1 at real tokens. position_ids [B, T] default to counting the real tokens; given
         ones that start again within a row, without a mask, mark packed sequences, which do not see each other.
         """
+        # `cache` is what transformers calls past_key_values from 5.24 on. A paged one is the attention's own business.
+        if isinstance(kwargs.get("cache"), Cache):
+            past_key_values = kwargs.pop("cache")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -259,13 +262,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
 
         # The mask comes before the cache and the default positions: the library looks for packed sequences only
         # where there is no cache, and only in positions that the caller gave.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         # A packed row may be longer than the context, so its length says nothing about its positions.
         is_2d_mask = attention_mask is not None and attention_mask.ndim == 2
         may_be_packed = position_ids is not None and past_key_values is None and not is_2d_mask
