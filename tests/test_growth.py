@@ -46,23 +46,17 @@ def test_a_task_is_measured_as_typed(project_root, tmp_path, task, unit, units):
 
 
 GROWING = """
-import sys, time
-amount = float(sys.argv[1])
-held = b"x" * int(amount * 1e6 * float(sys.argv[3]))
-until = time.process_time() + amount ** float(sys.argv[2]) / 200
-while time.process_time() < until:
-    pass
+import sys
+held = b"x" * int(float(sys.argv[1]) * 1e6 * float(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize(
-    ("power", "megabytes", "met"), [(1.0, 0.0, [True, True, True]), (1.3, 8.0, [False, False, False])]
-)
-def test_what_grows_is_found(monkeypatch, tmp_path, power, megabytes, met):
-    """A process whose time is the amount to a power, with and without memory in proportion."""
+@pytest.mark.parametrize(("megabytes", "met"), [(0.0, True), (8.0, False)])
+def test_memory_that_grows_is_found(monkeypatch, tmp_path, megabytes, met):
+    """A real process, with and without memory in proportion to its data; its time is not looked at."""
 
     def command(data, output, threads):
-        return [sys.executable, "-c", GROWING, (data / "amount").read_text(), power, megabytes]
+        return [sys.executable, "-c", GROWING, (data / "amount").read_text(), megabytes]
 
     def make(folders):
         amounts = {folder: num_bytes / 1000 for folder, num_bytes in folders.items()}
@@ -70,13 +64,22 @@ def test_what_grows_is_found(monkeypatch, tmp_path, power, megabytes, met):
             (folder / "amount").write_text(str(amount))
         return amounts
 
-    monkeypatch.setattr(growth, "LIMIT", 1.4)  # for runs of a tenth of a second, on a machine in use
     monkeypatch.setitem(growth.TASKS, "growing", growth.Task("1 kB", 1000, make, command))
     arguments = argparse.Namespace(tasks=["growing"], scale=1.0, rounds=1, threads=1, dir=tmp_path)
     (report,) = growth.run(arguments)
-    found = [limit["met"] for limit in report["limits"]]
-    assert found[1:] == met[1:], report["limits"]
-    assert not found[0] or met[0], "wall time is no less than that of the processor"
+    memory = report["limits"][2]
+    assert memory["text"] == LIMITS[2]
+    assert memory["met"] is met, memory
+
+
+@pytest.mark.parametrize(("power", "met"), [(0.9, True), (1.0, True), (1.03, True), (1.1, False), (1.3, False)])
+def test_time_that_grows_is_found(power, met):
+    """Times made up as the amount to a power: no clock is read, so no busy machine can change what is found."""
+    amounts = {0: 0.0, 1: 10.0, 10: 100.0, 100: 1000.0}
+    taken = {factor: [Measurement(1 + amount**power, 1 + amount**power, 50.0)] for factor, amount in amounts.items()}
+    wall, cpu, memory = growth.describe_limits(growth.describe_growth("1 MB", taken, amounts))
+    assert wall["reached"] == cpu["reached"] == pytest.approx([10 ** (power - 1)] * 3)
+    assert (wall["met"], cpu["met"], memory["met"]) == (met, met, True)
 
 
 def test_the_start_is_subtracted_and_the_median_decides():
