@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.benchmarks.measuring import Measurement, compare, describe_limit, ratios
+from hf_gpt_scratch.benchmarks.measuring import Measurement, compare, describe_limit, measure, ratios
 
 
 CONTESTANTS = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
@@ -83,6 +83,23 @@ def test_table_shows_what_the_json_holds(figures):
     for limit in report["limits"]:
         line = next(line for line in lines if line.startswith(f"{limit['text']:34} "))
         assert line.endswith(" NOT MET") is not limit["met"]
+
+
+def test_memory_of_a_process_is_its_own():
+    """Linux counts in what the parent held at the start: a benchmark that holds much must not be seen."""
+    held = b"x" * (300 << 20)
+    assert measure([sys.executable, "-c", "pass"]).memory < 100
+    assert measure([sys.executable, "-c", f"b'x' * {len(held)}"]).memory > 300
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [("exit('too large')", "failed with exit code 1: too large"), (None, "cannot be measured: .*absent")],
+)
+def test_a_command_that_fails_is_named(code, line):
+    command = [sys.executable, "-c", code] if code else ["absent"]
+    with pytest.raises(ValueError, match=line):
+        measure(command)
 
 
 def test_ratios_are_taken_within_a_round():

@@ -4,13 +4,12 @@ This module imports no more than it must: contestants of the conversion import i
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 
@@ -27,6 +26,18 @@ class Measurement:
 Results = dict[str, list[Measurement]]
 
 
+# Linux counts what the parent holds when it starts a process as memory of that process: the parent must be small.
+WATCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+wall = time.perf_counter() - start
+process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen shall not do it again
+print(json.dumps([process.returncode, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024]))
+"""
+
+
 def measure(command: Sequence[Any]) -> Measurement:
     """Run a command in a process of its own; what it prints is not shown.
 
@@ -36,17 +47,15 @@ def measure(command: Sequence[Any]) -> Measurement:
     # Compiled modules are kept, as they are where this package is installed.
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment = inherited | {"HF_GPT_SCRATCH_REGISTER": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with tempfile.TemporaryFile() as errors:
-        start = perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen shall not do it again
-        if process.returncode:
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise ValueError(f"{command[0]} failed with exit code {process.returncode}: {last}")
-    return Measurement(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
+    watch = [sys.executable, "-I", "-S", "-c", WATCH, *command]
+    process = subprocess.run(watch, capture_output=True, text=True, errors="replace", env=environment)
+    last = process.stderr.strip().rpartition("\n")[2]
+    if process.returncode:  # the command could not be started
+        raise ValueError(f"{command[0]} cannot be measured: {last}")
+    exit_code, cpu, wall, memory = json.loads(process.stdout)
+    if exit_code:
+        raise ValueError(f"{command[0]} failed with exit code {exit_code}: {last}")
+    return Measurement(cpu, wall, memory)
 
 
 def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> Results:
