@@ -344,6 +344,18 @@ def test_conversion_imports_nothing_heavy_and_streams(tmp_path: Path, project_ro
     assert int(kibibytes) < 64 * 1024
 
 
+@pytest.mark.parametrize("own", [None, "20"])
+def test_idle_threads_of_numpy_are_told_to_sleep_before_numpy_is_there(own: str | None, project_root: Path) -> None:
+    """Unless the user has said how long they shall wait."""
+    program = "import sys, os, hf_gpt_scratch.conversion as c; print('numpy' in sys.modules)\n"
+    program += "print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    environment |= {"PYTHONPATH": str(project_root), "HF_GPT_SCRATCH_REGISTER": "0"}
+    environment |= {} if own is None else {"OPENBLAS_THREAD_TIMEOUT": own}
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert process.stdout.split() == ["False", own or "4"], process.stderr
+
+
 KILLED = """
 import os, signal, sys
 os.environ["HF_GPT_SCRATCH_REGISTER"] = "0"
@@ -439,6 +451,6 @@ def test_1558m_streams(tmp_path: Path, project_root: Path) -> None:
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(project_root)}, check=True,
     )  # fmt: skip
     print(f"{int(process.stdout.split()[0]) / 1024:.1f} MiB above the bare interpreter")
-    assert int(process.stdout.split()[0]) < 128 * 1024  # one matrix, mapped, and a few blocks
+    assert int(process.stdout.split()[0]) < 128 * 1024  # two turned matrices of 39 MiB, one a thread, and tiles
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) > offset
     shutil.rmtree(tmp_path)

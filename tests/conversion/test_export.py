@@ -87,6 +87,14 @@ def test_a_lost_tie_or_swapped_projection_would_be_seen(tmp_path: Path) -> None:
     before, after = (load_file(folder / "model.safetensors")[name] for folder in (ours, tmp_path / "back"))
     assert not torch.equal(before, after)
 
+    # And a head of its own, where the model had none.
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+    save_file(tensors, path)
+    with pytest.raises(
+        ValueError, match="lm_head.weight differs from transformer.wte.weight, though config.json ties"
+    ):
+        convert_checkpoint(tmp_path / "stock", tmp_path / "untied", verify=False)
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
