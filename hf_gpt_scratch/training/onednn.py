@@ -3,11 +3,15 @@
 A step of GPT-2 124M takes about 5 % less time so on an AMD processor.
 """
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
+
+from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchMLP
 
 
 # Width of a model from which on it pays.
@@ -28,13 +32,51 @@ class OneDnnProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Compute the gradients; that of the weight by MKL, which is as fast there."""
+        """Compute the gradients."""
+        return gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+class OneDnnProductOfActivation(torch.autograd.Function):
+    """`OneDnnProduct` of `act_fn(inputs)`, which takes as much memory as `inputs` and little time: it is not kept from
+    the forward pass, but computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        act_fn: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Compute [..., out]."""
+        ctx.save_for_backward(inputs, weight)
+        ctx.act_fn = act_fn
+        return multiply(act_fn(inputs), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Compute the gradients."""
         inputs, weight = ctx.saved_tensors
-        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1]).contiguous()
-        grad_inputs = multiply(rows, weight.T, None).view(inputs.shape) if needs_inputs else None
-        grad_weight = rows.T @ inputs.reshape(-1, inputs.shape[-1]) if needs_weight else None
-        return grad_inputs, grad_weight, rows.sum(0) if needs_bias else None
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_(ctx.needs_input_grad[0])
+            activated = ctx.act_fn(inputs)
+        grad_inputs, *others = gradients(grad, activated.detach(), weight, ctx.needs_input_grad)
+        if grad_inputs is not None:
+            (grad_inputs,) = torch.autograd.grad(activated, inputs, grad_inputs)
+        return grad_inputs, *others, None
+
+
+def gradients(
+    grad: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, ...]
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of a product's inputs, weight and bias; that of the weight by MKL, which is as fast there."""
+    needs_inputs, needs_weight, needs_bias, *_ = needed
+    rows = grad.reshape(-1, grad.shape[-1]).contiguous()
+    grad_inputs = multiply(rows, weight.T, None).view(inputs.shape) if needs_inputs else None
+    grad_weight = rows.T @ inputs.reshape(-1, inputs.shape[-1]) if needs_weight else None
+    return grad_inputs, grad_weight, rows.sum(0) if needs_bias else None
 
 
 def multiply(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -50,6 +92,18 @@ class OneDnnLinear(nn.Linear):
         return OneDnnProduct.apply(input, self.weight, self.bias)
 
 
+class OneDnnMLP(GPTScratchMLP):
+    """The MLP of a layer, which keeps one of its two wide tensors for the backward pass."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Compute [..., C] -> [..., C]."""
+        linear = self.down_proj
+        return OneDnnProductOfActivation.apply(self.up_proj(hidden_states), linear.weight, linear.bias, self.act_fn)
+
+
+FASTER = {nn.Linear: OneDnnLinear, GPTScratchMLP: OneDnnMLP}
+
+
 def use_onednn(model: PreTrainedModel, accelerator: Accelerator, is_compiled: bool) -> None:
     """Have the linear layers of a model multiplied by oneDNN where that is possible and pays, else leave it alone.
 
@@ -60,5 +114,4 @@ def use_onednn(model: PreTrainedModel, accelerator: Accelerator, is_compiled: bo
     is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if is_plain and is_float32 and is_there and model.config.hidden_size >= LEAST_WIDTH:
         for module in model.base_model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = OneDnnLinear
+            module.__class__ = FASTER.get(type(module), type(module))

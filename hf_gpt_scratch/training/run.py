@@ -39,7 +39,7 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
-from .backward_steps import StepsInBackward, refuse_where_impossible
+from .backward_steps import StepsInBackward, refuse_where_impossible, return_freed_memory
 from .base_model import load_base_model, with_base_architecture
 from .card import describe_texts
 from .checkpoint import (
@@ -66,6 +66,7 @@ from .resume import other_digits, other_run, restore_draws
 from .settings import TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
+from .tied_embedding import join_tied_gradients
 
 
 @dataclass
@@ -311,6 +312,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
 
     model = build_model(settings, accelerator.process_index)
     use_onednn(model, accelerator, settings.torch_compile)
+    join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
     run = Run(
         settings,
         accelerator,
@@ -325,6 +327,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     )
     if settings.optimizer_in_backward:
         run.steps_in_backward = StepsInBackward(run.bare_model, run.optimizer.optimizer)
+        if accelerator.device.type == "cpu":
+            return_freed_memory()
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
     on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
     checkpoint = find_resumable(run) if settings.resume else None

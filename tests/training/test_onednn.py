@@ -1,6 +1,8 @@
 """Proves that oneDNN's products are those of nn.Linear, gradients included, and where they are used."""
 
+import copy
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +10,10 @@ import torch
 from torch import nn
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchMLP
 from hf_gpt_scratch.training import onednn
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.onednn import OneDnnLinear, use_onednn
+from hf_gpt_scratch.training.onednn import OneDnnLinear, OneDnnMLP, use_onednn
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -45,6 +48,43 @@ def test_a_gradient_that_is_no_tensor_of_its_own():
     assert layer.weight.grad is None
 
 
+def keep(kept, tensor):
+    kept.append(tensor)
+    return tensor
+
+
+def test_the_mlp_is_the_same_and_keeps_one_wide_tensor():
+    """Values and gradients in float64 and ours in float32; what is kept, by autograd's own hooks."""
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 5, 8, requires_grad=True)
+    plain = GPTScratchMLP(GPTScratchConfig(hidden_size=8, num_attention_heads=2))
+    ours = copy.deepcopy(plain)
+    for module in (ours.up_proj, ours.down_proj):
+        module.__class__ = OneDnnLinear
+    ours.__class__ = OneDnnMLP
+    results, sizes = [], []
+    for mlp, dtype in ((plain.double(), torch.float64), (ours, torch.float32)):
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(keep, kept), lambda tensor: tensor):
+            outputs = mlp(inputs.to(dtype))
+        sizes.append([tensor.numel() for tensor in kept])
+        loss = (outputs * torch.arange(8)).sin().sum()
+        results.append([outputs, *torch.autograd.grad(loss, [inputs, *mlp.parameters()])])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    assert [each.count(3 * 5 * 32) for each in sizes] == [2, 1]
+
+
+def test_frozen_down_projections_pass_the_gradient_on():
+    mlp = GPTScratchMLP(GPTScratchConfig(hidden_size=8, num_attention_heads=2))
+    inputs = torch.randn(2, 8, requires_grad=True)
+    mlp.down_proj.requires_grad_(False)
+    (expected,) = torch.autograd.grad(mlp(inputs).sum(), inputs)
+    mlp.__class__ = OneDnnMLP
+    (got,) = torch.autograd.grad(mlp(inputs).sum(), inputs)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 def build(width):
     config = GPTScratchConfig(
         vocab_size=50, hidden_size=width, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8
@@ -69,6 +109,7 @@ def test_where_it_is_used(width, changes, compiled, is_used):
     layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == 6
     assert all((type(layer) is OneDnnLinear) is is_used for layer in layers)
+    assert (type(model.model.layers[0].mlp) is OneDnnMLP) is is_used
     assert type(model.lm_head) is nn.Linear
 
 
