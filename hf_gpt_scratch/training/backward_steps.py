@@ -1,14 +1,8 @@
 """Optimizer steps taken in the backward pass, so that no more than a few gradients are ever there."""
 
-import ctypes
-
 import torch
 from torch import nn
 from torch.optim import Optimizer
-
-
-M_MMAP_THRESHOLD = -3  # malloc.h
-RETURNED_BYTES = 1 << 20
 
 
 class StepsInBackward:
@@ -38,16 +32,6 @@ class StepsInBackward:
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.norms.clear()
         return norm
-
-
-def return_freed_memory() -> None:
-    """Have what this process frees from now on given back to the system at once, where the C library is glibc.
-
-    It would keep pieces of up to 32 MiB, in places that later ones do not fit into. Getting memory anew takes time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def refuse_where_impossible(num_processes: int, precision: str) -> None:

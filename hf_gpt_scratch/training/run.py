@@ -39,7 +39,8 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
-from .backward_steps import StepsInBackward, refuse_where_impossible, return_freed_memory
+from .allocator import keep_freed_memory, return_freed_memory
+from .backward_steps import StepsInBackward, refuse_where_impossible
 from .base_model import load_base_model, with_base_architecture
 from .card import describe_texts
 from .checkpoint import (
@@ -310,6 +311,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
         )
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
+    if accelerator.device.type == "cpu":
+        (return_freed_memory if settings.optimizer_in_backward else keep_freed_memory)()
     model = build_model(settings, accelerator.process_index)
     use_onednn(model, accelerator, settings.torch_compile)
     join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
@@ -327,8 +330,6 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     )
     if settings.optimizer_in_backward:
         run.steps_in_backward = StepsInBackward(run.bare_model, run.optimizer.optimizer)
-        if accelerator.device.type == "cpu":
-            return_freed_memory()
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
     on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
     checkpoint = find_resumable(run) if settings.resume else None
