@@ -1,7 +1,7 @@
 """The gradient of an embedding that is also the head's weight, without a second matrix [vocab_size, hidden_size].
 
-Autograd makes a whole matrix of zeros, adds the few rows of the batch to it, and then adds it to the head's gradient:
-of GPT-2 124M that is 154 MB and 3 % of a step of 512 tokens on a CPU. Here the rows go straight into the gradient.
+Autograd makes a whole matrix of zeros, 154 MB for GPT-2 124M, adds the few rows of the batch to it, and then adds it
+to the head's gradient. Here the rows go straight into that.
 """
 
 import torch
@@ -55,11 +55,12 @@ def join_tied_gradients(model: PreTrainedModel, accelerator: Accelerator, acts_o
         model: with `model.embed_tokens` and `lm_head`.
         accelerator: of the run.
         acts_on_gradients: whether something is done with each gradient as soon as autograd calls it complete (stepping
-            in the backward pass, compiling). Several processes do so too.
+            in the backward pass, compiling). Several processes and FSDP2 do so too.
     """
     embedding = model.model.embed_tokens
     is_tied = embedding.weight is model.lm_head.weight
     # On a GPU the sums would be added up in an order that changes.
     is_cpu = model.device.type == accelerator.device.type == "cpu"
-    if is_tied and is_cpu and accelerator.num_processes == 1 and not acts_on_gradients:
+    is_alone = accelerator.num_processes == 1 and not accelerator.is_fsdp2
+    if is_tied and is_cpu and is_alone and not acts_on_gradients:
         embedding.__class__ = TiedEmbedding

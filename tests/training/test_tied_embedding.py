@@ -12,7 +12,7 @@ from hf_gpt_scratch.training.tied_embedding import TiedEmbedding, join_tied_grad
 
 
 VOCAB_SIZE, WIDTH = 50, 8
-CPU = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+CPU = SimpleNamespace(num_processes=1, is_fsdp2=False, device=torch.device("cpu"))
 
 
 def build(**changes):
@@ -107,6 +107,7 @@ def test_no_second_matrix_is_made():
     [
         ({"tie_word_embeddings": False}, {}, False),
         ({}, {"num_processes": 2}, False),
+        ({}, {"is_fsdp2": True}, False),
         ({}, {"device": torch.device("cuda")}, False),
         ({}, {}, True),
     ],
