@@ -1,8 +1,11 @@
 """Optimizer steps taken in the backward pass, so that no more than a few gradients are ever there."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
+
+from .processes import is_in_group
 
 
 class StepsInBackward:
@@ -34,12 +37,16 @@ class StepsInBackward:
         return norm
 
 
-def refuse_where_impossible(num_processes: int, precision: str) -> None:
+def refuse_where_impossible(accelerator: Accelerator) -> None:
     """Stop a run whose steps cannot be taken in the backward pass.
 
     Raises:
-        ValueError: it has several processes, or fp16, whose gradients have to be scaled back first.
+        ValueError: it is in a process group, or in fp16, whose gradients have to be scaled back first.
     """
-    if num_processes > 1 or precision == "fp16":
-        what = f"{num_processes} processes" if num_processes > 1 else "--mixed_precision fp16"
-        raise ValueError(f"--optimizer_in_backward cannot be used with {what}: leave it out")
+    if is_in_group(accelerator):
+        what = f"torchrun or several processes (here {accelerator.num_processes})"
+    elif accelerator.mixed_precision == "fp16":
+        what = "--mixed_precision fp16"
+    else:
+        return
+    raise ValueError(f"--optimizer_in_backward cannot be used with {what}: leave it out")

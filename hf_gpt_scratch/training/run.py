@@ -246,7 +246,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     if settings.optimizer_in_backward:
-        refuse_where_impossible(accelerator.num_processes, accelerator.mixed_precision)
+        refuse_where_impossible(accelerator)
     return accelerator
 
 

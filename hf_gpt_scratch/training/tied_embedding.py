@@ -10,6 +10,8 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
 
+from .processes import is_in_group
+
 
 class LookUp(torch.autograd.Function):
     """`nn.functional.embedding` of ids [...] in the weight [V, C] of a module, whose `grad` it adds to by itself."""
@@ -55,12 +57,11 @@ def join_tied_gradients(model: PreTrainedModel, accelerator: Accelerator, acts_o
         model: with `model.embed_tokens` and `lm_head`.
         accelerator: of the run.
         acts_on_gradients: whether something is done with each gradient as soon as autograd calls it complete (stepping
-            in the backward pass, compiling). Several processes and FSDP2 do so too.
+            in the backward pass, compiling). Process groups do so too.
     """
     embedding = model.model.embed_tokens
     is_tied = embedding.weight is model.lm_head.weight
     # On a GPU the sums would be added up in an order that changes.
     is_cpu = model.device.type == accelerator.device.type == "cpu"
-    is_alone = accelerator.num_processes == 1 and not accelerator.is_fsdp2
-    if is_tied and is_cpu and is_alone and not acts_on_gradients:
+    if is_tied and is_cpu and not is_in_group(accelerator) and not acts_on_gradients:
         embedding.__class__ = TiedEmbedding

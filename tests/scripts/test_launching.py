@@ -58,6 +58,25 @@ def free_port() -> int:
             return listener.getsockname()[1]
 
 
+def test_one_process_alone_in_a_group_trains_as_one_in_none(
+    environment: dict, project_root: Path, short_text: Path, tmp_path: Path
+) -> None:
+    """DDP is around the model there, and copies gradients: what is done to them in the backward pass would be lost."""
+    train = [str(project_root / "scripts" / "train.py"), *TINY, "--train_file", str(short_text), "--max_steps", "6"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+
+    def run(name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *command, "--output_dir", str(tmp_path / name)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    ended = [run("none", *train), run("group", *torchrun, *train)]
+    assert [one.returncode for one in ended] == [0, 0], ended
+    assert step_losses(tmp_path / "group") == pytest.approx(step_losses(tmp_path / "none"), rel=1e-6)
+    refused = run("refused", *torchrun, *train, "--optimizer_in_backward", "--max_grad_norm", "0")
+    assert "--optimizer_in_backward cannot be used with torchrun" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.resilience
 def test_two_nodes_give_the_losses_of_one_process(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from histories import rows, without_speed
 from runs_in_one_world import copy_at_step
 from safetensors.torch import load_file
@@ -102,8 +104,18 @@ def test_what_needs_the_whole_gradient_is_refused(changes: dict, advice: str) ->
         TrainingSettings(**IN_BACKWARD, **changes)
 
 
-@pytest.mark.parametrize(("processes", "precision", "what"), [(2, "no", "2 processes"), (1, "fp16", "fp16")])
-def test_several_processes_and_fp16_are_refused(processes: int, precision: str, what: str) -> None:
-    refuse_where_impossible(1, "bf16")
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"distributed_type": DistributedType.MULTI_CPU, "num_processes": 2}, "several processes .here 2."),
+        # One process, but in DDP: steps would be taken twice.
+        ({"distributed_type": DistributedType.MULTI_CPU}, "several processes .here 1."),
+        ({"distributed_type": DistributedType.FSDP}, "several processes .here 1."),
+        ({"mixed_precision": "fp16"}, "--mixed_precision fp16"),
+    ],
+)
+def test_process_groups_and_fp16_are_refused(changes: dict, what: str) -> None:
+    plain = {"distributed_type": DistributedType.NO, "num_processes": 1, "mixed_precision": "bf16"}
+    refuse_where_impossible(SimpleNamespace(**plain))
     with pytest.raises(ValueError, match=f"cannot be used with .*{what}: leave it out"):
-        refuse_where_impossible(processes, precision)
+        refuse_where_impossible(SimpleNamespace(**plain | changes))

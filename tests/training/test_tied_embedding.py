@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -12,7 +13,7 @@ from hf_gpt_scratch.training.tied_embedding import TiedEmbedding, join_tied_grad
 
 
 VOCAB_SIZE, WIDTH = 50, 8
-CPU = SimpleNamespace(num_processes=1, is_fsdp2=False, device=torch.device("cpu"))
+CPU = SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device("cpu"))
 
 
 def build(**changes):
@@ -106,8 +107,8 @@ def test_no_second_matrix_is_made():
     ("model", "accelerator", "acts_on_gradients"),
     [
         ({"tie_word_embeddings": False}, {}, False),
-        ({}, {"num_processes": 2}, False),
-        ({}, {"is_fsdp2": True}, False),
+        ({}, {"distributed_type": DistributedType.MULTI_CPU}, False),
+        ({}, {"distributed_type": DistributedType.FSDP}, False),
         ({}, {"device": torch.device("cuda")}, False),
         ({}, {}, True),
     ],
