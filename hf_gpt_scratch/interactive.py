@@ -1,11 +1,14 @@
 """Trying a model at the keyboard: type a prompt, change how it goes on, stop a sample without leaving."""
 
+import signal
 from dataclasses import fields, replace
+from types import FrameType
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoding import Decoding, generate_samples
+from .streaming import SampleStopped, StoppableStreamer
 
 
 HELP = """\
@@ -65,11 +68,19 @@ def continue_prompt(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, decoding: Decoding
 ) -> None:
     """Stream a continuation; Ctrl-C ends this one only."""
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    streamer = StoppableStreamer(tokenizer, skip_special_tokens=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        streamer.stopped = True
+
+    # Noted, and obeyed at the next token: an exception could come where a library drops it.
+    previous = signal.signal(signal.SIGINT, stop)
     try:
         generate_samples(model, tokenizer, [prompt], decoding, streamer=streamer)
-    except KeyboardInterrupt:
+    except SampleStopped:
         streamer.end()
         print("[stopped]")
     except ValueError as error:
         print(f"error: {error}")
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,11 +1,11 @@
-"""A sample while it is made: an iterator that may be left at any time."""
+"""A sample while it is made: printed or iterated over, and stopped at any time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer, TextStreamer
 
 from .decoding import Decoding, Sample, generate_samples
 
@@ -14,8 +14,8 @@ class SampleStopped(Exception):
     """Ends `generate()`, which has no other way out that acts before the next forward pass."""
 
 
-class StoppableStreamer(TextIteratorStreamer):
-    """Hands pieces of text from the thread that makes them to the one that iterates, until `stopped` is set."""
+class StoppableStreamer(TextStreamer):
+    """Prints pieces of text when they are made, until `stopped` is set."""
 
     stopped = False
 
@@ -24,6 +24,10 @@ class StoppableStreamer(TextIteratorStreamer):
         if self.stopped:
             raise SampleStopped
         super().put(value)
+
+
+class StoppableIterator(StoppableStreamer, TextIteratorStreamer):
+    """Hands pieces of text from the thread that makes them to the one that iterates, until `stopped` is set."""
 
 
 def stream_sample(
@@ -43,7 +47,7 @@ def stream_sample(
         ValueError: see `generate_samples`.
     """
     decoding = replace(decoding, seed=decoding.first_seed())
-    streamer = StoppableStreamer(tokenizer, skip_special_tokens=True)
+    streamer = StoppableIterator(tokenizer, skip_special_tokens=True)
     text = ""
     with ThreadPoolExecutor(max_workers=1) as thread:  # leaving the block waits for it
         samples = thread.submit(generate_samples, model, tokenizer, [prompt], decoding, streamer=streamer)

@@ -1,5 +1,6 @@
 """Proves the session at the keyboard in a pseudo-terminal: prompts, commands, Ctrl-C ends only a sample."""
 
+import contextlib
 import os
 import pty
 import select
@@ -15,7 +16,7 @@ import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.decoding import Decoding, generate_text
-from hf_gpt_scratch.interactive import obey
+from hf_gpt_scratch.interactive import continue_prompt, obey
 from hf_gpt_scratch.loading import load_model_and_tokenizer
 from hf_gpt_scratch.repository import build_repository
 
@@ -115,6 +116,28 @@ def test_a_session(terminal: Terminal, folder: Path) -> None:
     expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
     terminal.type("\x04")
     assert terminal.process.wait(30) == 0
+
+
+def test_an_interrupt_that_a_library_drops_stops_all_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the control: without one the sample comes to its end. Afterwards Ctrl-C is what it was."""
+    model, tokenizer = load_model_and_tokenizer(str(folder))
+    passes = []
+
+    def interrupt(module: torch.nn.Module, inputs: object, output: object) -> None:
+        passes.append(module)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    continue_prompt(model, tokenizer, "The lamp", Decoding(max_new_tokens=5))
+    assert "[stopped]" not in capsys.readouterr().out
+    handle = model.register_forward_hook(interrupt)
+    continue_prompt(model, tokenizer, "The lamp", Decoding(max_new_tokens=5))
+    handle.remove()
+    assert capsys.readouterr().out.endswith("\n[stopped]\n")
+    assert len(passes) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
