@@ -71,7 +71,6 @@ SETTINGS = {
         rows=2,
         length=1024,
         share_of_rounds=0.5,
-        without=(DROPOUT,),  # on a CPU, attention with dropout takes many times the memory
         least_part_of_peak=0.85,
         memory_limits=MEMORY_LIMITS,
     ),

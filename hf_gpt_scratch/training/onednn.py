@@ -105,14 +105,19 @@ class OneDnnMLP(GPTScratchMLP):
 REPLACEMENTS = {nn.Linear: OneDnnLinear, GPTScratchMLP: OneDnnMLP}
 
 
+def is_float32_on_cpu(model: PreTrainedModel, accelerator: Accelerator, is_compiled: bool) -> bool:
+    """Whether a model's forward pass runs on a CPU, as it is written, and all of it in float32."""
+    is_plain = accelerator.mixed_precision == "no" and not accelerator.is_fsdp2 and not is_compiled
+    return is_plain and model.device.type == accelerator.device.type == "cpu" and model.dtype == torch.float32
+
+
 def use_onednn(model: PreTrainedModel, accelerator: Accelerator, is_compiled: bool) -> None:
     """Have the linear layers of a model multiplied by oneDNN where that is possible and pays, else leave it alone.
 
     The language-model head stays as it is: its loss is computed without calling it.
     """
-    is_plain = accelerator.mixed_precision == "no" and not accelerator.is_fsdp2 and not is_compiled
-    is_float32 = model.device.type == accelerator.device.type == "cpu" and model.dtype == torch.float32
     is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if is_plain and is_float32 and is_there and model.config.hidden_size >= LEAST_WIDTH:
+    is_float32 = is_float32_on_cpu(model, accelerator, is_compiled)
+    if is_float32 and is_there and model.config.hidden_size >= LEAST_WIDTH:
         for module in model.base_model.modules():
             module.__class__ = REPLACEMENTS.get(type(module), type(module))

@@ -56,10 +56,12 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .command_line import settings_json
+from .cpu_attention import use_blockwise_attention
+from .cpu_dropout import use_fast_dropout
 from .history import History
 from .manifest import damage
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
-from .onednn import use_onednn
+from .onednn import is_float32_on_cpu, use_onednn
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
@@ -280,6 +282,11 @@ def save_on_cpu(model: PreTrainedModel, settings: TrainingSettings, accelerator:
     else:
         keep_freed_memory()
     use_onednn(model, accelerator, settings.torch_compile)
+    if settings.fast_dropout and not settings.torch_compile:
+        use_fast_dropout(model)
+    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, settings.torch_compile)
+    if is_sdpa and (settings.fast_dropout or settings.dropout == 0):
+        use_blockwise_attention(model)
     join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
 
 
