@@ -1,7 +1,7 @@
 """Causal attention of training on a CPU in float32: some queries at a time, with the keys that they see and no others.
 
-The formulas are those of FlashAttention (arXiv:2205.14135, appendix B). PyTorch's kernel drops no weights; with dropout
-it holds all of them instead, and takes two to four times as long. Without, this is a little faster for long texts.
+The formulas are those of FlashAttention (arXiv:2205.14135, appendix B). PyTorch's kernel drops no weights: with it,
+dropout holds all of them and takes two to four times as long. Without, this is a little faster for long texts.
 """
 
 import math
