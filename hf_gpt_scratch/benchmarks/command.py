@@ -27,6 +27,7 @@ BENCHMARKS = {
     "past_context": "past_context",
     "train": "training",
     "generate": "generation",
+    "profile": "profiling",
 }
 RESULTS = Path(__file__).with_name("results")
 

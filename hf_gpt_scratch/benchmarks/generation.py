@@ -127,7 +127,7 @@ def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
 def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict[str, Any]:
     """All figures of one setting; `folder` is there for the weights."""
     setting = SETTINGS[name]
-    task = setting.model | {"rows": setting.rows, "length": setting.prompt, "folder": folder}
+    task = task_of(setting, folder)
     measure([sys.executable, "-c", DRAW_WEIGHTS, json.dumps(task)])
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
     contestants = list(contestants_of(setting, task, arguments))
@@ -146,9 +146,19 @@ def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict
     )
 
 
+def task_of(setting: Setting, folder: str) -> dict[str, Any]:
+    """Fields of `peer_models.Task`."""
+    return setting.model | {"rows": setting.rows, "length": setting.prompt, "folder": folder}
+
+
+def text_of(setting: Setting) -> dict[str, Any]:
+    """Fields of `generation_runs.Text`."""
+    return {key: getattr(setting, key) for key in ("rows", "prompt", "new", "sampled")}
+
+
 def contestants_of(setting: Setting, task: dict[str, Any], arguments: "argparse.Namespace") -> Iterator[Contestant]:
     """Those of a setting for whom all that they need is given."""
-    text = {key: getattr(setting, key) for key in ("rows", "prompt", "new", "sampled")}
+    text = text_of(setting)
     unreachable = {name for name, _ in out_of_reach(setting, arguments)}
     for name in setting.names:
         entry = setting.entries[name]

@@ -194,6 +194,8 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines.append(f"{one['figure']} time of {one['peer']} / ours: {times}; memory {one['memory']:.2f}")
     if "growth" in report:
         lines += format_growth(report["growth"])
+    if "profile" in report:
+        lines += format_profile(report["profile"])
     lines += [f"left out: {line}" for line in report.get("left_out", [])]
     return lines + format_limits(report.get("limits", []))
 
@@ -205,6 +207,23 @@ def format_growth(growth: dict[str, Any]) -> list[str]:
         f"for {growth['unit']}, {format_spread(point['memory'], 0)} MiB"
         for factor, point in zip(growth["factors"], growth["points"], strict=True)
     ]
+
+
+def profile_rows(profile: dict[str, Any]) -> list[tuple[str, float, int | None]]:
+    """Name, seconds and calls of what a profile shows: the sum of the products, the longest operators, the rest."""
+    operators, others, wall = profile["operators"], profile["others"], profile["wall"]
+    rest = wall - others - sum(seconds for _, seconds, _ in operators)
+    last = [("all other operators", others, None), ("outside of operators", rest, None)]
+    return [("matrix products together", profile["products"], None), *map(tuple, operators), *last]
+
+
+def format_profile(profile: dict[str, Any]) -> list[str]:
+    """Where the time went, in a line each, and what is the most that could be reached."""
+    lines = [
+        f"{name:60} {seconds:8.3f} s {seconds / profile['wall']:6.1%}  {'' if calls is None else f'{calls} calls'}"
+        for name, seconds, calls in profile_rows(profile)
+    ]
+    return [*map(str.rstrip, lines), f"{profile['bound']['text']}: {profile['bound']['value']:.2f}"]
 
 
 def format_spread(values: Sequence[float], digits: int = 2) -> str:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .measuring import format_spread
+from .measuring import format_spread, profile_rows
 
 
 MARKS = "<!-- speed -->", "<!-- end of speed -->"
 
 
 def speed_tables(folder: Path) -> str:
-    """Markdown of all reports in a folder, files in the order of their names: limits, growth, then every contestant.
+    """Markdown of all reports in a folder, files in the order of their names: limits, every contestant, profiles.
 
     Raises:
         ValueError: a file of the folder is no report.
@@ -30,6 +30,9 @@ def speed_tables(folder: Path) -> str:
         ),
         "</details>",
     ]
+    if profiles := [row for report in reports for row in profile_table_rows(report)]:
+        head = ("operator", "its seconds", "part of the whole", "calls")
+        parts += ["<details><summary>Where the time goes</summary>", table(head, profiles), "</details>"]
     return "\n\n".join(parts)
 
 
@@ -98,3 +101,16 @@ def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
         for one in report.get("comparisons", [])
     ]
     return [title_row(report), *rows] if rows else []
+
+
+def profile_table_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The profile of a report, below a row with its title."""
+    if "profile" not in report:
+        return []
+    profile = report["profile"]
+    rows = [
+        [name, f"{seconds:.3f}", f"{seconds / profile['wall']:.1%}", "" if calls is None else str(calls)]
+        for name, seconds, calls in profile_rows(profile)
+    ]
+    bound = [profile["bound"]["text"], "", f"{profile['bound']['value']:.2f}", ""]
+    return [title_row(report), *rows, bound]

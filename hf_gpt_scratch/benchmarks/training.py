@@ -40,7 +40,6 @@ class Setting:
     rows: int
     length: int
     share_of_rounds: float = 1.0  # fewer where a step takes long
-    without: tuple[str, ...] = ()  # contestants
     least_part_of_peak: float | None = None
     memory_limits: tuple[tuple[str, str, float], ...] = ()  # whose memory, over whose, at most
 
@@ -95,6 +94,7 @@ class Entry:
 PRODUCT = "torch.mm"
 ALWAYS = (PRODUCT, "ours")
 PRODUCT_SIZE, NUM_PRODUCTS = 1024, 24
+PRODUCT_FLOPS = NUM_PRODUCTS * 2 * PRODUCT_SIZE**3
 GROUPS = (
     {
         PRODUCT: Entry("make_product", {"size": PRODUCT_SIZE, "times": NUM_PRODUCTS}, equal_losses=0, limit=None),
@@ -149,15 +149,13 @@ def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
 def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict[str, Any]:
     """All figures of one setting; `folder` is there for the initial weights and the output of the runs."""
     setting = SETTINGS[name]
-    task = {key: getattr(setting, key) for key in ("layers", "width", "heads", "context", "rows", "length")}
-    task["folder"] = folder
+    task = task_of(setting, folder)
     measure([sys.executable, "-c", DRAW_WEIGHTS, json.dumps(task)])
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
     groups, together = [], {}
     rounds = math.ceil(arguments.rounds * setting.share_of_rounds)
     for group in GROUPS:
-        members = {name: entry for name, entry in group.items() if name not in setting.without}
-        contestants = list(contestants_of(members, task, arguments))
+        contestants = list(contestants_of(group, task, arguments))
         if len(contestants) > len(ALWAYS):
             groups.append(run_workers(contestants, rounds, arguments.threads))
             check_losses(groups[-1])
@@ -174,6 +172,12 @@ def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict
         limits=[*speed_limits(groups), *peak_limits(groups, setting), *memory_limits(together, setting)],
         left_out=left_out(arguments),
     )
+
+
+def task_of(setting: Setting, folder: str) -> dict[str, Any]:
+    """Fields of `peer_models.Task`."""
+    sizes = ("layers", "width", "heads", "context", "rows", "length")
+    return {key: getattr(setting, key) for key in sizes} | {"folder": folder}
 
 
 def contestants_of(
@@ -232,7 +236,7 @@ def speed_limits(groups: list[Results]) -> Iterator[dict[str, Any]]:
 def peak_limits(groups: list[Results], setting: Setting) -> Iterator[dict[str, Any]]:
     """FLOP/s of our step over those of a matrix product beside it."""
     if setting.least_part_of_peak is not None:
-        flops = setting.flops / (NUM_PRODUCTS * 2 * PRODUCT_SIZE**3)
+        flops = setting.flops / PRODUCT_FLOPS
         values = [flops * ratio for results in groups for ratio in ratios(results, "wall", PRODUCT, "ours")]
         yield describe_limit("part of torch.mm's FLOP/s", values, "at least", setting.least_part_of_peak)
 
