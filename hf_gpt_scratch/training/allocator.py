@@ -6,6 +6,8 @@ What is given back to the system has to be filled with zeros when the next step 
 import ctypes
 import sys
 
+from torch.optim import Optimizer
+
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -15,6 +17,17 @@ def keep_freed_memory() -> None:
     512 tokens is 5 % faster. Larger ones go back: kept, they would be broken up, and a long run would grow.
     """
     set_options({M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: -1})
+
+
+def keep_freed_memory_after_step(optimizer: Optimizer) -> None:
+    """Have this process give back what it frees until the optimizer's first step, and keep it from then on.
+
+    Weights and optimizer state are then in places of their own. They stay, and among what comes and goes with a step
+    they would leave holes that are too small for most of it: 130 MiB with GPT-2 124M on 2048 tokens.
+    """
+    return_freed_memory()
+    # Said anew after each step: a hook cannot be removed while it runs.
+    optimizer.register_step_post_hook(lambda *_: keep_freed_memory())
 
 
 def return_freed_memory() -> None:

@@ -39,7 +39,7 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
-from .allocator import keep_freed_memory, return_freed_memory
+from .allocator import keep_freed_memory_after_step, return_freed_memory
 from .backward_steps import StepsInBackward, refuse_where_impossible
 from .base_model import load_base_model, with_base_architecture
 from .card import describe_texts
@@ -273,14 +273,16 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     return model.train()
 
 
-def save_on_cpu(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> None:
+def save_on_cpu(
+    model: PreTrainedModel, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
+) -> None:
     """Have a model trained in less time and memory, by what is of use on a CPU; elsewhere nothing is done."""
     if accelerator.device.type != "cpu":
         return
     if settings.optimizer_in_backward:
         return_freed_memory()
     else:
-        keep_freed_memory()
+        keep_freed_memory_after_step(optimizer)
     use_onednn(model, accelerator, settings.torch_compile)
     if settings.fast_dropout and not settings.torch_compile:
         use_fast_dropout(model)
@@ -331,14 +333,13 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
     model = build_model(settings, accelerator.process_index)
-    save_on_cpu(model, settings, accelerator)
+    optimizer = build_optimizer(model, settings)
+    save_on_cpu(model, optimizer, settings, accelerator)
     run = Run(
         settings,
         accelerator,
         encoding,
-        *accelerator.prepare(
-            model, build_optimizer(model, settings), train_loader, train_eval_loader, validation_loader
-        ),
+        *accelerator.prepare(model, optimizer, train_loader, train_eval_loader, validation_loader),
         *samplers,
         num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
         flops=model_flops(model, settings, accelerator),

@@ -10,8 +10,15 @@ import pytest
 FREEING = """
 import sys, torch
 from hf_gpt_scratch.training import allocator
-for how in sys.argv[1].split():
-    getattr(allocator, how + "_freed_memory")()
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+calls = {
+    "keep": allocator.keep_freed_memory,
+    "return": allocator.return_freed_memory,
+    "keep_after_step": lambda: allocator.keep_freed_memory_after_step(optimizer),
+    "step": optimizer.step,
+}
+for name in sys.argv[1].split():
+    calls[name]()
 large = torch.ones(31 << 18)
 del large  # left alone, glibc takes pieces of up to that size, 31 MiB, from its heap from then on
 pieces = [(torch.ones(int(sys.argv[2]) << 18), torch.ones(1 << 17)) for _ in range(5)]
@@ -33,6 +40,8 @@ print((peak - now) // 1024)
         ("return", 30, True, False),
         ("keep return", 30, True, False),
         ("return keep", 30, False, True),
+        ("keep_after_step", 30, True, False),
+        ("keep_after_step step", 30, False, True),
     ],
 )
 def test_what_becomes_of_freed_memory(calls, size, between, is_kept):

@@ -21,6 +21,7 @@ from hf_gpt_scratch.training.cpu_attention import (
     use_blockwise_attention,
 )
 from hf_gpt_scratch.training.cpu_dropout import DropoutMasks
+from hf_gpt_scratch.training.optim import build_optimizer
 from hf_gpt_scratch.training.run import save_on_cpu
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -185,7 +186,8 @@ CPU = {"mixed_precision": "no", "is_fsdp2": False, "num_processes": 1, "device":
 def test_which_runs_have_it(changes: dict, accelerator: dict, name: str, dropout_name: str) -> None:
     settings = TrainingSettings(**{"dropout": 0.1} | changes)
     model = model_of(64, settings.dropout, attn_implementation=settings.attn_implementation)
-    save_on_cpu(model, settings, SimpleNamespace(**CPU | accelerator, distributed_type=DistributedType.NO))
+    accelerator = SimpleNamespace(**CPU | accelerator, distributed_type=DistributedType.NO)
+    save_on_cpu(model, build_optimizer(model, settings), settings, accelerator)
     assert model.config._attn_implementation == name
     assert type(model.model.dropout).__name__ == type(model.model.layers[0].dropout).__name__ == dropout_name
     assert name not in model.config.to_json_string()
