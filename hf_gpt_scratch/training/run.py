@@ -58,10 +58,10 @@ from .checkpoint import (
 from .command_line import settings_json
 from .cpu_attention import use_blockwise_attention
 from .cpu_dropout import use_fast_dropout
+from .cpu_linear import is_float32_on_cpu, use_fast_linear
 from .history import History
 from .manifest import damage
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
-from .onednn import is_float32_on_cpu, use_onednn
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
@@ -283,11 +283,11 @@ def save_on_cpu(
         return_freed_memory()
     else:
         keep_freed_memory_after_step(optimizer)
-    use_onednn(model, accelerator, settings.torch_compile)
+    use_fast_linear(model, accelerator, settings.torch_compile)
     if settings.fast_dropout and not settings.torch_compile:
         use_fast_dropout(model)
     is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, settings.torch_compile)
-    if is_sdpa and (settings.fast_dropout or settings.dropout == 0):
+    if is_sdpa and settings.fast_dropout and settings.dropout > 0:
         use_blockwise_attention(model)
     join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
 

@@ -1,4 +1,4 @@
-"""Proves that oneDNN's products are those of nn.Linear, gradients included, and where they are used."""
+"""Proves that the products are those of nn.Linear, gradients included, and which library makes them, and where."""
 
 import copy
 import json
@@ -11,10 +11,17 @@ from torch import nn
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchMLP
-from hf_gpt_scratch.training import onednn
+from hf_gpt_scratch.training import cpu_linear
+from hf_gpt_scratch.training.cpu_linear import CpuLinear, CpuMLP, is_onednn_faster, use_fast_linear
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.onednn import OneDnnLinear, OneDnnMLP, use_onednn
 from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+@pytest.fixture(params=["onednn", "mkl"], autouse=True)
+def library(request, monkeypatch):
+    """All that is proved here holds for either, whatever this processor is faster with."""
+    monkeypatch.setattr(cpu_linear, "is_onednn_faster", lambda: request.param == "onednn")
+    return request.param
 
 
 CPU = SimpleNamespace(mixed_precision="no", is_fsdp2=False, device=torch.device("cpu"))
@@ -30,7 +37,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(shape, bias):
     weights = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), [inputs, *plain.parameters()])
     ours = plain.float()
-    ours.__class__ = OneDnnLinear
+    ours.__class__ = CpuLinear
     got = ours(inputs)
     gradients = torch.autograd.grad((got * weights.float()).sum(), [inputs, *ours.parameters()])
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
@@ -41,11 +48,30 @@ def test_values_and_gradients_are_those_of_a_linear_layer(shape, bias):
 def test_a_gradient_that_is_no_tensor_of_its_own():
     """`sum` hands down one number, expanded; frozen weights want no gradient."""
     layer = nn.Linear(4, 6).requires_grad_(False)
-    layer.__class__ = OneDnnLinear
+    layer.__class__ = CpuLinear
     inputs = torch.randn(2, 3, 4, requires_grad=True)
     layer(inputs).sum().backward()
     torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(2, 3, 4))
     assert layer.weight.grad is None
+
+
+def test_which_library_multiplies(library):
+    layer = nn.Linear(4, 6)
+    layer.__class__ = CpuLinear
+    with torch.profiler.profile() as profiler:
+        layer(torch.ones(2, 4))
+    names = {event.key for event in profiler.key_averages()}
+    assert ("mkldnn::_linear_pointwise" in names) is (library == "onednn")
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_available", "is_faster"),
+    [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False), ("DEFAULT", True, False)],
+)
+def test_which_library_is_faster(monkeypatch, capability, is_available, is_faster):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: is_available)
+    assert is_onednn_faster.__wrapped__() is is_faster
 
 
 def keep(kept, tensor):
@@ -60,8 +86,8 @@ def test_the_mlp_is_the_same_and_keeps_one_wide_tensor():
     plain = GPTScratchMLP(GPTScratchConfig(hidden_size=8, num_attention_heads=2))
     ours = copy.deepcopy(plain)
     for module in (ours.up_proj, ours.down_proj):
-        module.__class__ = OneDnnLinear
-    ours.__class__ = OneDnnMLP
+        module.__class__ = CpuLinear
+    ours.__class__ = CpuMLP
     results, sizes = [], []
     for mlp, dtype in ((plain.double(), torch.float64), (ours, torch.float32)):
         kept: list[torch.Tensor] = []
@@ -80,7 +106,7 @@ def test_frozen_down_projections_pass_the_gradient_on():
     inputs = torch.randn(2, 8, requires_grad=True)
     mlp.down_proj.requires_grad_(False)
     (expected,) = torch.autograd.grad(mlp(inputs).sum(), inputs)
-    mlp.__class__ = OneDnnMLP
+    mlp.__class__ = CpuMLP
     (got,) = torch.autograd.grad(mlp(inputs).sum(), inputs)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -105,11 +131,11 @@ def build(width):
 )
 def test_where_it_is_used(width, changes, compiled, is_used):
     model = build(width)
-    use_onednn(model, SimpleNamespace(**vars(CPU) | changes), compiled)
+    use_fast_linear(model, SimpleNamespace(**vars(CPU) | changes), compiled)
     layers = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == 6
-    assert all((type(layer) is OneDnnLinear) is is_used for layer in layers)
-    assert (type(model.model.layers[0].mlp) is OneDnnMLP) is is_used
+    assert all((type(layer) is CpuLinear) is is_used for layer in layers)
+    assert (type(model.model.layers[0].mlp) is CpuMLP) is is_used
     assert type(model.lm_head) is nn.Linear
 
 
@@ -117,7 +143,7 @@ def test_a_run_takes_the_same_course(tmp_path, monkeypatch):
     """Losses with and without, over three steps, with samples, evaluation, checkpoints and the model folder."""
     courses = []
     for name, least_width in (("with", 256), ("without", 257)):
-        monkeypatch.setattr(onednn, "LEAST_WIDTH", least_width)
+        monkeypatch.setattr(cpu_linear, "LEAST_WIDTH", least_width)
         settings = TrainingSettings(
             output_dir=str(tmp_path / name), hidden_size=256, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=16, vocabulary="bytes", max_steps=3, warmup_steps=1, eval_iter=1,
