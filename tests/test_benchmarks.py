@@ -1,13 +1,23 @@
 """Proves that the benchmark runs as typed: every contestant is measured, and table and JSON say the same."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_gpt_scratch.benchmarks.measuring import Measurement, compare, describe_limit, measure, ratios
+from hf_gpt_scratch.benchmarks.measuring import (
+    Measurement,
+    compare,
+    describe_limit,
+    interleave,
+    measure,
+    processor_name,
+    ratios,
+)
 
 
 CONTESTANTS = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
@@ -23,6 +33,22 @@ LIMITS = {
 def run_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, root / "scripts" / "benchmark.py", "convert", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_each_round_begins_with_another_contestant():
+    order = []
+    results = interleave({name: lambda name=name: order.append(name) or len(order) for name in "abc"}, rounds=4)
+    assert "".join(order) == "abcbcacababc"
+    assert results["b"] == [2, 4, 9, 11]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere the processor is named by its architecture")
+def test_processors_of_one_name_are_told_apart():
+    """By what PyTorch found out for itself."""
+    name, _, vectors = processor_name().rpartition(", ")
+    assert name
+    expected = {"avx512f": "AVX512", "avx2": "AVX2", "no AVX2": "DEFAULT"}
+    assert torch.backends.cpu.get_cpu_capability() == expected[vectors]
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,8 @@ def measure(command: Sequence[Any]) -> Measurement:
 
 
 def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> Results:
-    """Take a sample of every contestant in turn, `rounds` times.
+    """Take a sample of every contestant in turn, `rounds` times; each round begins with another one, since the place
+    in the order may count.
 
     Raises:
         ValueError: `rounds` is no number of rounds.
@@ -67,9 +68,11 @@ def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> R
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing: give 1 or more")
     results: Results = {name: [] for name in samplers}
+    names = list(samplers)
     for _ in range(rounds):
-        for name, sample in samplers.items():
-            results[name].append(sample())
+        for name in names:
+            results[name].append(samplers[name]())
+        names = names[1:] + names[:1]
     return results
 
 
@@ -93,11 +96,13 @@ def describe_machine(packages: Iterable[str], threads: int | None = None) -> dic
 
 
 def processor_name() -> str:
-    """What the processor calls itself, or its architecture."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    """What the processor calls itself and its widest vectors, which tell apart what goes by one name; or its kind."""
+    with contextlib.suppress(OSError, KeyError):
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            fields = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
+        flags = fields["flags"].split()
+        vectors = next((name for name in ("avx512f", "avx2") if name in flags), "no AVX2")
+        return f"{fields['model name'].strip()}, {vectors}"
     return os.uname().machine
 
 
