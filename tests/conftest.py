@@ -1,6 +1,7 @@
 """What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def one_thread_again() -> Iterator[None]:
     """What a test runs in this process may have set another number, and the last bits of a sum depend on it."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupt() -> None:
+    """A shell has what it starts in the background, and all that this starts in turn, ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
