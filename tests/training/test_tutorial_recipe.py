@@ -15,7 +15,7 @@ from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
 
 
-# Training and validation loss before the first step, all printed digits.
+# Training and validation loss before the first step, all printed digits; processors differ in two steps of float32.
 INITIAL = (10.98758347829183, 10.98110580444336)
 
 # Training and validation loss after the chapter's steps 0, 5, 10, ..., 85.
@@ -72,7 +72,7 @@ def test_initial_losses_and_first_steps(shared_data: Path, tmp_path: Path) -> No
     text, folder = str(shared_data / "the-verdict.txt"), str(tmp_path / "tutorial")
     arguments = ["--train_file", text, "--output_dir", folder, "--max_steps", "2", "--sample_tokens", "0"]
     train(parse_settings(["--recipe", "tutorial", *arguments]))
-    assert losses(folder)[0] == INITIAL
+    assert losses(folder)[0] == pytest.approx(INITIAL, abs=2e-6)
     assert losses(folder)[1] == pytest.approx(LOG[0], abs=1e-6)
     assert step_losses(folder) == pytest.approx(STEP_LOSSES[:2], abs=5e-5)
     assert rows(folder, "run")[0]["parameters"] == 162_419_712
