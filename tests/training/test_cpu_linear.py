@@ -65,10 +65,19 @@ def test_which_library_multiplies(library):
 
 
 @pytest.mark.parametrize(
-    ("capability", "is_available", "is_faster"),
-    [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False), ("DEFAULT", True, False)],
+    ("name", "capability", "is_available", "is_faster"),
+    [
+        ("AMD EPYC", "AVX512", True, True),
+        ("AMD EPYC", "AVX512", False, False),
+        ("AMD EPYC", "AVX2", True, False),
+        ("AMD EPYC", "DEFAULT", True, False),
+        ("Intel Xeon", "AVX512", True, False),
+        (None, "AVX512", True, True),
+    ],
 )
-def test_which_library_is_faster(monkeypatch, capability, is_available, is_faster):
+def test_which_library_is_faster(monkeypatch, name, capability, is_available, is_faster):
+    capabilities = {} if name is None else {"cpu_name": name}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: is_available)
     assert is_onednn_faster.__wrapped__() is is_faster
