@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 
@@ -80,6 +81,18 @@ def test_time_that_grows_is_found(power, met):
     wall, cpu, memory = growth.describe_limits(growth.describe_growth("1 MB", taken, amounts))
     assert wall["reached"] == cpu["reached"] == pytest.approx([10 ** (power - 1)] * 3)
     assert (wall["met"], cpu["met"], memory["met"]) == (met, met, True)
+
+
+@pytest.mark.parametrize("less", [0.0, -0.1, 0.1])
+@pytest.mark.parametrize("more", [0.0, -0.1, 0.1])
+def test_what_takes_no_longer_than_the_start_is_not_measured(less, more):
+    """Not a division by zero, nor a negative ratio, which would keep to "at most"."""
+    seconds = {0: 1.0, 1: 1.0, 10: 1 + less, 100: 1 + more}
+    taken = {factor: [Measurement(one, one, 50.0)] for factor, one in seconds.items()}
+    limits = growth.describe_limits(growth.describe_growth("1 MB", taken, {0: 0.0, 1: 1.0, 10: 10.0, 100: 100.0}))
+    reached = 0.1 if less > 0 and more > 0 else math.inf
+    assert [limit["reached"][1] for limit in limits] == pytest.approx([reached, reached, 1])
+    assert [limit["met"] for limit in limits] == [reached < 1, reached < 1, True]
 
 
 def test_the_start_is_subtracted_and_the_median_decides():

@@ -249,11 +249,14 @@ def describe_growth(unit: str, samples: dict[int, list[Measurement]], amounts: d
 
 
 def describe_limits(growth: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is asked for and what was reached; ratios are taken within a round, and their median decides."""
+    """What is asked for and what was reached; ratios are taken within a round, and their median decides.
+
+    Data so few that they take no longer than the start are not measured: the ratio is infinite, and keeps no limit.
+    """
     limits = []
     for figure, text, first in (("wall", "wall time", -2), ("cpu", "CPU time", -2), ("memory", "peak memory", 0)):
         pairs = zip(growth["rounds"][-1][figure], growth["rounds"][first][figure], strict=True)
-        values = [more / less for more, less in pairs]
+        values = [more / less if min(more, less) > 0 else math.inf for more, less in pairs]
         what = text if figure == "memory" else f"{text} of {growth['unit']}"
         sides = f"{FACTORS[-1]} x / {FACTORS[first]} x"
         limits.append(describe_limit(f"{what}, {sides}", values, "at most", LIMIT))
