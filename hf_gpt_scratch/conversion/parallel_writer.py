@@ -3,9 +3,9 @@
 import errno
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -20,8 +20,6 @@ from .named_tensors import Shape
 NUM_THREADS = 2  # more hold more memory and wait for each other
 PIECE_BYTES = 4 << 20  # of a write
 SMALL_BYTES = 64 << 10  # a smaller write is left to the final flush
-# Of include/uapi/linux/fs.h, Linux 6.14: write through the page cache, go to the disk at once, and leave the cache.
-RWF_DONTCACHE = 0x80
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)  # what a kernel or a file system answers that does not know a request
 
 
@@ -89,7 +87,6 @@ class ParallelWriter:
     def __init__(self) -> None:
         # The kernel takes one write into a file at a time, and whoever waits inside it for another burns a core.
         self._lock = Lock()
-        self._has_dontcache = sys.platform == "linux"
 
     def write(self, path: Path, position: int, values: np.ndarray) -> None:
         """Write the bytes of a C-contiguous array; Linux begins at once to put them on the disk.
@@ -99,18 +96,19 @@ class ParallelWriter:
         """
         data = memoryview(values.reshape(-1).view(np.uint8))
         with errors_name(path), path.open("r+b", buffering=0) as file, self._lock:
+            file.seek(position)
             while data:
-                count = self._write_some(file.fileno(), data, position)
-                data, position = data[count:], position + count
+                data = data[file.write(data) :]
+            if values.nbytes >= SMALL_BYTES:
+                begin_to_flush(file.fileno(), position, values.nbytes)
 
-    def _write_some(self, descriptor: int, data: memoryview, position: int) -> int:
-        """Write as many bytes as the system takes at a time, and say how many."""
-        if self._has_dontcache and len(data) >= SMALL_BYTES:
-            try:
-                return os.pwritev(descriptor, [data], position, RWF_DONTCACHE)
-            except (OSError, NotImplementedError) as error:
-                if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
-                    raise
-                self._has_dontcache = False
-        os.lseek(descriptor, position, os.SEEK_SET)
-        return os.write(descriptor, data)
+
+def begin_to_flush(descriptor: int, position: int, num_bytes: int) -> None:
+    """Have Linux put a part of a file on the disk, and not wait for it.
+
+    That it will not be needed is what the system is told. What is not on the disk yet stays in memory all the same,
+    so that the hash of the file is made without reading it back.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # an advice: the final flush does what it did not
+            os.posix_fadvise(descriptor, position, num_bytes, os.POSIX_FADV_DONTNEED)

@@ -1,17 +1,18 @@
 """How the values of our tensors are made from those of a source: cut, turned, or zero, one source tensor a job."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 
 from .mapping import Layout, Move, Plan
-from .named_tensors import NamedTensors, Shape
+from .named_tensors import NamedTensors, Shape, free_pages
 from .parallel_writer import PIECE_BYTES, Buffer
 from .safetensors_files import Job
 
 
+TURNED_BYTES = 16 << 20  # the largest matrix that is turned in one piece: that of the 355M model
 TILE_ROWS = 64
 SPACING = 32  # values, two cache lines of float32
 
@@ -45,21 +46,52 @@ def copied_rows(
 
 
 def turned_parts(tensors: NamedTensors, move: Move, buffer: Buffer) -> Iterator[tuple[str, np.ndarray]]:
-    """Transpose a source [in, n * out] or [1, in, n * out] while its rows are in the cache, and cut it.
+    """Transpose a source [in, n * out] or [1, in, n * out], and cut it."""
+    (rows, columns), dtype = tensors.shapes[move.source][-2:], tensors.dtypes[move.source]
+    if rows * columns * dtype.itemsize > TURNED_BYTES:
+        yield from turned_stripes(tensors, move, buffer)
+        return
+    turned = buffer.empty((columns, rows), dtype)
+    tile = np.empty((TILE_ROWS, columns), dtype)
+    pieces = (tile[: rows - start] for start in range(0, rows, TILE_ROWS))
+    turn(tensors.read_into(move.source, pieces), turned)
+    yield from zip(move.targets, np.split(turned, len(move.targets)), strict=True)
+
+
+def turned_stripes(tensors: NamedTensors, move: Move, buffer: Buffer) -> Iterator[tuple[str, np.ndarray]]:
+    """Do the same to a source that is too large to be held, some columns at a time, each a part of every row."""
+    values = tensors[move.source].reshape(tensors.shapes[move.source][-2:])
+    rows, columns = values.shape
+    part = columns // len(move.targets)
+    step = max(1, TURNED_BYTES // (rows * values.itemsize))
+    for index, target in enumerate(move.targets):
+        for start in range(0, part, step):
+            stripe = values[:, index * part : (index + 1) * part][:, start : start + step]
+            turned = buffer.empty(stripe.shape[::-1], values.dtype)
+            turn(tiles_of(stripe), turned)
+            yield target, turned
+
+
+def tiles_of(stripe: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of a stripe at a time, whose memory is given back where they lie in a file."""
+    for start in range(0, len(stripe), TILE_ROWS):
+        yield stripe[start : start + TILE_ROWS]
+        free_pages(stripe)
+
+
+def turn(tiles: Iterable[np.ndarray], turned: np.ndarray) -> None:
+    """Fill a matrix with the transposed rows of tiles, each of them while it is in the cache.
 
     numpy walks down whole columns, whose values all fall on the same few sets of the cache where a row is a multiple
     of a page. Here some rows at a time lie a little further apart, which is two to three times as fast.
     """
-    (rows, columns), dtype = tensors.shapes[move.source][-2:], tensors.dtypes[move.source]
-    turned = buffer.empty((columns, rows), dtype)
-    tile = np.empty((TILE_ROWS, columns), dtype)
-    spaced = np.empty((TILE_ROWS, columns + SPACING), dtype)[:, :columns]
-    starts = range(0, rows, TILE_ROWS)
-    pieces = (tile[: rows - start] for start in starts)
-    for piece, start in zip(tensors.read_into(move.source, pieces), starts, strict=True):
-        spaced[: len(piece)] = piece
-        turned[:, start : start + TILE_ROWS] = spaced[: len(piece)].T
-    yield from zip(move.targets, np.split(turned, len(move.targets)), strict=True)
+    columns = len(turned)
+    spaced = np.empty((TILE_ROWS, columns + SPACING), turned.dtype)[:, :columns]
+    start = 0
+    for tile in tiles:
+        spaced[: len(tile)] = tile
+        turned[:, start : start + len(tile)] = spaced[: len(tile)].T
+        start += len(tile)
 
 
 def zero_values(name: str, shape: Shape, buffer: Buffer) -> Iterator[tuple[str, np.ndarray]]:

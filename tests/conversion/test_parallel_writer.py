@@ -1,17 +1,17 @@
 """Proves that files filled by several threads hold what was given, and that an error in a thread is told."""
 
 import errno
+import io
 import os
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hf_gpt_scratch.conversion import parallel_writer
 from hf_gpt_scratch.conversion.parallel_writer import (
     NUM_THREADS,
-    RWF_DONTCACHE,
     SMALL_BYTES,
     Buffer,
     ParallelWriter,
@@ -26,21 +26,19 @@ def pieces(sizes: list[int]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["as it is", "no preallocation", "preallocation that fails", "old kernel", "old library", "other system"]
+    "kind", ["as it is", "no preallocation", "preallocation that fails", "no advice", "advice that fails"]
 )
 def test_the_file_holds_what_was_given_by_all_threads(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise NotImplementedError if kind == "old library" else OSError(errno.EOPNOTSUPP, "Operation not supported")
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    if kind == "no preallocation":
-        monkeypatch.delattr(os, "posix_fallocate")
-    elif kind == "other system":
-        monkeypatch.delattr(os, "pwritev")
-        monkeypatch.setattr(sys, "platform", "other")
-    elif kind != "as it is":
-        monkeypatch.setattr(os, "posix_fallocate" if kind.startswith("pre") else "pwritev", refuse)
+    name = "posix_fallocate" if "preallocation" in kind else "posix_fadvise"
+    if kind.startswith("no "):
+        monkeypatch.delattr(os, name)
+    elif kind.endswith("fails"):
+        monkeypatch.setattr(os, name, refuse)
     arrays = pieces([1, 4096, SMALL_BYTES + 7, 0, 3 * SMALL_BYTES, 5] * 8)
     reserve(tmp_path / "file", sum(len(array) for array in arrays))
     assert (tmp_path / "file").stat().st_size == sum(len(array) for array in arrays)
@@ -71,63 +69,49 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch
         reserve(tmp_path / "file", 5)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to write at once")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="only where the system can be told")
 def test_what_is_large_is_sent_to_the_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where the system takes few bytes at a time, it is asked again."""
-    asked, original = [], os.pwritev
-
-    def pwritev(descriptor: int, data: list[memoryview], position: int, flags: int) -> int:
-        asked.append((position, len(data[0]), flags))
-        return original(descriptor, [data[0][:SMALL_BYTES]], position)
-
-    monkeypatch.setattr(os, "pwritev", pwritev)
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *advice: told.append(advice))
     reserve(tmp_path / "file", 3 * SMALL_BYTES)
     large, small = pieces([2 * SMALL_BYTES + 5, SMALL_BYTES - 1])
     ParallelWriter().write(tmp_path / "file", 3, large)
     ParallelWriter().write(tmp_path / "file", 0, small)
-    assert asked == [(3, len(large), RWF_DONTCACHE), (3 + SMALL_BYTES, SMALL_BYTES + 5, RWF_DONTCACHE)]
+    assert told == [(3, len(large), os.POSIX_FADV_DONTNEED)]
     written = small.tobytes() + large.tobytes()[len(small) - 3 :]
     assert (tmp_path / "file").read_bytes() == written.ljust(3 * SMALL_BYTES, b"\0")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to write at once")
-def test_an_old_kernel_is_asked_once_and_another_error_is_told(
+def test_where_the_system_takes_few_bytes_at_a_time_it_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, code = [], errno.EINVAL
+    class Slow(io.FileIO):
+        def write(self, data: memoryview) -> int:
+            return super().write(data[:1000])
 
-    def pwritev(*_: object) -> int:
-        asked.append(1)
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "pwritev", pwritev)
-    reserve(tmp_path / "file", SMALL_BYTES)
-    writer = ParallelWriter()
-    for _ in range(3):
-        writer.write(tmp_path / "file", 0, np.ones(SMALL_BYTES, np.uint8))
-    assert len(asked) == 1
-    code = errno.ENOSPC
-    with pytest.raises(OSError, match="No space left.*file"):
-        ParallelWriter().write(tmp_path / "file", 0, np.zeros(SMALL_BYTES, np.uint8))
-    assert (tmp_path / "file").read_bytes() == b"\1" * SMALL_BYTES
+    reserve(tmp_path / "file", 5000)
+    (array,) = pieces([4321])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda self, mode, buffering: Slow(self, mode))
+        ParallelWriter().write(tmp_path / "file", 7, array)
+    assert (tmp_path / "file").read_bytes()[7:4328] == array.tobytes()
 
 
 def test_one_write_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that overlapped would be seen: each looks whether the other is inside, for a while."""
     inside, most = 0, []
 
-    def watch(self: ParallelWriter, descriptor: int, data: memoryview, position: int) -> int:
+    def watch(*_: int) -> None:
         nonlocal inside
         inside += 1
         most.append(inside)
         threading.Event().wait(0.005)
         inside -= 1
-        return len(data)
 
-    monkeypatch.setattr(ParallelWriter, "_write_some", watch)
-    reserve(tmp_path / "file", 10)
+    monkeypatch.setattr(parallel_writer, "begin_to_flush", watch)
+    reserve(tmp_path / "file", SMALL_BYTES)
     writer = ParallelWriter()
-    run_jobs([lambda buffer: writer.write(tmp_path / "file", 0, np.zeros(1, np.uint8))] * 10)
+    run_jobs([lambda buffer: writer.write(tmp_path / "file", 0, np.zeros(SMALL_BYTES, np.uint8))] * 10)
     assert most == [1] * 10
 
 

@@ -7,7 +7,6 @@ encoder of the tests that TensorFlow's reader accepts. The corpora of damage com
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundle_writer import TINY, entry, gpt2_shapes, header, table, write_bundle
+from light_interpreter import PEAK, run_light
 from tf_writer import write_with_saver
 
 from hf_gpt_scratch.conversion import tensor_bundle
@@ -127,13 +127,10 @@ def test_freed_pages_come_back(handmade_checkpoint):
     free_pages(before)  # no map: nothing happens
 
 
-# VmHWM, because ru_maxrss begins with the peak of the process that started this one.
-MEMORY_PROGRAM = """
-import re, sys
+MEMORY_PROGRAM = f"""{PEAK}
+import sys
 from hf_gpt_scratch.conversion.named_tensors import free_pages
 from hf_gpt_scratch.conversion.tensor_bundle import open_tensor_bundle
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 bundle = open_tensor_bundle(sys.argv[1])
 before = peak()
 for name in bundle:
@@ -164,18 +161,6 @@ def test_neither_torch_nor_transformers_nor_tensorflow_is_imported():
     program = "import sys; import hf_gpt_scratch.conversion.tensor_bundle, hf_gpt_scratch.conversion.tf_checkpoint\n"
     program += "print(sorted({'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
     assert run_light(program).stdout.strip() == "[]"
-
-
-def run_light(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in an interpreter of its own that does not register with transformers."""
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
 
 
 # Indexes that contradict themselves, as TensorFlow never writes them

@@ -1,9 +1,13 @@
 """Proves that values are cut and turned as numpy does it at once, for every layout and sizes that fit no tile."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle_writer import write_bundle
+from light_interpreter import PEAK, run_light
 
 from hf_gpt_scratch.conversion import tensor_jobs
 from hf_gpt_scratch.conversion.mapping import Layout, Move, Plan
@@ -54,6 +58,44 @@ def test_matrices_are_turned_and_cut(rows: int, dtype: str, layout: Layout) -> N
     for name, expected in zip("qkv", np.split(source.T, 3), strict=True):
         assert np.array_equal(result[name], expected)
         assert not np.array_equal(result[name], expected[::-1])
+
+
+@pytest.mark.parametrize("turned_bytes", [1, 1000, 10_000, 1 << 24], ids=["column", "few", "many", "whole"])
+@pytest.mark.parametrize("targets", ["q", "qkv"])
+def test_matrices_are_turned_in_stripes(turned_bytes: int, targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the rows fit the tiles nor the columns of a part the stripes."""
+    monkeypatch.setattr(tensor_jobs, "TURNED_BYTES", turned_bytes)
+    source = draw(TILE_ROWS + 3, 3 * 37)
+    shapes = dict.fromkeys(targets, (3 * 37 // len(targets), len(source)))
+    result = made(source[None], Layout.CONV1D_TF, shapes)
+    for name, expected in zip(targets, np.split(source.T, len(targets)), strict=True):
+        assert np.array_equal(result[name], expected)
+
+
+MEMORY_PROGRAM = f"""{PEAK}
+import sys
+from hf_gpt_scratch.conversion import tensor_jobs
+from hf_gpt_scratch.conversion.mapping import Layout, Move, Plan
+from hf_gpt_scratch.conversion.parallel_writer import Buffer
+from hf_gpt_scratch.conversion.tensor_bundle import open_tensor_bundle
+tensor_jobs.TURNED_BYTES = int(sys.argv[2])
+bundle = open_tensor_bundle(sys.argv[1])
+before = peak()
+(job,) = tensor_jobs.plan_jobs(Plan([Move("x", ("y",), Layout.CONV1D)], {{"y": (8192, 2048)}}), bundle)
+for _ in job(Buffer()):
+    pass
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux shows it")
+@pytest.mark.parametrize(
+    ("turned_bytes", "least", "most"), [(1 << 24, 16, 32), (1 << 30, 64, 80)], ids=["stripes", "whole"]
+)
+def test_memory_of_a_matrix_of_64_mib(turned_bytes: int, least: int, most: int, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "model.ckpt", {"x": draw(2048, 8192)})
+    process = run_light(MEMORY_PROGRAM, str(tmp_path), str(turned_bytes))
+    assert least < float(process.stdout) < most
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 22])
