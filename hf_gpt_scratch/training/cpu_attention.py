@@ -81,10 +81,11 @@ def blocks(query: torch.Tensor) -> Iterator[tuple[Index, Index]]:
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
     """Weights [H, Q, K] of queries [H, Q, D], which are the last of the positions of the keys [H, K, D]."""
-    num_queries = query.shape[1]
-    scores = torch.bmm(query, key.mT).mul_(scaling)
+    num_heads, num_queries, _ = query.shape
+    scores = query.new_empty(num_heads, num_queries, key.shape[1])
+    torch.baddbmm(scores, query, key.mT, beta=0, alpha=scaling, out=scores)
     scores[:, :, -num_queries:] += FUTURE[:num_queries, :num_queries]
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 def blockwise_attention_forward(
