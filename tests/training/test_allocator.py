@@ -35,13 +35,14 @@ print((peak - now) // 1024)
     ("calls", "size", "between", "is_kept"),
     [
         ("", 30, True, True),
-        ("keep", 30, False, True),
+        ("keep", 15, False, True),
+        ("keep", 17, True, False),
         ("keep", 64, True, False),
         ("return", 30, True, False),
         ("keep return", 30, True, False),
-        ("return keep", 30, False, True),
+        ("return keep", 15, False, True),
         ("keep_after_step", 30, True, False),
-        ("keep_after_step step", 30, False, True),
+        ("keep_after_step step", 15, False, True),
     ],
 )
 def test_what_becomes_of_freed_memory(calls, size, between, is_kept):
