@@ -187,7 +187,7 @@ def test_nothing_hangs(alice: LoopbackHub, folder: Path, route: str) -> None:
     started = time.monotonic()
     with pytest.raises(OSError, match="had not taken it after 2 seconds, so it was stopped: push .* again"):
         push_folder(folder, REPO, timeout=2)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 4
     alice.heal()
     push_folder(folder, REPO)
     assert content(alice) == local(folder)
@@ -203,7 +203,7 @@ def test_a_push_ends_with_the_process_that_started_it(alice: LoopbackHub, folder
     (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 5
     while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)

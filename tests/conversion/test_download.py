@@ -266,7 +266,7 @@ def outcome(release: Release, size: GPT2Size, folder: Path, *servers: Misbehavin
 def test_refused_at_once(release, server, tmp_path, name, size, fault):
     server.faults[path_of(name)] = [fault]
     message, seconds = outcome(release, size, tmp_path, server)
-    assert seconds < 20
+    assert seconds < 2
     assert len([request for request in server.log if request.path == path_of(name)]) == 1
     # Exactly the files that are missing are named, with their URLs and sizes.
     missing = list(release.files)[list(release.files).index(name) :]
@@ -301,7 +301,7 @@ def test_one_fault_in_the_rest(release, server, tmp_path, name, size, fault):
 def test_the_fault_for_ever(release, server, mirror, tmp_path, name, size, fault):
     server.faults[path_of(name)] = [fault.replace("ELSEWHERE", mirror.url), ALWAYS]
     message, seconds = outcome(release, size, tmp_path, server)
-    assert seconds < 20
+    assert seconds < 4
     # "cut 99" and "stall 50" stop there, and never get any further.
     assert (message == "") == (fault in PASSING)
     # A mirror helps against all of them, and what has come is not lost.
@@ -348,10 +348,10 @@ def test_retry_after_is_honoured_and_capped(release, server, tmp_path):
     server.faults[path_of(INDEX_FILE)] = ["503 1"]
     begin = time.monotonic()
     fetch(release.size, tmp_path, server, patience=replace(PATIENCE, longest_wait=5))
-    assert 1 < time.monotonic() - begin < 20
+    assert 1 < time.monotonic() - begin < 3
     server.faults[path_of(INDEX_FILE)] = ["429 9999"]
     (tmp_path / INDEX_FILE).unlink()
-    assert outcome(release, release.size, tmp_path, server)[1] < 20
+    assert outcome(release, release.size, tmp_path, server)[1] < 1
 
 
 def test_hardly_any_byte_comes_twice(release, server, tmp_path):
@@ -437,7 +437,7 @@ def test_without_a_network(release, tmp_path):
     begin = time.monotonic()
     with pytest.raises(OSError, match="no connection .*: fetch by hand into") as raised:
         download_gpt2(release.size, tmp_path, ["http://127.0.0.1:9/models"], log=lambda line: None)
-    assert time.monotonic() - begin < 20  # with the patience of the real thing
+    assert time.monotonic() - begin < 4  # with the patience of the real thing
     for name, content in release.files.items():
         assert f"http://127.0.0.1:9/models/{NAME}/{name} ({len(content)} bytes)" in str(raised.value)
 

@@ -80,7 +80,7 @@ def test_waits_double_and_progress_starts_them_anew(server, tmp_path):
     server.faults["/file"] = ["500", "500", "500", "cut 50", "500", "500", "500"]
     begin = time.monotonic()
     make_transfer(server, tmp_path, patience=patience, log=lines.append).run()
-    assert 2 * (0.02 + 0.04 + 0.05) < time.monotonic() - begin < 20
+    assert 2 * (0.02 + 0.04 + 0.05) < time.monotonic() - begin < 2
     assert [line.partition(";")[0] for line in lines] == [
         *["file: 500 Internal Server Error"] * 3,
         lines[3].partition(";")[0],

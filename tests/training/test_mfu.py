@@ -40,7 +40,7 @@ def test_peak_is_about_that_of_a_plain_product_and_soon_measured() -> None:
     """About: other processes may take most of the machine at any moment."""
     started = time.perf_counter()
     peak = measure_peak_flops(torch.device("cpu"), torch.float32)
-    assert time.perf_counter() - started < 20  # 0.3 s on a machine that does nothing else
+    assert time.perf_counter() - started < 3  # 0.3 s on a machine that does nothing else
     matrix = torch.rand(1024, 1024)
     seconds = []
     for _ in range(8):

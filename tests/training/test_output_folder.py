@@ -33,7 +33,7 @@ def test_second_taker_is_told_who_has_the_folder(tmp_path: Path) -> None:
         begun = time.perf_counter()
         with pytest.raises(BlockingIOError) as caught:
             second.take()
-        assert time.perf_counter() - begun < 10
+        assert time.perf_counter() - begun < 0.1
         assert f"{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}" in str(caught.value)
     with FolderLock(tmp_path) as third:
         third.take()
