@@ -10,9 +10,11 @@ from bundle_writer import write_bundle
 from light_interpreter import PEAK, run_light
 
 from hf_gpt_scratch.conversion import tensor_jobs
+from hf_gpt_scratch.conversion.checkpoint_path import CheckpointError
 from hf_gpt_scratch.conversion.mapping import Layout, Move, Plan
 from hf_gpt_scratch.conversion.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.parallel_writer import Buffer
+from hf_gpt_scratch.conversion.tensor_bundle import open_tensor_bundle
 from hf_gpt_scratch.conversion.tensor_jobs import TILE_ROWS, plan_jobs
 
 
@@ -70,6 +72,19 @@ def test_matrices_are_turned_in_stripes(turned_bytes: int, targets: str, monkeyp
     result = made(source[None], Layout.CONV1D_TF, shapes)
     for name, expected in zip(targets, np.split(source.T, len(targets)), strict=True):
         assert np.array_equal(result[name], expected)
+
+
+@pytest.mark.parametrize("turned_bytes", [1, 1 << 24], ids=["stripes", "whole"])
+def test_a_damaged_matrix_is_told(turned_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_jobs, "TURNED_BYTES", turned_bytes)
+    write_bundle(tmp_path / "model.ckpt", {"x": draw(10, 30)})
+    data = tmp_path / "model.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    (job,) = plan_jobs(Plan([Move("x", ("y",), Layout.CONV1D)], {"y": (30, 10)}), open_tensor_bundle(tmp_path))
+    with pytest.raises(CheckpointError, match="is damaged at x .its checksum is"):
+        list(job(Buffer()))
 
 
 MEMORY_PROGRAM = f"""{PEAK}
