@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.generation import BaseStreamer
 
+from .fast_decoding import generate
 from .model import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
 
 
@@ -175,7 +176,8 @@ def generate_batch(
         arguments["past_context"] = None  # a model that is not ours
     if arguments["past_context"] is None:
         refuse_beyond_context(inputs["input_ids"].shape[1], decoding.max_new_tokens, model)
-    token_ids = model.generate(
+    token_ids = generate(
+        model,
         **{name: values.to(model.device) for name, values in inputs.items()},
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,

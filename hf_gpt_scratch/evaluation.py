@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import IGNORE_INDEX, TokenWindows, build_loader
+from .linear_cross_entropy import use_fused_loss
 from .preparation.pieces import cut_text
 from .tokenizer import text_to_token_ids
 
@@ -140,6 +141,7 @@ def evaluate_text(
         for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size)
         for batch in build_loader(TokenWindows(stretch, block_size), batch_size)
     )
+    use_fused_loss(model)
     total = sum_losses(model, batches, skip_logits="skip_logits" in inspect.signature(model.forward).parameters)
     return TextEvaluation(total.mean, total.num_tokens, num_bytes)
 

@@ -1,8 +1,9 @@
 """What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over."""
 
+import copy
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,29 @@ def tiny_config() -> GPTScratchConfig:
         eos_token_id=0,
         pad_token_id=0,
     )
+
+
+def draw_weights(model: torch.nn.Module, seed: int = 0) -> None:
+    """Draw every parameter from normal(0, 0.2), LayerNorm scales around 1: a wrong or forgotten one is visible."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.normal_(mean, 0.2, generator=generator)
+
+
+@pytest.fixture
+def build_model(tiny_config: GPTScratchConfig) -> Callable[..., GPTScratchForCausalLM]:
+    """Return a function that builds the tiny model in eval mode, with drawn weights and the changes it is given."""
+
+    def build(
+        model_class: type = GPTScratchForCausalLM, attn_implementation: str = "sdpa", seed: int = 0, **changes: object
+    ) -> GPTScratchForCausalLM:
+        config = copy.deepcopy(tiny_config)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        model = model_class._from_config(config, attn_implementation=attn_implementation)
+        draw_weights(model, seed)
+        return model.eval()
+
+    return build

@@ -70,10 +70,12 @@ def make_training_forward(size: str) -> Callable[[], dict[str, Any]]:
     import torch
 
     from hf_gpt_scratch.data import IGNORE_INDEX, TokenWindows, build_loader
+    from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
     from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
 
     model, text, batch_size = draw_model(size)
     model.train()
+    use_fused_loss(model)
     token_ids = torch.cat([torch.tensor([model.config.bos_token_id]), text_to_token_ids(text, load_encoding())[0]])
     batches = list(build_loader(TokenWindows(token_ids, model.config.max_position_embeddings), batch_size))
 

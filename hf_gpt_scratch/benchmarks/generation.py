@@ -26,7 +26,7 @@ draw_weights(Task(**json.loads(sys.argv[1])), seed=0)
 """
 GPT2_124M = {"layers": 12, "width": 768, "heads": 12, "context": 1024}
 TINY = {"layers": 2, "width": 32, "heads": 2, "context": 64}  # for trying the benchmark itself
-OURS, INT8, BARE = "ours", "ours, int8", "ours, without generate()"
+OURS, INT8, BARE, PAYLOAD = "ours", "ours, int8", "ours, without generate()", "ours, without the package"
 READING, STOCK = "weights read once", "transformers"
 
 
@@ -45,6 +45,7 @@ ENTRIES = {
     OURS: Entry("make_ours", limit=None),
     INT8: Entry("make_ours", {"int8": True}, same_ids=False, limit=None),
     BARE: Entry("make_bare_loop", limit=None),
+    PAYLOAD: Entry("make_payload"),
     READING: Entry("make_reading", same_ids=False, limit=None),
     STOCK: Entry("make_transformers"),
     "litgpt (rotary positions)": Entry("make_litgpt", needs="peer_python", same_ids=False),

@@ -78,26 +78,31 @@ def our_sampling(text: Text) -> dict[str, Any]:
 
 
 def make_ours(task: dict[str, Any], text: dict[str, Any], int8: bool = False) -> Work:
-    """`generate()` of our model; the packing of the weights is in every sample, since a call ends with it."""
+    """`generate()` of our model as `scripts/generate.py` calls it; every sample packs the weights anew."""
+    from hf_gpt_scratch.fast_decoding import generate
     from hf_gpt_scratch.quantization import quantize_int8
 
     model, text = our_model(Task(**task)), Text(**text)
     if int8:
         model = quantize_int8(model)
+    return repeated(text, lambda ids: generate(model, ids, attention_mask=torch.ones_like(ids), **our_sampling(text)))
+
+
+def make_payload(task: dict[str, Any], text: dict[str, Any]) -> Work:
+    """`generate()` of our model as those have it who load a repository without this package."""
+    model, text = our_model(Task(**task)), Text(**text)
     return repeated(text, lambda ids: model.generate(ids, attention_mask=torch.ones_like(ids), **our_sampling(text)))
 
 
 def make_bare_loop(task: dict[str, Any], text: dict[str, Any]) -> Work:
     """What `generate()` would cost without itself: the same prepared model in a loop, greedy."""
-    from transformers import DynamicCache
-
-    from hf_gpt_scratch.model.packing_gpt_scratch import grow_in_place, prepared_for_decoding
+    from hf_gpt_scratch.fast_decoding import GrowingCache, prepared_for_decoding
 
     model, text = our_model(Task(**task)), Text(**text)
 
     def continued(ids: torch.Tensor) -> torch.Tensor:
         prepared = prepared_for_decoding(model, text.rows, text.new)
-        cache, step = grow_in_place(DynamicCache(config=model.config)), ids
+        cache, step = GrowingCache(), ids
         for _ in range(text.new):
             logits = prepared(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             step = logits[:, -1].argmax(dim=-1, keepdim=True)

@@ -17,7 +17,6 @@ CODE_FILES = (
     "generation_gpt_scratch.py",
     "loss_gpt_scratch.py",
     "modeling_gpt_scratch.py",
-    "packing_gpt_scratch.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",

@@ -1,34 +1,20 @@
-# Copyright 2026 The hf_gpt_scratch authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The hf_gpt_scratch authors. SPDX-License-Identifier: Apache-2.0
 """Decoding beyond what `generate()` has: one processor for temperature and top-k, repeatable draws, texts longer than
 the context. It is shipped with every repository.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor
-
-from .packing_gpt_scratch import grow_in_place, prepared_for_decoding
+from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor
 
 
 class TemperatureTopKLogitsProcessor(LogitsProcessor):
-    r"""
-    Divide the scores by a temperature and keep the `top_k` best tokens of each row.
+    r"""Divide the scores by a temperature and keep the `top_k` best tokens of each row.
 
     `generate()` adds its own temperature and top-k when it samples, so switch those off beside this one:
 
@@ -38,12 +24,10 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
     ```
 
     Args:
-        temperature (`float`, *optional*, defaults to 1.0):
-            Above 1 flattens the distribution, below 1 sharpens it. 0, and anything below the resolution of float32
-            (1.2e-7), leaves only the best token: greedy decoding, whether or not `generate()` samples.
-        top_k (`int`, *optional*):
-            Number of tokens to keep in each row; tokens that tie with the k-th are kept too. None and 0 keep all, as
-            does a number above the vocabulary size.
+        temperature (`float`): Above 1 flattens the distribution, below 1 sharpens it. 0, and anything below the
+            resolution of float32 (1.2e-7), leaves only the best token: greedy decoding.
+        top_k (`int`, *optional*): Number of tokens to keep in each row, with all that tie with the last one. None and
+            0 keep all, as does a number above the vocabulary size.
 
     Raises:
         ValueError: `temperature` is negative, infinite or NaN, or `top_k` is negative or no integer.
@@ -52,10 +36,8 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
     supports_continuous_batching = True
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None) -> None:
-        if isinstance(temperature, bool) or not isinstance(temperature, Real):
-            raise ValueError(f"temperature must be a number, got {temperature!r}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 means greedy")
+        if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a number, at least 0 and finite, got {temperature!r}; 0 is greedy")
         if isinstance(top_k, bool) or not isinstance(top_k, (Integral, type(None))) or (top_k or 0) < 0:
             raise ValueError(f"top_k must be an integer of at least 0 or None, got {top_k!r}; 0 and None keep all")
         self.temperature = float(temperature)
@@ -77,8 +59,7 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
 
 
 class SeededDrawLogitsProcessor(LogitsProcessor):
-    r"""
-    Draw the next token of each row with generators of its own, and leave only the drawn tokens.
+    r"""Draw the next token of each row with generators of its own, and leave only the drawn tokens.
 
     What `generate()` then has to do is greedy, so the global random state is neither used nor changed. A row draws the
     same tokens alone as in a batch. Put it last:
@@ -88,13 +69,10 @@ class SeededDrawLogitsProcessor(LogitsProcessor):
     >>> model.generate(**inputs, do_sample=False, logits_processor=processors)
     ```
 
-    It counts on: a new one for every call of `generate()`.
-
     Args:
-        seed (`int`, `Sequence[int]` or `torch.Generator`):
-            A seed for each row; one integer stands for seed, seed + 1, ... from the first row on. A row draws what
-            `torch.multinomial` draws after `torch.manual_seed` with its seed. A generator, on the device of the
-            scores, draws for all rows.
+        seed (`int`, `Sequence[int]` or `torch.Generator`): A seed for each row; one integer stands for seed, seed + 1,
+            ... A row draws what `torch.multinomial` draws after `torch.manual_seed` with its seed, and counts on, so
+            make a new processor for each call of `generate()`. A generator, on the scores' device, draws for all rows.
 
     Raises:
         ValueError: `seed` is none of these; when called, that there are more or fewer rows than seeds.
@@ -120,21 +98,19 @@ class SeededDrawLogitsProcessor(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(-1, drawn, 0.0)
 
     def _seeded_generators(self, scores: torch.FloatTensor) -> list[torch.Generator]:
-        num_rows = scores.shape[0]
-        seeds = range(self.seed, self.seed + num_rows) if isinstance(self.seed, int) else self.seed
-        if len(seeds) != num_rows:
-            raise ValueError(f"there are {len(seeds)} seeds for {num_rows} rows: give one for each, or one integer")
+        seeds = range(self.seed, self.seed + len(scores)) if isinstance(self.seed, int) else self.seed
+        if len(seeds) != len(scores):
+            raise ValueError(f"there are {len(seeds)} seeds for {len(scores)} rows: give one for each, or one integer")
         return [torch.Generator(device=scores.device).manual_seed(seed) for seed in seeds]
 
 
-class GPTScratchGenerationMixin(GenerationMixin):
+class GPTScratchPastContext(GenerationMixin):
     """`generate(..., past_context="exact")` or `"rolling"`: go on when the text is longer than the context.
 
     - "exact" conditions every new token on the last `max_position_embeddings` tokens, as if the text were cropped at
       every step. Positions shift at every step, so nothing can be cached beyond the context.
     - "rolling" crops to half a context when the context is full, and fills it again with the cache: a token is
-      conditioned on between half a context and a whole one. For prompts of one length. Past a context of 128 tokens,
-      "exact" took 4.5 times as long with 124M parameters, and 1.7 times with 11M (greedy, one row, two CPU threads).
+      conditioned on between half a context and a whole one. Faster, and for prompts of one length.
 
     Without it, what is longer than the context is refused.
     """
@@ -142,12 +118,8 @@ class GPTScratchGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         past_context: str | None = None,
-        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit.
@@ -155,63 +127,61 @@ class GPTScratchGenerationMixin(GenerationMixin):
         Raises:
             ValueError: `past_context` is no mode, or does not go with the way of decoding; one line.
         """
-        context = self.config.max_position_embeddings
-        past_key_values = cache if past_key_values is None else past_key_values  # its name from transformers 5.24 on
+        name = "cache" if "cache" in kwargs else "past_key_values"  # "cache" from transformers 5.24 on
+        cache, context = kwargs.pop(name, None), self.config.max_position_embeddings
         if past_context is not None:
-            refuse_with_past_context(past_context, next_sequence_length, past_key_values, inputs_embeds, **kwargs)
+            refuse_past_context(past_context, cache, inputs_embeds, **kwargs)
         if past_context is None or input_ids.shape[1] <= context:
-            return super().prepare_inputs_for_generation(
-                input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
-            )
-        kwargs.pop("position_ids", None)  # they count from the start of the text, and the window has its own
+            return self._next_inputs(input_ids, inputs_embeds=inputs_embeds, **kwargs, **{name: cache})
+        window = context
         if past_context == "exact":
-            window = context
-            past_key_values, kwargs["use_cache"] = None, False
+            cache, kwargs["use_cache"] = None, False
         else:
-            if attention_mask is not None:
+            mask = kwargs.pop("attention_mask", None)  # before 5.20 generate() makes one of ones
+            if mask is not None and not bool(mask.all()):
                 raise ValueError('past_context="rolling" takes prompts of one length: use "exact" for padded ones')
-            if past_key_values.get_seq_length() in (0, context):
-                window = max(1, context // 2)
-                past_key_values = grow_in_place(DynamicCache(config=self.config))
+            if cache is None or cache.get_seq_length() in (0, context):
+                window, cache = max(1, context // 2), empty_like(cache)
             else:
                 window = 1
-        attention_mask = attention_mask if attention_mask is None else attention_mask[:, -window:]
-        return super().prepare_inputs_for_generation(
-            input_ids[:, -window:], None, past_key_values, attention_mask, **kwargs
-        )
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = kwargs["attention_mask"][:, -window:]
+        kwargs = {key: kwargs[key] for key in kwargs.keys() - {"position_ids", "next_sequence_length"}}
+        if "cache_position" in kwargs:  # before 5.4
+            num_cached = cache.get_seq_length() if cache is not None else 0
+            kwargs["cache_position"] = torch.arange(window, device=input_ids.device) + num_cached
+        return self._next_inputs(input_ids[:, -window:], **kwargs, **{name: cache})
 
-    def _sample(
-        self, input_ids: torch.LongTensor, *args: Any, generation_config: GenerationConfig, **kwargs: Any
-    ) -> Any:
-        """The library's loop for greedy decoding and sampling, with a copy of the model that decodes faster."""
-        cache, model = grow_in_place(kwargs.get("past_key_values", kwargs.get("cache"))), self
-        if not getattr(cache, "is_compileable", False):
-            num_new_tokens = generation_config.max_length - input_ids.shape[1]
-            model = prepared_for_decoding(self, input_ids.shape[0], num_new_tokens)
-        # Not super(): asked for one class of a repository, the library runs this file again, and its classes are new.
-        return GenerationMixin._sample(model, input_ids, *args, generation_config=generation_config, **kwargs)
+    def _next_inputs(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+        """Let the library leave out what is cached, where it can: before 4.46 that is the model's own duty."""
+        if "attention_mask" in inspect.signature(super().prepare_inputs_for_generation).parameters:
+            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        cache, inputs_embeds = kwargs["past_key_values"], kwargs.pop("inputs_embeds", None)
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        if inputs_embeds is not None and num_cached == 0:
+            return kwargs | {"inputs_embeds": inputs_embeds}
+        # Behind embeddings the ids begin with the first new token, so that there are fewer of them than cached ones.
+        first = num_cached if input_ids.shape[1] > num_cached else -1
+        return kwargs | {"input_ids": input_ids[:, first:]}
 
 
-def refuse_with_past_context(
-    mode: str,
-    next_sequence_length: int | None,
-    past_key_values: Cache | None,
-    inputs_embeds: torch.Tensor | None,
-    is_first_iteration: bool = False,
-    use_cache: bool | None = None,
-    **kwargs: Any,
-) -> None:
+def empty_like(cache: Cache | None) -> Cache:
+    """Make an empty cache of the same kind."""
+    try:
+        return DynamicCache() if cache is None else type(cache)()
+    except TypeError:
+        raise ValueError(f'past_context="rolling" does not go with a {type(cache).__name__}: use "exact"') from None
+
+
+def refuse_past_context(mode: str, cache: Cache | None, inputs_embeds: torch.Tensor | None, **kwargs: Any) -> None:
     """Raise ValueError for what cannot be done past the context."""
     if mode not in ("exact", "rolling"):
         raise ValueError(f'past_context must be "exact" or "rolling", got {mode!r}')
     if inputs_embeds is not None:
         raise ValueError("past_context needs input_ids: embeddings cannot be cropped and embedded again")
-    if getattr(past_key_values, "is_compileable", False):
+    if getattr(cache, "is_compileable", False):
         raise ValueError("past_context does not go with a static cache: leave out cache_implementation")
-    if mode == "rolling" and (past_key_values is None or not use_cache):
+    if mode == "rolling" and kwargs.get("use_cache") is False:
         raise ValueError('past_context="rolling" needs the cache: leave use_cache on, or use "exact"')
-    if not is_first_iteration and next_sequence_length not in (None, 1):
+    if not kwargs.get("is_first_iteration") and kwargs.get("next_sequence_length") not in (None, 1):
         raise ValueError("past_context does not go with assisted or prompt-lookup decoding: leave one of them out")
-
-
-__all__ = ["GPTScratchGenerationMixin", "SeededDrawLogitsProcessor", "TemperatureTopKLogitsProcessor"]

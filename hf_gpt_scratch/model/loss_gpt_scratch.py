@@ -1,197 +1,81 @@
-# Copyright 2026 The hf_gpt_scratch authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""The language model's loss without its logits: head and cross-entropy together, a chunk of tokens at a time.
-
-For GPT-2's vocabulary the logits of 2048 tokens take 412 MB, their logarithms and their gradient as much again. Here
-no more than a chunk of them is ever there, and the head's gradients are computed in the forward pass, while it is: the
-gradient of a sum of cross-entropies is known up to the factor that the backward pass brings. It is shipped with every
-repository.
-"""
+# Copyright 2026 The hf_gpt_scratch authors. SPDX-License-Identifier: Apache-2.0
+"""Losses. Shapes: B rows, T tokens, C hidden_size, V vocab_size, L labels. Shipped with every repository."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
-from transformers.loss.loss_utils import ForCausalLMLoss
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
 
 
-# Tokens of a chunk: few, for memory, but so many that adding up the head's gradient costs little beside computing it.
-CHUNK_SIZE = 512
-# Elements. A product that writes rows of 50257 floats takes 1.4 times as long on a CPU as one whose rows begin at
-# multiples of 64.
-ROW_MULTIPLE = 64
+CHUNK_SIZE = 512  # tokens whose logits are in memory at a time
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of `hidden_states @ weight.T`, see `linear_cross_entropy`."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        hidden_states: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        chunk_size: int,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Sum the losses, and keep the gradients of the sum where a backward pass may ask for them."""
-        num_tokens, vocab_size = len(hidden_states), len(weight)
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        # In float32, as a single product adds up inside, and as the backward pass scales.
-        grad_hidden = torch.empty_like(hidden_states, dtype=torch.float32) if needs_hidden else None
-        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
-        if num_tokens == 0 and needs_weight:
-            grad_weight.zero_()
-        losses = hidden_states.new_empty(num_tokens, dtype=torch.float32)
-        ctx.dtypes = hidden_states.dtype, weight.dtype
-        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-        row_length = math.ceil(vocab_size / ROW_MULTIPLE) * ROW_MULTIPLE
-        buffer = hidden_states.new_empty(min(chunk_size, num_tokens), row_length)
-        for start in range(0, num_tokens, chunk_size):
-            chunk = slice(start, start + chunk_size)
-            hidden = hidden_states[chunk]  # [n, C]
-            is_ignored = labels[chunk, None] == -100  # [n, 1]
-            targets = labels[chunk, None].masked_fill(is_ignored, 0)
-            logits = buffer[: len(hidden)]
-            logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
-            logits[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
-            # Over the logits: on a CPU, getting memory for as much again would take longer than computing it.
-            out = logits if logits.is_cpu and dtype == torch.float32 else None
-            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
-            losses[chunk] = -log_probabilities.gather(1, targets).masked_fill(is_ignored, 0.0).squeeze(1)
-            if not (needs_hidden or needs_weight):
-                continue
-            # The gradient of a cross-entropy by its logits: probabilities, less 1 at the target.
-            errors = log_probabilities.exp_()
-            errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
-            errors = errors[:, :vocab_size].to(dtype)
-            if needs_hidden:
-                grad_hidden[chunk] = (errors @ weight).masked_fill_(is_ignored, 0.0)
-            if needs_weight:
-                add_product(grad_weight, errors.T, hidden.masked_fill(is_ignored, 0.0), is_first=start == 0)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return losses.sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the kept gradients, in place: a second backward pass over the same graph is refused by PyTorch."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(grad_loss).to(hidden_dtype)
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_loss).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Move labels [B, T] to the token that predicts them; behind the last one there is none."""
+    return nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
-    """`total += left @ right`, or `=` if it is the first one, without a temporary where the dtypes allow it."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right, beta=0 if is_first else 1)
-    elif is_first:
-        total.copy_(left @ right)
-    else:
-        total.add_(left @ right)
-
-
-def linear_cross_entropy(
-    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_size: int = CHUNK_SIZE
-) -> torch.Tensor:
-    """Sum over tokens of the cross-entropy of softmax(hidden_states @ weight.T) at the labels, in nats, float32.
-
-    The same as the loss over whole logits, and with the same gradients, up to the rounding of sums in another order.
-
-    Args:
-        hidden_states: [N, C], floating point.
-        weight: [V, C], of the same dtype; under autocast the products are computed in its dtype.
-        labels: [N], int64, shifted already; -100 does not count.
-        chunk_size: tokens whose logits are in memory at a time.
-    """
-    device_type, dtype = hidden_states.device.type, hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    return LinearCrossEntropy.apply(hidden_states, weight, labels, chunk_size, dtype)
-
-
-def loss_without_logits(
-    model: PreTrainedModel,
-    hidden_states: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    shift_labels: torch.Tensor | None = None,
+def causal_lm_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    vocab_size: int,
     num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """What `model.loss_function` makes of the logits of `model.lm_head`, without keeping them.
+    """Compute the cross-entropy of logits [B, T, V] in nats per token, as the library's loss of this signature does.
 
-    Where the head is not just a matrix (LoRA, quantised, tensor parallel, with hooks) or the loss is not the library's
-    own, the logits are computed after all.
-
-    Args:
-        model: with `lm_head`, `loss_function` and `config`.
-        hidden_states: [B, T, C].
-        labels: [B, T], shifted here; not needed with shift_labels.
-        shift_labels: [B, T], shifted already.
-        num_items_in_batch: what the sum of the losses is divided by; by default the labels that count.
-        kwargs: for the library's loss.
-
-    Raises:
-        ValueError: there are no labels.
+    labels [B, T] are shifted here, shift_labels [B, T] already; `ignore_index` does not count. With
+    `num_items_in_batch` it is the sum divided by that.
     """
-    if labels is None and shift_labels is None:
-        raise ValueError("skip_logits=True leaves nothing to compute: give labels, or leave it out to get logits")
-    if not is_plain_matrix(model.lm_head) or model.loss_function is not ForCausalLMLoss:
-        kwargs |= {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
-        logits = model.lm_head(hidden_states)
-        return model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
-    if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-    shift_labels = shift_labels.flatten().to(hidden_states.device)
-    if num_items_in_batch is None:
-        num_items_in_batch = (shift_labels != -100).sum()
-
-    def mean_loss(hidden_states: torch.Tensor) -> torch.Tensor:
-        total = linear_cross_entropy(hidden_states.flatten(0, -2), model.lm_head.weight, shift_labels)
-        count = torch.as_tensor(num_items_in_batch, device=total.device)
-        # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
-        return torch.where(count > 0, total / count.clamp(min=1), math.nan)
-
-    if not model.lm_head._forward_pre_hooks:
-        return mean_loss(hidden_states)
-    model.lm_head.forward = mean_loss  # FSDP2 gathers the weight, and spreads its gradient, around a call of the head
-    try:
-        return model.lm_head(hidden_states)
-    finally:
-        del model.lm_head.forward
+    targets = (shifted(labels) if shift_labels is None else shift_labels).flatten().to(logits.device)
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    rows = logits.float().view(-1, vocab_size)
+    loss = nn.functional.cross_entropy(rows, targets, ignore_index=ignore_index, reduction=reduction)
+    return loss if num_items_in_batch is None else loss / torch.as_tensor(num_items_in_batch, device=loss.device)
 
 
-def is_plain_matrix(head: nn.Module) -> bool:
-    """Whether calling the head does nothing but multiply with its weight, an ordinary tensor (FSDP2 gathers it)."""
-    kind, hooks = type(head), [*head._forward_pre_hooks.values(), *head._forward_hooks.values()]
-    if is_of_fsdp(kind):
-        kind = kind.__bases__[-1]  # its class is put before the module's
-    is_called_plainly = kind is nn.Linear and "forward" not in vars(head) and head.bias is None
-    return is_called_plainly and all(map(is_of_fsdp, hooks)) and not is_traceable_wrapper_subclass(head.weight)
+def chunked_causal_lm_loss(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor | None,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Compute `causal_lm_loss` of `head(hidden_states)`, hidden_states [B, T, C], a chunk of tokens at a time.
+
+    For GPT-2's vocabulary the logits of 2048 tokens take 412 MB, their logarithms and gradient as much again; here
+    those of a chunk are all there is, and the backward pass computes them once more.
+    """
+    targets = (shifted(labels) if shift_labels is None else shift_labels).flatten().to(hidden_states.device)
+
+    def sum_of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return causal_lm_loss(head(hidden), None, vocab_size, num_items_in_batch=1, shift_labels=targets)
+
+    chunks = zip(hidden_states.flatten(0, -2).split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True)
+    total = sum(checkpoint(sum_of_chunk, *chunk, use_reentrant=False) for chunk in chunks)
+    count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    count = torch.as_tensor(count, device=total.device)
+    # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
+    return torch.where(count > 0, total / count.clamp(min=1), math.nan)
 
 
-def is_of_fsdp(thing: Any) -> bool:
-    """Whether a class or function is part of FSDP2, which may not be imported: not every PyTorch has it."""
-    return thing.__module__.startswith("torch.distributed.fsdp.")
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """Compute what `config.problem_type` asks for; where it is None, one label is a regression, and labels [B, L] of
+    floats are several at once.
 
-
-__all__ = ["linear_cross_entropy", "loss_without_logits"]
+    logits [B, L] or [B, T, L] with labels [B], [B, T], or, for regression and several at once, [B, L].
+    """
+    labels, kind = labels.to(logits.device), config.problem_type
+    if kind == "regression" or (kind is None and config.num_labels == 1 and logits.ndim == 2):
+        return nn.functional.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+    if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten())

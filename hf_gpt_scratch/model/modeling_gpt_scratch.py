@@ -1,57 +1,69 @@
-# Copyright 2026 The hf_gpt_scratch authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""A GPT-2 style decoder, written to be read from top to bottom.
+# Copyright 2026 The hf_gpt_scratch authors. SPDX-License-Identifier: Apache-2.0  # trf-ignore: TRF028
+"""A GPT-2 style decoder, written to be read from top to bottom, for every transformers from 4.40 on.
 
 Shapes are given in these letters: B batch, T query tokens, S key tokens (cached ones included), C hidden_size,
-H attention heads, D head size (C = H * D), V vocab_size.
-
-This file travels with every repository made by hf_gpt_scratch, so it imports nothing of that package.
+H attention heads, D head size (C = H * D), V vocab_size, L labels. It is shipped with every repository.
 """
 
+import functools
+import inspect
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, modeling_outputs, modeling_utils
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import (
-    GenericForSequenceClassification,
-    GenericForTokenClassification,
-    GradientCheckpointingLayer,
-)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
-from .generation_gpt_scratch import (
-    GPTScratchGenerationMixin,
-    SeededDrawLogitsProcessor,
-    TemperatureTopKLogitsProcessor,
-)
-from .loss_gpt_scratch import loss_without_logits
+from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchConfig
+from .generation_gpt_scratch import GPTScratchPastContext
+from .generation_gpt_scratch import SeededDrawLogitsProcessor as SeededDrawLogitsProcessor
+from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
+from .loss_gpt_scratch import causal_lm_loss, chunked_causal_lm_loss, classification_loss
 
 
-# TRF057 of the library's linter asks for @auto_docstring, which would put texts about "a None model" over ours.
+try:
+    from transformers import masking_utils
+except ImportError:  # before 4.53
+    masking_utils = None
+try:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+except ImportError:  # before 4.52
+
+    class GradientCheckpointingLayer(nn.Module):
+        """A layer that is computed again in the backward pass where `gradient_checkpointing` is set."""
+
+        gradient_checkpointing = False
+
+        def __call__(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            call = functools.partial(super().__call__, **kwargs)
+            is_set = self.gradient_checkpointing and self.training
+            return self._gradient_checkpointing_func(call, hidden_states) if is_set else call(hidden_states)
+
+
+# The library's table also has what others register in it. Before 4.48 there is none, and eager attention for all.
+ALL_ATTENTION_FUNCTIONS = getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {})
+# The name under which the library hands over the cache, and wants it back; "cache" from 5.24 on.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+# Before 5.4 it wants to be told the places that the tokens take in a static cache.
+TAKES_SLOTS = VERSION < (5, 4)
+
+# It might decode nonsense in silence where a newer library has renamed what it is handed by name.
+for owner, function, *names in [
+    (GenerationMixin, "prepare_inputs_for_generation", "inputs_embeds", CACHE),
+    (Cache, "update", "key_states", "value_states", "layer_idx"),
+    (Cache, "get_seq_length", "self"),
+    *([(masking_utils, "create_causal_mask", "attention_mask", "position_ids", CACHE)] if masking_utils else []),
+]:
+    known = inspect.signature(getattr(owner, function)).parameters if hasattr(owner, function) else {}
+    if renamed := [name for name in names if name not in known and "args" not in known]:
+        raise ImportError(
+            f"transformers {transformers.__version__} has changed {function}() ({renamed[0]!r}), which this model's "
+            "code relies on: update it (push_to_hub.py --update-code), or pip install 'transformers<=5.24'"
+        )
 
 
 def eager_attention_forward(
@@ -62,7 +74,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled dot-product attention in plain PyTorch: the reference of the other implementations.
 
@@ -76,6 +88,36 @@ def eager_attention_forward(
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
+
+
+def causal_mask(
+    config: GPTScratchConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+    position_ids: torch.Tensor | None,
+    slots: torch.Tensor,
+) -> Any:
+    """Make what the attention function takes as a mask; `slots` [T] are the places of the tokens among the keys."""
+    if masking_utils is not None:
+        more = {CACHE: cache} | ({"cache_position": slots} if TAKES_SLOTS else {})
+        return masking_utils.create_causal_mask(
+            config, inputs_embeds, attention_mask, position_ids=position_ids, **more
+        )
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return attention_mask
+    size_of_static_cache = getattr(cache, "get_max_cache_shape", getattr(cache, "get_max_length", lambda: None))()
+    keys = torch.arange(size_of_static_cache or int(slots[-1]) + 1, device=slots.device)  # [S]
+    is_seen = (keys <= slots[:, None])[None, None]  # [1, 1, T, S]
+    if attention_mask is not None:
+        is_real = nn.functional.pad(attention_mask.bool(), (0, len(keys) - attention_mask.shape[1]), value=True)
+        # Padding sees itself: softmax over nothing would be NaN.
+        is_seen = (is_seen & is_real[:, None, None, :]) | (keys == slots[:, None])
+    elif position_ids is not None and cache is None:
+        text = nn.functional.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0)).cumsum(-1)  # [B, T]
+        is_seen = is_seen & (text[:, None, :, None] == text[:, None, None, :])
+    lowest = torch.finfo(inputs_embeds.dtype).min
+    return torch.zeros_like(is_seen, dtype=inputs_embeds.dtype).masked_fill(~is_seen, lowest)
 
 
 class GPTScratchAttention(nn.Module):
@@ -99,7 +141,7 @@ class GPTScratchAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         # -1 instead of the number of heads: under tensor parallelism each device holds some of them.
@@ -107,22 +149,19 @@ class GPTScratchAttention(nn.Module):
         query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)  # [B, H, T, D]
         key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        if past_key_values is not None:
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)  # [B, H, S, D]
+        if past_key_values is not None:  # -> [B, H, S, D]
+            place = [{"cache_position": kwargs["cache_position"]}] if TAKES_SLOTS else []
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, *place)
+        elif CACHE == "cache" and (paged := kwargs.pop("cache", None)) is not None:  # of continuous batching
+            key_states, value_states = paged.update(key_states, value_states, self.layer_idx, kwargs=kwargs)
 
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attn_output, attn_weights = attention_interface(
-            self,
-            query_states,
-            key_states,
-            value_states,
-            attention_mask,
-            dropout=self.config.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        attend = eager_attention_forward
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        elif self.config._attn_implementation in ALL_ATTENTION_FUNCTIONS:  # trf-ignore: TRF051
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        options = {"dropout": self.config.dropout if self.training else 0.0, "scaling": self.scaling} | kwargs
+        attn_output, attn_weights = attend(self, query_states, key_states, value_states, attention_mask, **options)
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()  # [B, T, H, D] -> [B, T, C]
         return self.o_proj(attn_output), attn_weights
 
@@ -152,14 +191,10 @@ class GPTScratchDecoderLayer(GradientCheckpointingLayer):
         self.mlp = GPTScratchMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        attn_output, _ = self.self_attn(self.input_layernorm(hidden_states), attention_mask, past_key_values, **kwargs)
+    def forward(self, hidden_states: torch.Tensor, attentions: list | None = None, **kwargs: Any) -> torch.Tensor:
+        attn_output, attn_weights = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        if attentions is not None and attn_weights is not None:
+            attentions.append(attn_weights)
         hidden_states = hidden_states + self.dropout(attn_output)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
@@ -167,40 +202,51 @@ class GPTScratchDecoderLayer(GradientCheckpointingLayer):
 class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     """What all our models share: initialisation, saving, and what the library may do with them."""
 
-    config: GPTScratchConfig
+    config_class = GPTScratchConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTScratchDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": GPTScratchDecoderLayer, "attentions": GPTScratchAttention}
+    _supports_sdpa = _supports_attention_backend = _can_compile_fullgraph = True
+    _supports_cache_class = _supports_static_cache = True  # asked for before 4.56
+    _supports_flash_attn = _supports_flex_attn = masking_utils is not None
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: nn.Module) -> None:  # trf-ignore: TRF018
         """Draw normal(0, initializer_range); residual projections get GPT-2's 1/sqrt(number of residual additions).
 
-        The flag sits on the Linear itself: for custom code the library never calls this for a module without
-        parameters of its own, such as the attention or the MLP around it.
+        The flag is the Linear's own: the library does not ask modules without parameters, such as the MLP around it.
         """
-        super()._init_weights(module)
-        if getattr(module, "is_residual_projection", False):
-            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.weight, mean=0.0, std=std)
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            num_additions = 2 * self.config.num_hidden_layers if hasattr(module, "is_residual_projection") else 1
+            nn.init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(num_additions))
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+
+    # Before 4.54 the library does not find the embeddings itself.
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.embed_tokens = value
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as any transformers model, with an `auto_map` that names all our classes and the code beside it."""
-        if self.is_remote_code():
-            self.config.auto_map = dict(AUTO_MAP)
+        self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Count positions [B, S] over the real tokens of attention_mask [B, S]: padding does not shift the text."""
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+def tuple_on_request(forward: Callable) -> Callable:
+    """Let a `forward` that returns outputs return a tuple for `return_dict=False`."""
+
+    @functools.wraps(forward)
+    def wrapper(self: PreTrainedModel, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        outputs = forward(self, *args, **kwargs)
+        return outputs if (self.config.return_dict if return_dict is None else return_dict) else outputs.to_tuple()
+
+    return wrapper
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
@@ -212,32 +258,27 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            [GPTScratchDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
+        self.layers = nn.ModuleList(GPTScratchDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
     def refuse_beyond_context(self, position_ids: torch.Tensor, num_slots: int | torch.Tensor) -> None:
-        """Raise if a position has no embedding. Only on CPU are positions read, since elsewhere that would wait for
-        the device; there the slots of a row stand for them, of which padding takes some.
+        """Raise if a position has no embedding. On other devices than a CPU, where reading one would take waiting, the
+        slots of a row stand for them, of which padding takes some.
         """
-        if position_ids.device.type == "cpu" and not is_tracing(position_ids):
+        longest = num_slots if isinstance(num_slots, int) else 0
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(position_ids) is not torch.Tensor
+        if position_ids.device.type == "cpu" and not is_traced:
             longest = int(position_ids.max()) + 1 if position_ids.numel() > 0 else 0
-        else:
-            longest = num_slots if isinstance(num_slots, int) else 0
         if longest > self.config.max_position_embeddings:
             raise ValueError(
                 f"{longest} positions are asked for, but the context of this model ends at "
                 f"max_position_embeddings={self.config.max_position_embeddings}; shorten the input or max_new_tokens"
             )
 
-    # Fills use_cache from the config; collects output_hidden_states and output_attentions from the modules.
-    # trf-ignore: TRF057
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    @tuple_on_request
+    def forward(  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -245,56 +286,68 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Compute hidden states [B, T, C] from input_ids [B, T] or inputs_embeds [B, T, C].
 
         attention_mask [B, S] is 1 at real tokens. position_ids [B, T] default to counting the real tokens; given
         ones that start again within a row, without a mask, mark packed sequences, which do not see each other.
         """
-        # `cache` is what transformers calls past_key_values from 5.24 on. A paged one is the attention's own business.
-        if isinstance(kwargs.get("cache"), Cache):
+        if isinstance(kwargs.get("cache"), Cache):  # a paged one is the attention's own business
             past_key_values = kwargs.pop("cache")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, C]
-
-        # The mask comes before the cache and the default positions: the library looks for packed sequences only
-        # where there is no cache, and only in positions that the caller gave.
-        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
-        # A packed row may be longer than the context, so its length says nothing about its positions.
-        is_2d_mask = attention_mask is not None and attention_mask.ndim == 2
-        may_be_packed = position_ids is not None and past_key_values is None and not is_2d_mask
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
         num_tokens = inputs_embeds.shape[1]
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        is_2d_mask = attention_mask is not None and attention_mask.ndim == 2
+        if is_2d_mask and isinstance(num_cached, int) and attention_mask.shape[1] < num_cached + num_tokens:
+            raise ValueError(f"attention_mask {list(attention_mask.shape)} lacks the {num_cached} cached tokens")
         slots = torch.arange(num_tokens, device=inputs_embeds.device) + num_cached
-        if position_ids is None:
-            position_ids = positions_from_mask(attention_mask)[:, slots] if is_2d_mask else slots.unsqueeze(0)
+        # Before the cache and the default positions: packed sequences are looked for only in what the caller gave.
+        mask = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, slots)
+        # A packed row may be longer than the context, so its length says nothing about its positions.
+        may_be_packed = position_ids is not None and past_key_values is None and not is_2d_mask
+        if position_ids is None and is_2d_mask:  # padding does not shift a text
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, slots]
+        elif position_ids is None:
+            position_ids = slots.unsqueeze(0)
         self.refuse_beyond_context(position_ids, 0 if may_be_packed else num_cached + num_tokens)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if past_key_values is None and use_cache and not (self.gradient_checkpointing and self.training):
+            past_key_values = DynamicCache()
 
+        layer_inputs, attentions = self.collectors(kwargs)
+        kwargs |= {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids}
+        kwargs |= {"attentions": attentions} | ({"cache_position": slots} if TAKES_SLOTS else {})
         hidden_states = self.dropout(inputs_embeds + self.embed_positions(position_ids))
-        for decoder_layer in self.layers:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        for layer in self.layers:
+            if layer_inputs is not None:
+                layer_inputs.append(hidden_states)
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.norm(hidden_states)
+        collected = None if layer_inputs is None else (*layer_inputs, hidden_states)
+        attentions = None if attentions is None else tuple(attentions)
+        outputs = {"hidden_states": collected, "attentions": attentions, CACHE: past_key_values}
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **outputs)
+
+    def collectors(self, kwargs: dict[str, Any]) -> Iterator[list | None]:
+        """Take `output_hidden_states` and `output_attentions` out of `kwargs`; make a list for each one asked for."""
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = kwargs.pop(name, None)
+            yield [] if (getattr(self.config, name) if asked is None else asked) else None
 
 
-class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin):  # trf-ignore: TRF057
+# trf-ignore: TRF004
+class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, GenerationMixin):  # trf-ignore: TRF057
     """The language model: hidden states -> a score for each token of the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _tp_plan = {"lm_head": "colwise_gather_output" if VERSION >= (5, 1) else "colwise_rep"}  # one style, two names
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+    loss_function = staticmethod(causal_lm_loss)
+    chunked_loss_function = staticmethod(chunked_causal_lm_loss)
 
     def __init__(self, config: GPTScratchConfig) -> None:
         super().__init__(config)
@@ -302,9 +355,20 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    # trf-ignore: TRF057
-    @can_return_tuple
-    def forward(
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the head also where the library forgets it: 5.3 does, for code that comes from a repository."""
+        super().tie_weights(*args, **kwargs)
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @tuple_on_request
+    def forward(  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -315,72 +379,88 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchGenerationMixin
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits [B, T, V], and with labels the mean cross-entropy in nats per token.
 
-        labels [B, T] are the input_ids themselves: the loss shifts them by one and skips -100. `shift_labels` [B, T]
-        are labels that are shifted already. `num_items_in_batch` makes the loss the sum over tokens divided by it.
-        `logits_to_keep` > 0 computes only the logits of the last so many tokens. `skip_logits=True`, with labels,
-        computes the same loss in less memory and time and leaves `logits` None; with `Trainer`, let the data collator
-        put it into the batches.
+        labels [B, T] are the input_ids themselves: the loss shifts them by one and skips -100. The other arguments of
+        `causal_lm_loss` are passed on. `logits_to_keep` > 0 computes the logits of the last so many tokens only.
+        `skip_logits=True`, with labels, computes the loss in less memory and leaves `logits` None; with `Trainer`, let
+        the data collator put it into the batches.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states) if not skip_logits else None
-        loss = None
-        if skip_logits:
-            loss = loss_without_logits(self, hidden_states, labels, **kwargs)
-        elif labels is not None or kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        outputs = dict(self.model(**inputs, return_dict=True, **kwargs))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states, logits = outputs.pop("last_hidden_state")[:, kept], None
+        has_labels = labels is not None or kwargs.get("shift_labels") is not None
+        if skip_logits and not has_labels:
+            raise ValueError("skip_logits=True leaves nothing to compute: give labels, or leave it out to get logits")
+        kwargs |= {"labels": labels, "vocab_size": self.config.vocab_size}
+        if skip_logits and self.loss_function is causal_lm_loss:
+            loss = self.chunked_loss_function(self.lm_head, hidden_states, **kwargs)
+        else:
+            logits = self.lm_head(hidden_states)
+            loss = self.loss_function(logits=logits, **kwargs) if has_labels else None
+            logits = None if skip_logits else logits
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 
 
-class GPTScratchForSequenceClassification(GenericForSequenceClassification, GPTScratchPreTrainedModel):
-    """One label for a text, read from the last token that is not padding."""
+class GPTScratchClassifier(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
+    """A score for each label: of each token, or of a text, read from its last token that is not padding."""
 
-    # The mixin's own __init__ builds the base model through AutoModel, which refuses remote code.
+    is_for_tokens = False
+
     def __init__(self, config: GPTScratchConfig) -> None:
-        GPTScratchPreTrainedModel.__init__(self, config)
+        super().__init__(config)
         self.num_labels = config.num_labels
         self.model = GPTScratchModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.dropout = nn.Dropout(config.dropout if self.is_for_tokens else 0.0)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=self.is_for_tokens)
         self.post_init()
 
+    @tuple_on_request
+    def forward(  # trf-ignore: TRF057
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> modeling_outputs.ModelOutput:
+        """Compute logits [B, T, L] of tokens or [B, L] of texts, and with labels their `classification_loss`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        outputs = dict(self.model(**inputs, return_dict=True, **kwargs))
+        logits = self.score(self.dropout(outputs.pop("last_hidden_state")))
+        padding, last = self.config.pad_token_id, -1
+        if not self.is_for_tokens:
+            if padding is None and len(logits) > 1:
+                raise ValueError("a batch of texts needs config.pad_token_id, to tell where each one ends")
+            if padding is not None and input_ids is not None:
+                last = (torch.arange(input_ids.shape[1], device=logits.device) * (input_ids != padding)).argmax(-1)
+            logits = logits[torch.arange(len(logits), device=logits.device), last]
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        if not self.is_for_tokens:
+            return modeling_outputs.SequenceClassifierOutputWithPast(loss=loss, logits=logits, **outputs)
+        outputs.pop(CACHE, None)
+        return modeling_outputs.TokenClassifierOutput(loss=loss, logits=logits, **outputs)
 
-class GPTScratchForTokenClassification(GenericForTokenClassification, GPTScratchPreTrainedModel):
+
+class GPTScratchForSequenceClassification(GPTScratchClassifier):  # trf-ignore: TRF057
+    """One label for a text."""
+
+
+class GPTScratchForTokenClassification(GPTScratchClassifier):  # trf-ignore: TRF057
     """One label for each token."""
 
-    # As above: not the mixin's __init__.
-    def __init__(self, config: GPTScratchConfig) -> None:
-        GPTScratchPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.model = GPTScratchModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+    is_for_tokens = True
 
 
-__all__ = [
-    "GPTScratchForCausalLM",
-    "GPTScratchForSequenceClassification",
-    "GPTScratchForTokenClassification",
-    "GPTScratchModel",
-    "GPTScratchPreTrainedModel",
-    "SeededDrawLogitsProcessor",
-    "TemperatureTopKLogitsProcessor",
-]
+GPTScratchModel.register_for_auto_class("AutoModel")
+GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+GPTScratchForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")

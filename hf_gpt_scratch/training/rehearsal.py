@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
+
 from .backward_steps import StepsInBackward
 from .mfu import product_dtype
 from .optim import build_optimizer
@@ -62,6 +64,7 @@ def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch
     shape = settings.per_device_train_batch_size, settings.window_size
     with FakeTensorMode(), torch.device(device), MemoryCount() as count:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation).train()
+        use_fused_loss(model)
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         optimizer = build_optimizer(model, settings)

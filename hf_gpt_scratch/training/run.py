@@ -35,6 +35,7 @@ from hf_gpt_scratch.data import (
 )
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.files import write_text
+from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
@@ -268,6 +269,7 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
         torch.manual_seed(settings.seed + process_index)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    use_fused_loss(model)
     if settings.torch_compile:
         model.compile()
     return model.train()

@@ -4,23 +4,13 @@ The mapping from our weights to GPT-2's is written here a second time on purpose
 on the converter of the package.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-
-
-def draw_weights(model: torch.nn.Module, seed: int = 0) -> None:
-    """Draw every parameter from normal(0, 0.2), LayerNorm scales around 1: a wrong or forgotten one is visible."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.normal_(mean, 0.2, generator=generator)
+from hf_gpt_scratch import GPTScratchForCausalLM
 
 
 def to_gpt2_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -86,23 +76,6 @@ def no_grad() -> Iterator[None]:
     """Run a test without recording for the backward pass."""
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def build_model(tiny_config: GPTScratchConfig) -> Callable[..., GPTScratchForCausalLM]:
-    """Return a function that builds the tiny model in eval mode, with drawn weights and the changes it is given."""
-
-    def build(
-        model_class: type = GPTScratchForCausalLM, attn_implementation: str = "sdpa", seed: int = 0, **changes: object
-    ) -> GPTScratchForCausalLM:
-        config = copy.deepcopy(tiny_config)
-        for name, value in changes.items():
-            setattr(config, name, value)
-        model = model_class._from_config(config, attn_implementation=attn_implementation)
-        draw_weights(model, seed)
-        return model.eval()
-
-    return build
 
 
 @pytest.fixture

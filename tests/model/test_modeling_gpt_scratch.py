@@ -906,7 +906,6 @@ class TestSaving:
             "generation_gpt_scratch.py",
             "loss_gpt_scratch.py",
             "modeling_gpt_scratch.py",
-            "packing_gpt_scratch.py",
         ]
 
 

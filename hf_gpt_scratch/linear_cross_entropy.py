@@ -1,0 +1,162 @@
+"""The language model's loss without its logits, faster than the model's own `chunked_causal_lm_loss`.
+
+For GPT-2's vocabulary the logits of 2048 tokens take 412 MB, their logarithms and their gradient as much again. Here
+no more than a chunk of them is ever there, and the head's gradients are computed in the forward pass, while it is: the
+gradient of a sum of cross-entropies is known up to the factor that the backward pass brings.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from hf_gpt_scratch.model import GPTScratchForCausalLM
+from hf_gpt_scratch.model.loss_gpt_scratch import chunked_causal_lm_loss, shifted
+
+
+# Tokens of a chunk: few, for memory, but so many that adding up the head's gradient costs little beside computing it.
+CHUNK_SIZE = 512
+# Elements. A product that writes rows of 50257 floats takes 1.4 times as long on a CPU as one whose rows begin at
+# multiples of 64.
+ROW_MULTIPLE = 64
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden_states @ weight.T`, see `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        chunk_size: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Sum the losses, and keep the gradients of the sum where a backward pass may ask for them."""
+        num_tokens, vocab_size = len(hidden_states), len(weight)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        # In float32, as a single product adds up inside, and as the backward pass scales.
+        grad_hidden = torch.empty_like(hidden_states, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
+        if num_tokens == 0 and needs_weight:
+            grad_weight.zero_()
+        losses = hidden_states.new_empty(num_tokens, dtype=torch.float32)
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+        row_length = math.ceil(vocab_size / ROW_MULTIPLE) * ROW_MULTIPLE
+        buffer = hidden_states.new_empty(min(chunk_size, num_tokens), row_length)
+        for start in range(0, num_tokens, chunk_size):
+            chunk = slice(start, start + chunk_size)
+            hidden = hidden_states[chunk]  # [n, C]
+            is_ignored = labels[chunk, None] == -100  # [n, 1]
+            targets = labels[chunk, None].masked_fill(is_ignored, 0)
+            logits = buffer[: len(hidden)]
+            logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
+            logits[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
+            # Over the logits: on a CPU, getting memory for as much again would take longer than computing it.
+            out = logits if logits.is_cpu and dtype == torch.float32 else None
+            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
+            losses[chunk] = -log_probabilities.gather(1, targets).masked_fill(is_ignored, 0.0).squeeze(1)
+            if not (needs_hidden or needs_weight):
+                continue
+            # The gradient of a cross-entropy by its logits: probabilities, less 1 at the target.
+            errors = log_probabilities.exp_()
+            errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
+            errors = errors[:, :vocab_size].to(dtype)
+            if needs_hidden:
+                grad_hidden[chunk] = (errors @ weight).masked_fill_(is_ignored, 0.0)
+            if needs_weight:
+                hidden = hidden.masked_fill(is_ignored, 0.0)
+                if dtype == torch.float32:
+                    grad_weight.addmm_(errors.T, hidden, beta=0 if start == 0 else 1)
+                elif start == 0:
+                    grad_weight.copy_(errors.T @ hidden)
+                else:
+                    grad_weight.add_(errors.T @ hidden)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the kept gradients, in place: a second backward pass over the same graph is refused by PyTorch."""
+        scaled = [
+            None if gradient is None else gradient.mul_(grad_loss).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_size: int = CHUNK_SIZE
+) -> torch.Tensor:
+    """Sum over tokens the cross-entropy of softmax(hidden_states @ weight.T) at the labels, in nats, float32.
+
+    The same as the loss over whole logits, and with the same gradients, up to the rounding of sums in another order.
+
+    Args:
+        hidden_states: [N, C], floating point.
+        weight: [V, C], of the same dtype; under autocast the products are computed in its dtype.
+        labels: [N], int64, shifted already; -100 does not count.
+        chunk_size: tokens whose logits are in memory at a time.
+    """
+    device_type, dtype = hidden_states.device.type, hidden_states.dtype
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    return LinearCrossEntropy.apply(hidden_states, weight, labels, chunk_size, dtype)
+
+
+def fused_causal_lm_loss(
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor | None,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Compute `chunked_causal_lm_loss`; where the head is more than a matrix (LoRA, int8, hooks), by itself."""
+    if not is_plain_matrix(head):
+        kwargs |= {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+        return chunked_causal_lm_loss(head, hidden_states, labels, vocab_size, **kwargs)
+    targets = (shifted(labels) if shift_labels is None else shift_labels).flatten().to(hidden_states.device)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != -100).sum()
+
+    def mean_loss(hidden_states: torch.Tensor) -> torch.Tensor:
+        total = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, targets)
+        count = torch.as_tensor(num_items_in_batch, device=total.device)
+        # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.
+        return torch.where(count > 0, total / count.clamp(min=1), math.nan)
+
+    if not head._forward_pre_hooks:
+        return mean_loss(hidden_states)
+    head.forward = mean_loss  # FSDP2 gathers the weight, and spreads its gradient, around a call of the head
+    try:
+        return head(hidden_states)
+    finally:
+        del head.forward
+
+
+def use_fused_loss(model: nn.Module) -> None:
+    """Let a language model of ours compute its loss in this way where it is asked for no logits; others stay."""
+    if isinstance(model, GPTScratchForCausalLM):
+        model.chunked_loss_function = fused_causal_lm_loss
+
+
+def is_plain_matrix(head: nn.Module) -> bool:
+    """Tell whether calling the head only multiplies with its weight, an ordinary tensor (FSDP2 gathers it)."""
+    kind, hooks = type(head), [*head._forward_pre_hooks.values(), *head._forward_hooks.values()]
+    if is_of_fsdp(kind):
+        kind = kind.__bases__[-1]  # its class is put before the module's
+    is_called_plainly = kind is nn.Linear and "forward" not in vars(head) and head.bias is None
+    is_ordinary = not hasattr(head.weight, "__tensor_flatten__")  # what subclasses of tensors define
+    return is_called_plainly and is_ordinary and all(map(is_of_fsdp, hooks))
+
+
+def is_of_fsdp(thing: Any) -> bool:
+    """Tell whether a class or function is part of FSDP2, which may not be imported: not every PyTorch has it."""
+    return thing.__module__.startswith("torch.distributed.fsdp.")
