@@ -115,7 +115,7 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens:
     if isinstance(model, GPTScratchForCausalLM) and options.get("cache_implementation") is None:
         with torch.no_grad():
             model = prepared_for_decoding(model, len(input_ids), max_new_tokens)
-        if options.get("use_cache", True) and options.get("assistant_model", options.get(CACHE)) is None:
+        if options.get("use_cache", True) and not {"past_key_values", "cache", "assistant_model"} & set(options):
             options[CACHE] = GrowingCache()
     return model.generate(input_ids, max_new_tokens=max_new_tokens, **options)
 

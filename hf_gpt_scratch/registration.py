@@ -19,7 +19,6 @@ from .model import (
 
 # All or nothing: with the config alone registered, the library would mix our config with a repository's model.
 AutoConfig.register(GPTScratchConfig.model_type, GPTScratchConfig)
-GPTScratchConfig.register_for_auto_class()
 for auto_class, model_class in (
     (AutoModel, GPTScratchModel),
     (AutoModelForCausalLM, GPTScratchForCausalLM),
@@ -27,5 +26,3 @@ for auto_class, model_class in (
     (AutoModelForTokenClassification, GPTScratchForTokenClassification),
 ):
     auto_class.register(GPTScratchConfig, model_class)
-    # Registered for an Auto class, save_pretrained copies the code beside the weights.
-    model_class.register_for_auto_class(auto_class.__name__)

@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
     | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
-    | {"token_folder", "registration", ""},
+    | {"token_folder", "registration", "linear_cross_entropy", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary"}
-    | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
+    | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""}
+    | {"fast_decoding", "linear_cross_entropy"},
 }
 
 
@@ -75,10 +76,8 @@ def test_shipped_files_stand_alone(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.level > 0:
             assert node.level == 1
             assert node.module in siblings
-            # configuration names its siblings for the library's eyes only, in a block that is never executed.
-            assert path.stem in ("modeling_gpt_scratch", "configuration_gpt_scratch") or (
-                (path.stem, node.module) == ("generation_gpt_scratch", "packing_gpt_scratch")
-            )
+            # Before 5.10 the library copies what the modeling file names itself; a circle makes 4.45 to 4.55 hang.
+            assert path.stem == "modeling_gpt_scratch"
         else:
             assert module.split(".")[0] in allowed, module
     # The library finds siblings with a pattern that also looks into docstrings.
@@ -145,13 +144,14 @@ def test_every_module_has_its_test() -> None:
         assert proved_elsewhere.get(path.name, f"test_{path.name}") in tests, path
 
 
-def test_modeling_file_is_read_in_one_sitting() -> None:
-    source = (PACKAGE / "model" / "modeling_gpt_scratch.py").read_text(encoding="utf-8")
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+def test_what_travels_with_a_model_is_read_in_one_sitting() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in SHIPPED}
+    assert len(SHIPPED) <= 4
+    assert sum(len(source.splitlines()) for source in sources.values()) <= 900
+    functions = [n for n in ast.walk(ast.parse(sources["modeling_gpt_scratch"])) if isinstance(n, ast.FunctionDef)]
     lengths = [node.end_lineno - node.lineno + 1 for node in functions]
-    assert len(source.splitlines()) <= 400
     assert median(lengths) <= 12.5
-    assert max(len(line) for line in source.splitlines()) <= 119
+    assert max(len(line) for source in sources.values() for line in source.splitlines()) <= 119
 
 
 def test_vocabulary_hash_is_the_same_in_the_build_and_at_run_time() -> None:

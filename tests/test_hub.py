@@ -22,7 +22,7 @@ from hf_gpt_scratch.hub import Pushed, PushProcess, check_names, load_line, prep
 
 REPO = "alice/toy"
 FIRST_PUSH = ["GET refs", "POST create", "GET refs", "GET tree", "POST validate_yaml", "POST preupload"]
-CODE = {f"{duty}_gpt_scratch.py" for duty in ("configuration", "generation", "loss", "modeling", "packing")}
+CODE = {f"{duty}_gpt_scratch.py" for duty in ("configuration", "generation", "loss", "modeling")}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ CODE_FILES = (
     "modeling_gpt_scratch.py",
 )
 AUTO_MAP = {
-    "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
+    "AutoConfig": "modeling_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
     "AutoModelForCausalLM": "modeling_gpt_scratch.GPTScratchForCausalLM",
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",

@@ -12,10 +12,6 @@ from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
 
-# transformers tells apart the code of two folders of one name by the text of this file and of what it imports, and it
-# imports nothing: so here is the SHA-256 of the other files, and each version of them has a configuration of its own.
-CODE_VERSION = "712a87d7c3504819"
-
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 if VERSION < (4, 40):
     raise ImportError(
@@ -23,9 +19,11 @@ if VERSION < (4, 40):
         "pip install -U transformers, or use a folder written by convert_gpt2.py --export-stock, which has no code"
     )
 
-# Where the Auto classes find our classes in a saved folder; the library itself would write only two of these entries.
+# Where the Auto classes find our classes in a saved folder; the library alone would write two of these entries. The
+# config too is found by way of the modeling file, for that imports all others: the library tells the code of two
+# folders of one name apart by the text of the file named here and of what it imports.
 AUTO_MAP = {
-    "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
+    "AutoConfig": "modeling_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
     "AutoModelForCausalLM": "modeling_gpt_scratch.GPTScratchForCausalLM",
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
@@ -160,7 +158,3 @@ class GPTScratchConfig(PretrainedConfig):  # trf-ignore: TRF057
         pp_size = getattr(getattr(self, "distributed_config", None), "pp_size", None) or 1
         if pp_size > 1:
             raise ValueError(f"pp_size={pp_size}: each stage would add the learned positions; use tp_size or FSDP")
-
-
-# What is saved carries this file.
-GPTScratchConfig.register_for_auto_class()

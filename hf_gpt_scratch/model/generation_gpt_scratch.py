@@ -13,6 +13,11 @@ import torch
 from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor
 
 
+PREPARED_BY_LIBRARY = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+# The name under which the library hands over the cache, and wants it back; "cache" from 5.24 on.
+CACHE = "cache" if "cache" in PREPARED_BY_LIBRARY else "past_key_values"
+
+
 class TemperatureTopKLogitsProcessor(LogitsProcessor):
     r"""Divide the scores by a temperature and keep the `top_k` best tokens of each row.
 
@@ -120,6 +125,8 @@ class GPTScratchPastContext(GenerationMixin):
         input_ids: torch.LongTensor,
         inputs_embeds: torch.Tensor | None = None,
         past_context: str | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit.
@@ -127,12 +134,11 @@ class GPTScratchPastContext(GenerationMixin):
         Raises:
             ValueError: `past_context` is no mode, or does not go with the way of decoding; one line.
         """
-        name = "cache" if "cache" in kwargs else "past_key_values"  # "cache" from transformers 5.24 on
-        cache, context = kwargs.pop(name, None), self.config.max_position_embeddings
+        cache, context = past_key_values if cache is None else cache, self.config.max_position_embeddings
         if past_context is not None:
             refuse_past_context(past_context, cache, inputs_embeds, **kwargs)
         if past_context is None or input_ids.shape[1] <= context:
-            return self._next_inputs(input_ids, inputs_embeds=inputs_embeds, **kwargs, **{name: cache})
+            return self._next_inputs(input_ids, inputs_embeds=inputs_embeds, **kwargs, **{CACHE: cache})
         window = context
         if past_context == "exact":
             cache, kwargs["use_cache"] = None, False
@@ -150,11 +156,11 @@ class GPTScratchPastContext(GenerationMixin):
         if "cache_position" in kwargs:  # before 5.4
             num_cached = cache.get_seq_length() if cache is not None else 0
             kwargs["cache_position"] = torch.arange(window, device=input_ids.device) + num_cached
-        return self._next_inputs(input_ids[:, -window:], **kwargs, **{name: cache})
+        return self._next_inputs(input_ids[:, -window:], **kwargs, **{CACHE: cache})
 
     def _next_inputs(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
         """Let the library leave out what is cached, where it can: before 4.46 that is the model's own duty."""
-        if "attention_mask" in inspect.signature(super().prepare_inputs_for_generation).parameters:
+        if "attention_mask" in PREPARED_BY_LIBRARY:
             return super().prepare_inputs_for_generation(input_ids, **kwargs)
         cache, inputs_embeds = kwargs["past_key_values"], kwargs.pop("inputs_embeds", None)
         num_cached = cache.get_seq_length() if cache is not None else 0

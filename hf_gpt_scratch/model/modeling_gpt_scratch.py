@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchConfig
-from .generation_gpt_scratch import GPTScratchPastContext
+from .generation_gpt_scratch import CACHE, GPTScratchPastContext
 from .generation_gpt_scratch import SeededDrawLogitsProcessor as SeededDrawLogitsProcessor
 from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
 from .loss_gpt_scratch import causal_lm_loss, chunked_causal_lm_loss, classification_loss
@@ -46,8 +46,6 @@ except ImportError:  # before 4.52
 
 # The library's table also has what others register in it. Before 4.48 there is none, and eager attention for all.
 ALL_ATTENTION_FUNCTIONS = getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {})
-# The name under which the library hands over the cache, and wants it back; "cache" from 5.24 on.
-CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Before 5.4 it wants to be told the places that the tokens take in a static cache.
 TAKES_SLOTS = VERSION < (5, 4)
 
@@ -264,13 +262,11 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         self.post_init()
 
     def refuse_beyond_context(self, position_ids: torch.Tensor, num_slots: int | torch.Tensor) -> None:
-        """Raise if a position has no embedding. On other devices than a CPU, where reading one would take waiting, the
-        slots of a row stand for them, of which padding takes some.
-        """
+        """Raise if a position has no embedding; where reading one would wait for a device, judge by a row's slots."""
         longest = num_slots if isinstance(num_slots, int) else 0
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(position_ids) is not torch.Tensor
-        if position_ids.device.type == "cpu" and not is_traced:
-            longest = int(position_ids.max()) + 1 if position_ids.numel() > 0 else 0
+        if position_ids.device.type == "cpu" and not is_traced and position_ids.numel() > 0:
+            longest = int(position_ids.max()) + 1
         if longest > self.config.max_position_embeddings:
             raise ValueError(
                 f"{longest} positions are asked for, but the context of this model ends at "
@@ -460,6 +456,9 @@ class GPTScratchForTokenClassification(GPTScratchClassifier):  # trf-ignore: TRF
     is_for_tokens = True
 
 
+# Registered so, what is saved carries the code; a config carries that of the file that its class is said to be of.
+GPTScratchConfig.__module__ = __name__
+GPTScratchConfig.register_for_auto_class()
 GPTScratchModel.register_for_auto_class("AutoModel")
 GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
