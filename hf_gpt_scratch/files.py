@@ -1,11 +1,13 @@
 """What is asked of files that must not be lost or mistaken: to be on the disk, to be whole, to have a known hash."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def flush(path: Path) -> None:
@@ -47,6 +49,16 @@ def errors_name(path: Path) -> Iterator[None]:
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """Return JSON as transformers writes it: keys sorted, two spaces, a newline at the end."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of `json_text`."""
+    path.write_text(json_text(content), encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

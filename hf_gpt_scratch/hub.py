@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from .hub_errors import redact
 from .hub_folder import check_folder, read_json
 from .hub_upload import Order, Pushed
+from .shipped_code import update_folder
 
 
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
@@ -67,10 +68,43 @@ def prepare_push(
         ValueError, OSError: see `push_folder`.
     """
     check_names(repo_id, revision, tag)
-    if not timeout > 0:
-        raise ValueError(f"a push cannot be done in {timeout:g} seconds: allow more")
     check_folder(folder)
     return Order(str(Path(folder).resolve()), repo_id, revision, private, tag, message, timeout)
+
+
+def update_code(target: str, revision: str = "main", timeout: float = Order.timeout) -> str:
+    """Replace the code files of a repository on the Hub, or of a local folder, by those of this package.
+
+    config.json is brought up to date where it names the code and the class of the tokenizer. Everything else stays as
+    it is, and weights are neither downloaded nor uploaded. On the Hub it is one commit; a folder can be loaded also
+    after a kill.
+
+    Args:
+        target: a folder, or else USER/NAME.
+        revision: branch of the repository.
+        timeout: seconds after which an update on the Hub is given up.
+
+    Returns:
+        What was changed, for the user.
+
+    Raises:
+        ValueError, OSError: it is not a model of this project, or cannot be written; one line.
+    """
+    folder = Path(target)
+    if folder.is_dir():
+        if revision != "main":
+            raise ValueError(f"{target} is a folder, which has no revision {revision}: leave that out")
+        where = target
+        written, removed = update_folder(folder)
+    elif folder.exists():
+        raise NotADirectoryError(f"cannot update {target}: it is a file, name the folder that holds it")
+    else:
+        check_names(target, revision)
+        pushed = PushProcess(Order(None, target, revision, message="Update code", timeout=timeout)).wait()
+        where = f"{target}, commit {pushed.commit}"
+        written, removed = pushed.sent, pushed.removed
+    done = [f"{verb} {', '.join(names)}" for verb, names in (("wrote", written), ("removed", removed)) if names]
+    return f"updated {where}: {'; '.join(done)}" if done else f"{where} is up to date already"
 
 
 def check_names(repo_id: str, revision: str = "main", tag: str | None = None) -> None:
@@ -125,9 +159,10 @@ class PushProcess:
             self.process.wait(max(0.0, self.deadline - time.monotonic()))
             answer = read_answer(self.process.stdout.read())
         except subprocess.TimeoutExpired:
+            again = f"push {folder} again" if folder else "update it again"
             raise OSError(
                 f"cannot push to {repo_id}: {HfApi().endpoint} had not taken it after {timeout:g} seconds, so it was "
-                f"stopped: push {folder} again, what has arrived is not sent twice, or allow more time"
+                f"stopped: {again}, what has arrived is not sent twice, or allow more time"
             ) from None
         finally:
             self.stop()
@@ -164,7 +199,7 @@ def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
 
 def describe_push(pushed: Pushed, folder: str | Path, repo_id: str) -> list[str]:
     """What to tell the user."""
-    done = f"sent {pushed.num_sent} files, removed {pushed.num_removed}" if pushed.is_new else "nothing had changed"
+    done = f"sent {len(pushed.sent)} files, removed {len(pushed.removed)}" if pushed.is_new else "nothing had changed"
     return [
         f"pushed to {repo_id}: commit {pushed.commit}, {done}; every file compared with the Hub's",
         f"load it: {load_line(folder, repo_id, pushed.commit)}",

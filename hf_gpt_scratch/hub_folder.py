@@ -3,16 +3,14 @@
 import json
 import re
 import stat
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .shipped_code import CODE_FILES, is_code, parse_object
 
-CODE_FILES = frozenset(
-    item.name for item in (files("hf_gpt_scratch") / "model").iterdir() if item.name.endswith("_gpt_scratch.py")
-)
+
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -67,6 +65,8 @@ def foreign_files(paths: list[Path]) -> list[str]:
             problems.append(f"{path.name} is a link, put the file itself there")
         elif not stat.S_ISREG(mode):
             problems.append(f"{path.name} is no plain file, remove it")
+        elif is_code(path.name) and path.name not in CODE_FILES:
+            problems.append(f"{path.name} is code of another release, bring it up to date by --update-code")
         elif not may_be_pushed(path.name):
             problems.append(f"{path.name} does not belong into a model repository, remove it")
     if len(problems) > 8:
@@ -97,7 +97,7 @@ def code_files(folder: Path) -> set[str]:
     references = auto_map.values() if isinstance(auto_map, dict) else ()
     wanted = {f"{str(reference).split('.')[0]}.py" for reference in references}
     if config.get("model_type") == "gpt_scratch":
-        wanted |= CODE_FILES
+        wanted |= set(CODE_FILES)
     found: set[str] = set()
     while wanted:
         name = wanted.pop()
@@ -146,7 +146,6 @@ def files_with_secrets(paths: list[Path]) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; none if there is no such file or it holds none, which `check_folder` reports."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return parse_object(path.read_bytes())
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -4,12 +4,14 @@ Each attempt looks at what the Hub has and does what is left to do. So after an 
 a kill, it is simply done again.
 """
 
+import hashlib
 import json
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,26 +25,36 @@ from huggingface_hub.utils.sha import git_hash
 from .files import sha256_of
 from .hub_errors import explain, is_transient, redact
 from .hub_folder import foreign_files, may_be_pushed
+from .shipped_code import is_code, read_code, update_config
 
 
 if TYPE_CHECKING:
     from httpx2 import Request
 
 WAITS = (1, 2, 4)  # seconds before the second, third and fourth attempt
+CONFIG = "config.json"
 GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large ones
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to push, and where to."""
+    """What to push, and where to.
 
-    folder: str
+    Raises:
+        ValueError: no push is done in so short a time.
+    """
+
+    folder: str | None  # None: only the code files of this package, into a repository that exists
     repo_id: str
     revision: str = "main"
     private: bool = False
     tag: str | None = None
     message: str = "Upload model"
     timeout: float = 6 * 3600.0  # seconds for the whole push: silence ends it earlier, a slow line takes long
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"a push cannot be done in {self.timeout:g} seconds: allow more")
 
     @property
     def answer_timeout(self) -> float:
@@ -55,13 +67,13 @@ class Pushed:
     """What came of it."""
 
     commit: str
-    num_sent: int
-    num_removed: int
+    sent: list[str]  # names of files
+    removed: list[str]
 
     @property
     def is_new(self) -> bool:
-        """Whether the branch was not already what the folder is."""
-        return self.num_sent + self.num_removed > 0
+        """Whether the branch was not already what it should be."""
+        return bool(self.sent or self.removed)
 
 
 class Refusal(OSError):
@@ -79,14 +91,19 @@ class Push:
     def __init__(self, order: Order, token: str) -> None:
         self.order = order
         self.api = HfApi(token=token, library_name="hf_gpt_scratch")
-        paths = sorted(Path(order.folder).iterdir())
-        # The folder was checked, but it may have changed since.
-        if foreign := foreign_files(paths):
-            raise Refusal(f"cannot push {order.folder}: {'; '.join(foreign)}")
-        self.files = {path.name: path for path in paths}
+        self.files = self.read_files()
         self.repo_exists = False
         self.first_head: str | None = None  # of the branch; only we may move it
-        self.num_changes: tuple[int, int] | None = None  # as first seen
+        self.changes: tuple[list[str], list[str]] | None = None  # as first seen
+
+    def read_files(self) -> dict[str, Path | bytes]:
+        """What the branch is to hold: name -> file or its content."""
+        folder = self.order.folder
+        paths = sorted(Path(folder).iterdir())
+        # The folder was checked, but it may have changed since.
+        if foreign := foreign_files(paths):
+            raise Refusal(f"cannot push {folder}: {'; '.join(foreign)}")
+        return {path.name: path for path in paths}
 
     def attempt(self) -> Pushed:
         """Bring the repository to what the folder is, in one commit, and see that it is.
@@ -104,43 +121,56 @@ class Push:
             head = self.api.repo_info(order.repo_id, revision=order.revision).sha
         self.first_head = self.first_head or head
         changed, stale = self.differences(head)
-        self.num_changes = self.num_changes or (len(changed), len(stale))
+        self.changes = self.changes or (changed, stale)
         if order.tag in tags:
             self.check_tag(head if not (changed or stale) else None)
         commit = self.commit(head, changed, stale) if changed or stale else head
         if order.tag is not None and order.tag not in tags:
             self.api.create_tag(order.repo_id, tag=order.tag, revision=commit)
-        return Pushed(commit, *self.num_changes)
+        return Pushed(commit, *self.changes)
 
     def open_repository(self) -> tuple[dict[str, str], set[str]]:
         """Make the repository if there is none; its branches with their commits, and its tags."""
         order = self.order
         try:
-            refs = self.api.list_repo_refs(order.repo_id)
+            refs = self.list_refs()
         except RepositoryNotFoundError:
             self.api.create_repo(order.repo_id, private=order.private or None, exist_ok=True)
-            refs = self.api.list_repo_refs(order.repo_id)
-        self.repo_exists = True
+            refs = self.list_refs()
         if order.private and not self.api.repo_info(order.repo_id).private:
             raise Refusal(
                 f"cannot push to {order.repo_id}: it is public already: leave out --private, make it private in its "
                 "settings, or choose another name"
             )
+        return refs
+
+    def list_refs(self) -> tuple[dict[str, str], set[str]]:
+        """The branches with their commits, and the tags."""
+        refs = self.api.list_repo_refs(self.order.repo_id)
+        self.repo_exists = True
         return {branch.name: branch.target_commit for branch in refs.branches}, {tag.name for tag in refs.tags}
 
     def differences(self, commit: str) -> tuple[list[str], list[str]]:
-        """Compare every file of a commit with the folder by its hash: (new or changed, no longer in the folder)."""
-        order = self.order
-        tree = self.api.list_repo_tree(order.repo_id, recursive=True, revision=commit)
-        remote = {item.path: item for item in tree if isinstance(item, RepoFile) and item.path != GIT_ATTRIBUTES}
-        foreign = sorted(name for name in remote if not may_be_pushed(name))
+        """Compare every file of a commit that is ours to write by its hash: (new or changed, to be removed)."""
+        remote = self.our_files(commit)
+        changed = [name for name, file in self.files.items() if name not in remote or not is_same(remote[name], file)]
+        return changed, sorted(remote.keys() - self.files.keys())
+
+    def list_files(self, commit: str) -> dict[str, RepoFile]:
+        """All files of a commit, but for the one that the Hub makes."""
+        tree = self.api.list_repo_tree(self.order.repo_id, recursive=True, revision=commit)
+        return {item.path: item for item in tree if isinstance(item, RepoFile) and item.path != GIT_ATTRIBUTES}
+
+    def our_files(self, commit: str) -> dict[str, RepoFile]:
+        """The files of a commit that a push writes or removes: all, or it is refused."""
+        remote = self.list_files(commit)
+        foreign = sorted(name for name in remote if not (may_be_pushed(name) or is_code(name)))
         if foreign:
             raise Refusal(
-                f"cannot push to {order.repo_id}: it holds {', '.join(foreign[:8])}, which no push of ours writes "
-                "or removes: delete that there, or choose another name"
+                f"cannot push to {self.order.repo_id}: it holds {', '.join(foreign[:8])}, which no push of ours "
+                "writes or removes: delete that there, or choose another name"
             )
-        changed = [name for name, path in self.files.items() if name not in remote or not is_same(remote[name], path)]
-        return changed, sorted(remote.keys() - self.files.keys())
+        return remote
 
     def check_tag(self, wanted: str | None) -> None:
         """Refuse to go on if the tag exists, unless it stands at `wanted` already."""
@@ -179,18 +209,64 @@ class Push:
         if wrong or left:
             raise Refusal(
                 f"the push to {order.repo_id} did not arrive as it was sent: commit {commit} differs from "
-                f"{order.folder} in {', '.join([*wrong, *left])}: push again, and do not use that commit"
+                f"{order.folder or 'this package'} in {', '.join([*wrong, *left])}: push again, and do not use that "
+                "commit"
             )
         return commit
 
 
-def is_same(remote: RepoFile, path: Path) -> bool:
+class CodeUpdate(Push):
+    """A push of the code files alone, and of config.json where it names them; see `hub.update_code`."""
+
+    def read_files(self) -> dict[str, Path | bytes]:
+        """The code; config.json comes to it when that of the repository has been read."""
+        return dict(read_code())
+
+    def open_repository(self) -> tuple[dict[str, str], set[str]]:
+        """The branches with their commits, and the tags, of a repository that has to be there."""
+        order = self.order
+        try:
+            branches, tags = self.list_refs()
+        except RepositoryNotFoundError:
+            raise Refusal(
+                f"cannot update {order.repo_id}: no folder of that name is here, and {self.api.endpoint} shows this "
+                "token no such repository: check the name"
+            ) from None
+        if order.revision not in branches:
+            raise Refusal(
+                f"cannot update {order.repo_id}: it has no branch {order.revision}, only {', '.join(sorted(branches))}"
+            )
+        return branches, tags
+
+    def our_files(self, commit: str) -> dict[str, RepoFile]:
+        """The code files and config.json."""
+        remote = self.list_files(commit)
+        if CONFIG not in self.files:
+            self.files[CONFIG] = self.read_config(commit, remote.keys())
+        return {name: file for name, file in remote.items() if is_code(name) or name == CONFIG}
+
+    def read_config(self, commit: str, names: Collection[str]) -> bytes:
+        """What config.json is to be; it and the settings of the tokenizer are all that is downloaded."""
+        repo_id = self.order.repo_id
+        if CONFIG not in names:
+            raise Refusal(f"cannot update {repo_id}: it holds no {CONFIG}, so it is no model repository")
+        config, tokenizer_config = (
+            Path(self.api.hf_hub_download(repo_id, name, revision=commit)).read_bytes() if name in names else None
+            for name in (CONFIG, "tokenizer_config.json")
+        )
+        try:
+            return update_config(config, tokenizer_config, repo_id)
+        except ValueError as error:
+            raise Refusal(str(error)) from None
+
+
+def is_same(remote: RepoFile, file: Path | bytes) -> bool:
     """Compare a file with the hash that the Hub has of it: SHA-256 of a large file, git's of any other."""
-    if remote.size != path.stat().st_size:
+    if remote.size != (len(file) if isinstance(file, bytes) else file.stat().st_size):
         return False
     if remote.lfs is not None:
-        return remote.lfs.sha256 == sha256_of(path)
-    return remote.blob_id == git_hash(path.read_bytes())
+        return remote.lfs.sha256 == (hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256_of(file))
+    return remote.blob_id == git_hash(file if isinstance(file, bytes) else file.read_bytes())
 
 
 def why_no_push() -> str | None:
@@ -220,7 +296,7 @@ def push(order: Order) -> Pushed:
     if problem:
         raise OSError(f"cannot push to {order.repo_id}: {problem}")
     token, endpoint = get_token(), HfApi().endpoint
-    under_way = Push(order, token)
+    under_way = (CodeUpdate if order.folder is None else Push)(order, token)
     waits = iter(WAITS)
     while True:
         try:

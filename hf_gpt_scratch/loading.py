@@ -35,6 +35,9 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
         raise OSError(f"cannot load {name_or_path}: {' '.join(str(error).split())}") from None
     if report["missing_keys"]:
         raise OSError(f"cannot load {name_or_path}: it lacks the weights {', '.join(sorted(report['missing_keys']))}")
-    if tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+    # By the class that config.json names, the library makes a tokenizer without its settings, which pads to the right.
+    is_ours = folder.is_dir() and model.config.model_type == "gpt_scratch"
+    lacks_settings = is_ours and not (folder / "tokenizer_config.json").is_file()
+    if lacks_settings or tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise OSError(f"cannot load {name_or_path}: its tokenizer is not complete")
     return model.to(device).eval(), tokenizer

@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .files import write_json
 from .model_card import CardDetails, render_card
 from .tokenizer import build_tokenizer
+from .vocabulary import join_merges
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig:
@@ -60,11 +63,11 @@ def build_repository(
             generation_config(model).save_pretrained(unfinished)
         tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
         tokenizer.save_pretrained(unfinished)
+        settle_tokenizer(unfinished)
         readme = render_card(model, folder.name, facts or {}, base_model, card)
         (unfinished / "README.md").write_text(readme, encoding="utf-8")
         for picture in card.pictures if card else ():
             shutil.copyfile(picture, unfinished / picture.name)
-        forget_origin(unfinished / "tokenizer_config.json")
         # mkdtemp and safetensors make folders and files that only the user may read.
         umask = current_umask()
         unfinished.chmod(0o777 & ~umask)
@@ -80,13 +83,24 @@ def build_repository(
     return folder
 
 
-def forget_origin(tokenizer_config: Path) -> None:
-    """Drop what a loaded tokenizer writes about where it came from."""
-    fields = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+def settle_tokenizer(folder: Path) -> None:
+    """Have every release of the libraries read the tokenizer that was saved into a folder.
+
+    A loaded tokenizer forgets where it came from. config.json names its class, without which `pipeline` of older
+    releases of transformers does not look for one. Merges become strings, unless no string can hold them.
+    """
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
     for key in ("is_local", "local_files_only"):
-        fields.pop(key, None)
-    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    tokenizer_config.write_text(text, encoding="utf-8")
+        settings.pop(key, None)
+    write_json(folder / "tokenizer_config.json", settings)
+    config = json.loads((folder / "config.json").read_bytes())
+    write_json(folder / "config.json", config | {"tokenizer_class": settings["tokenizer_class"]})
+    if (file := folder / "tokenizer.json").is_file():  # the tokenizers of some models have none
+        content = json.loads(file.read_bytes())
+        if content["model"]["type"] == "BPE":
+            with suppress(ValueError):
+                content["model"]["merges"] = join_merges(content["model"]["merges"])
+                file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def current_umask() -> int:

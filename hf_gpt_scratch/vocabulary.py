@@ -1,6 +1,7 @@
 """The packaged vocabulary of GPT-2, read without any library of tokenizers: merges, and the spelling of each token."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 
@@ -23,6 +24,22 @@ def read_merges() -> list[tuple[str, str]]:
         raise ValueError(f"{vocab_file} has sha256 {digest}, not {VOCAB_SHA256}: reinstall the package")
     _version, *lines = content.decode("utf-8").splitlines()
     return [tuple(line.split(" ")) for line in lines]
+
+
+def join_merges(merges: Iterable[Sequence[str]]) -> list[str]:
+    """Return merges as strings ("Ġ t"): every release of tokenizers from 0.19 on reads these, pairs only from 0.20 on.
+
+    Raises:
+        ValueError: a merge cannot be told apart in a string; none of byte-level spelling, which writes a space as "Ġ".
+    """
+    joined = []
+    for merge in merges:
+        text = " ".join(merge)
+        # tokenizers splits at the spaces, and passes over what looks like the head of a merges.txt.
+        if text.count(" ") != 1 or text.startswith("#version"):
+            raise ValueError(f"the merge {list(merge)!r} cannot be written as one string: keep the merges as pairs")
+        joined.append(text)
+    return joined
 
 
 def spell_tokens(merges: list[tuple[str, str]]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Push a model folder to the Hugging Face Hub: python scripts/push_to_hub.py FOLDER USER/NAME."""
+"""Push a model folder to the Hugging Face Hub: python scripts/push_to_hub.py FOLDER USER/NAME.
+
+Or bring the code of an older one up to date: python scripts/push_to_hub.py --update-code REPO_OR_FOLDER.
+"""
 
 import argparse
 import os
@@ -9,26 +12,41 @@ from pathlib import Path
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
 from hf_gpt_scratch.cli import run  # noqa: E402
-from hf_gpt_scratch.hub import Order, describe_push, push_folder  # noqa: E402
+from hf_gpt_scratch.hub import Order, describe_push, push_folder, update_code  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Push a model folder in one commit. Afterwards the branch holds these files and no others."
     )
-    parser.add_argument("folder", type=Path, help="what training wrote into model/, or the converter's --output")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; made if it does not exist")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="what training wrote into model/, or the converter's --output"
+    )
+    parser.add_argument("repo_id", metavar="USER/NAME", nargs="?", help="repository; made if it does not exist")
+    parser.add_argument(
+        "--update-code",
+        metavar="REPO_OR_FOLDER",
+        help="only replace the code files there, and what config.json says of them, by those of this package",
+    )
     parser.add_argument("--private", action="store_true", help="make it a private repository")
     parser.add_argument("--revision", default="main", metavar="B", help="branch; made if missing (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v0.1")
     parser.add_argument(
         "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: six hours)"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.update_code is None and arguments.repo_id is None:
+        parser.error("name the folder and USER/NAME")
+    if arguments.update_code is not None and (arguments.folder or arguments.private or arguments.tag):
+        parser.error("--update-code goes with --revision and --timeout alone")
+    return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.update_code is not None:
+        print(update_code(arguments.update_code, arguments.revision, arguments.timeout))
+        return
     folder, repo_id = arguments.folder, arguments.repo_id
     pushed = push_folder(
         folder,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 
 if TYPE_CHECKING:
@@ -202,16 +203,18 @@ def download(path: str, revision: str | None = None) -> dict[str, Any]:
 def load_tokenizer(
     path: str, texts: list[str], trust_remote_code: bool | None = True, revision: str | None = None
 ) -> dict[str, Any]:
-    """AutoTokenizer, and what it makes of texts."""
+    """AutoTokenizer, what it makes of texts, and how often it asked the user, who does not answer."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    with mock.patch("builtins.input", side_effect=EOFError) as asked:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     return {
         "class": type(tokenizer).__name__,
         "token_ids": tokenizer(texts)["input_ids"],
         "pad_token": tokenizer.pad_token,
         "padding_side": tokenizer.padding_side,
         "model_max_length": tokenizer.model_max_length,
+        "questions": asked.call_count,
     }
 
 

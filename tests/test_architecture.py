@@ -26,7 +26,7 @@ MAY_IMPORT = {
     | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
     | {"token_folder", "registration", "linear_cross_entropy", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
-    "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
+    "conversion": {"model", "tokenizer", "vocabulary", "files", "shipped_code", ""},
     "benchmarks": {"decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""}

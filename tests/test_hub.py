@@ -4,6 +4,7 @@ One commit holds the whole folder; what is there is not sent again; what is stal
 nothing hangs; the token is in no output. Errors are proved as users see them in scripts/test_push_to_hub_script.py.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -15,14 +16,15 @@ import time
 from pathlib import Path
 
 import pytest
-from loopback_hub import LoopbackHub, Request
+from loopback_hub import File, LoopbackHub, Request
+from older_release import DROPPED, ENTRIES, make_older
 
-from hf_gpt_scratch.hub import Pushed, PushProcess, check_names, load_line, prepare_push, push_folder
+from hf_gpt_scratch.hub import Pushed, PushProcess, check_names, load_line, prepare_push, push_folder, update_code
+from hf_gpt_scratch.shipped_code import CODE_FILES
 
 
 REPO = "alice/toy"
 FIRST_PUSH = ["GET refs", "POST create", "GET refs", "GET tree", "POST validate_yaml", "POST preupload"]
-CODE = {f"{duty}_gpt_scratch.py" for duty in ("configuration", "generation", "loss", "modeling")}
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_one_commit_holds_the_whole_folder_and_is_verified(alice: LoopbackHub, f
     assert num_commits(alice) == 1
     assert pushed.commit == alice.repo(REPO).head().sha
     assert content(alice, pushed.commit) == local(folder)
-    assert set(local(folder)) >= CODE | {"README.md", "model-00001-of-00002.safetensors"}
+    assert set(local(folder)) >= {*CODE_FILES, "README.md", "model-00001-of-00002.safetensors"}
     assert ".gitattributes" in alice.repo(REPO).head().files
     transfers = {"POST lfs_batch", "PUT lfs_upload", "POST lfs_verify"}
     others = [route for route in alice.routes_asked() if route not in transfers]
@@ -83,7 +85,7 @@ def test_xet_makes_one_commit_too(alice: LoopbackHub, folder: Path, monkeypatch:
 def test_an_unchanged_folder_is_not_sent_and_makes_no_commit(alice: LoopbackHub, folder: Path) -> None:
     first = push_folder(folder, REPO)
     asked = len(alice.requests)
-    assert push_folder(folder, REPO) == Pushed(first.commit, num_sent=0, num_removed=0)
+    assert push_folder(folder, REPO) == Pushed(first.commit, sent=[], removed=[])
     assert alice.routes_asked(asked) == ["GET refs", "GET tree"]
 
 
@@ -94,7 +96,7 @@ def test_only_what_changed_is_sent_and_what_is_stale_goes(alice: LoopbackHub, fo
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# other\n", encoding="utf-8")
     (folder / "LICENSE").write_text("MIT", encoding="utf-8")
     second = push_folder(folder, REPO)
-    assert (second.num_sent, second.num_removed) == (2, 0)
+    assert (second.sent, second.removed) == (["LICENSE", "README.md"], [])
     assert "PUT lfs_upload" not in alice.routes_asked(asked)
     assert content(alice) == local(folder)
 
@@ -107,7 +109,8 @@ def test_only_what_changed_is_sent_and_what_is_stale_goes(alice: LoopbackHub, fo
     for path in (*shards, folder / "model.safetensors.index.json", folder / "LICENSE"):
         path.unlink()
     third = push_folder(folder, REPO)
-    assert (third.num_sent, third.num_removed) == (1, len(shards) + 2)
+    assert third.sent == ["model.safetensors"]
+    assert third.removed == ["LICENSE", *(shard.name for shard in shards), "model.safetensors.index.json"]
     assert content(alice) == local(folder)
     assert ".gitattributes" in alice.repo(REPO).head().files
     assert num_commits(alice) == 3
@@ -139,7 +142,7 @@ def test_no_fault_at_the_commit_makes_a_second_one(alice: LoopbackHub, folder: P
     pushed = push_folder(folder, REPO, tag="v1", timeout=20)
     assert len(fault.hits) == 1
     assert num_commits(alice) == 1
-    assert pushed.num_sent == len(local(folder))  # said also by the attempt that found it done
+    assert pushed.sent == sorted(local(folder))  # said also by the attempt that found it done
     assert alice.repo(REPO).head().sha == alice.repo(REPO).tags["v1"] == pushed.commit
     assert content(alice) == local(folder)
     # What had arrived was not sent again.
@@ -217,6 +220,80 @@ def test_stopping_leaves_no_process(alice: LoopbackHub, folder: Path) -> None:
     push.stop()
     assert not push.is_running
     assert push.process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def older(alice: LoopbackHub, folder: Path, tmp_path: Path) -> Path:
+    """What the repository holds: code of an older release on two branches, files of its owner, and weights."""
+    older = make_older(shutil.copytree(folder, tmp_path / "older"))
+    repository = alice.add_repository(REPO)
+    files = {path.name: File.regular(path.read_bytes()) for path in older.iterdir()}
+    for name in [name for name in files if name.endswith(".safetensors")]:
+        data = files[name].content
+        sha256 = hashlib.sha256(data).hexdigest()
+        repository.uploads[sha256] = data
+        files[name] = File.large(sha256, len(data))
+    files |= {"notes/own.txt": File.regular(b"own"), ".gitattributes": repository.head().files[".gitattributes"]}
+    repository.add_commit("main", files, "older", "", "alice")
+    repository.branches["v0"] = repository.head().sha
+    (older / "notes").mkdir()
+    (older / "notes" / "own.txt").write_text("own", encoding="utf-8")
+    return older
+
+
+def test_only_the_code_of_a_repository_is_brought_up_to_date(
+    alice: LoopbackHub, older: Path, finished_folder: Path
+) -> None:
+    repository = alice.repo(REPO)
+    before = content(alice)
+    asked = len(alice.requests)
+    said = update_code(REPO, revision="v0")
+    head = repository.resolve("v0")
+    names = f"{', '.join(ENTRIES)}, config.json"
+    assert said == f"updated {REPO}, commit {head.sha}: wrote {names}; removed {DROPPED}"
+    assert (head.title, content(alice)) == ("Update code", before)
+    assert repository.history("v0")[1].sha == repository.branches["main"]
+    changed = {*ENTRIES, "config.json", DROPPED}
+    kept = {name: data for name, data in before.items() if name not in changed}
+    assert content(alice, "v0") == kept | {
+        name: data for name, data in local(finished_folder).items() if name in changed
+    }
+    # The weights went neither way.
+    assert all("safetensors" not in request.path for request in alice.requests)
+    routes = alice.routes_asked(asked)
+    assert [route for route in routes if route.startswith(("POST", "PUT"))] == ["POST preupload", "POST commit"]
+    downloaded = {Path(request.path).name for request in alice.requests if "/resolve/" in request.path}
+    assert downloaded == {"config.json", "tokenizer_config.json"}
+
+    commits = len(repository.commits)
+    assert update_code(REPO, revision="v0") == f"{REPO}, commit {head.sha} is up to date already"
+    assert len(repository.commits) == commits
+    assert not alice.unknown
+
+
+@pytest.mark.parametrize("kind", ["500", "reset", "lost"])
+def test_no_fault_makes_a_second_update(alice: LoopbackHub, older: Path, kind: str) -> None:
+    alice.fault("POST commit", kind)
+    commits = len(alice.repo(REPO).commits)
+    said = update_code(REPO, timeout=20)
+    assert f"removed {DROPPED}" in said
+    assert len(alice.repo(REPO).commits) == commits + 1
+    assert alice.repo(REPO).head().sha in said
+
+
+def test_a_push_removes_the_code_of_an_older_release(
+    alice: LoopbackHub, older: Path, folder: Path, tmp_path: Path
+) -> None:
+    repository = alice.repo(REPO)
+    files = {name: file for name, file in repository.head().files.items() if name != "notes/own.txt"}
+    repository.add_commit("main", files, "without notes", "", "alice")
+    assert push_folder(folder, REPO).removed == [DROPPED]
+    assert content(alice) == local(folder)
+    shutil.rmtree(older / "notes")
+    with pytest.raises(ValueError, match=f"{DROPPED} is code of another release, bring it up to date by --update-"):
+        push_folder(older, REPO)
+    update_code(str(older))
+    push_folder(older, REPO)
 
 
 def test_pushing_needs_no_torch() -> None:

@@ -111,9 +111,13 @@ NOT_RUN = {
         "asks for a token",
         "scripts/test_push_to_hub_script.py::test_each_error_is_one_line_with_the_way_out",
     ),
-    "python scripts/push_to_hub.py": (
+    "python scripts/push_to_hub.py runs": (
         "needs the Hub",
         "scripts/test_push_to_hub_script.py::test_a_push_prints_the_commit_and_the_line_that_loads_it",
+    ),
+    "python scripts/push_to_hub.py --update-code": (
+        "needs the Hub",
+        "scripts/test_push_to_hub_script.py::test_the_code_of_a_folder_and_of_a_repository_is_updated",
     ),
     "accelerate launch scripts/train.py --output_dir runs/shared": (
         "needs the Hub",

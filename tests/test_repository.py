@@ -21,7 +21,8 @@ import torch
 from fresh_interpreter import Calls, Outcome, commit_of, run
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from hf_gpt_scratch import (
@@ -36,12 +37,7 @@ from hf_gpt_scratch.tokenizer import build_tokenizer
 
 
 MODEL_FOLDER = Path(str(files("hf_gpt_scratch"))) / "model"
-CODE_FILES = [
-    "configuration_gpt_scratch.py",
-    "generation_gpt_scratch.py",
-    "loss_gpt_scratch.py",
-    "modeling_gpt_scratch.py",
-]
+CODE_FILES = sorted(path.name for path in MODEL_FOLDER.glob("*_gpt_scratch.py"))
 FULL_AUTO_MAP = {
     "AutoConfig": "modeling_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
@@ -217,6 +213,44 @@ def test_a_loaded_tokenizer_writes_the_files_of_a_new_one(
     )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_text("utf-8") == (repositories[TIED] / name).read_text("utf-8")
+
+
+def test_older_releases_can_read_the_tokenizer_and_know_its_class(repositories: dict[str, Path]) -> None:
+    """Tokenizers 0.19 reads merges as strings alone; transformers 4.40's pipeline asks config.json for a class."""
+    merges = read_json(repositories[TIED] / "tokenizer.json")["model"]["merges"]
+    assert (len(merges), merges[0]) == (50_000, "Ġ t")
+    assert (repositories[TIED] / "tokenizer.json").stat().st_size < 2_200_000
+    for file in ("config.json", "tokenizer_config.json"):
+        assert read_json(repositories[TIED] / file)["tokenizer_class"] == "GPT2Tokenizer"
+
+
+FOREIGN = {
+    "merges with spaces": {"type": "BPE", "vocab": {"a": 0, " ": 1, "a ": 2, "a a": 3}, "merges": ["a_ ", "a _a"]},
+    "no merges": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+    "characters": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "é": 3}, "merges": ["a_b"]},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_tokenizer_keeps_what_strings_cannot_hold(
+    tiny_model: PreTrainedModel, kind: str, tmp_path: Path
+) -> None:
+    parts = dict(FOREIGN[kind])
+    if "merges" in parts:
+        parts["merges"] = [merge.split("_") for merge in parts["merges"]]
+    theirs = Tokenizer.from_str(json.dumps({"model": parts, "added_tokens": []}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token="a")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    folder = build_repository(tiny_model, tmp_path / "ours", tokenizer=tokenizer)
+    expected = read_json(tmp_path / "theirs" / "tokenizer.json")
+    if kind == "characters":
+        expected["model"]["merges"] = ["a b"]
+    else:
+        assert (folder / "tokenizer.json").read_bytes() == (tmp_path / "theirs" / "tokenizer.json").read_bytes()
+    assert read_json(folder / "tokenizer.json") == expected
+    loaded = AutoTokenizer.from_pretrained(folder)
+    for text in ("a a", "ab", "aéa ab"):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 def test_the_card_holds_the_facts_and_the_hub_can_read_it(
@@ -557,6 +591,7 @@ def test_tokenizer_is_the_same(loaded: dict[str, Outcome], origin: str) -> None:
         "pad_token": "<|endoftext|>",
         "padding_side": "left",
         "model_max_length": 40,
+        "questions": 0,
     }
 
 
@@ -773,9 +808,11 @@ def test_without_trust_loading_is_refused(
 @pytest.mark.parametrize("origin", ORIGINS)
 @pytest.mark.parametrize("trust", [False, None])
 def test_without_trust_the_tokenizer_loads(untrusted: Outcome, trust: bool | None, origin: str) -> None:
-    """It has no code of its own."""
+    """It has no code of its own. Unless told no before, transformers 5 asks about that of the model all the same."""
     tokenizer = untrusted.returned(f"{origin} {trust} tokenizer")
     assert tokenizer["token_ids"] == build_tokenizer()(TEXTS)["input_ids"]
+    assert (tokenizer["padding_side"], tokenizer["model_max_length"]) == ("left", 40)
+    assert tokenizer["questions"] == (trust is None)
 
 
 def test_without_trust_no_code_is_run_nor_even_copied(untrusted: Outcome) -> None:

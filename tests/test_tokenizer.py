@@ -18,12 +18,13 @@ import tiktoken
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import hf_gpt_scratch.tokenizer
 from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding, text_to_token_ids, token_ids_to_text
-from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, VOCAB_SHA256
+from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, VOCAB_SHA256, join_merges
 
 
 PACKAGE = Path(hf_gpt_scratch.tokenizer.__file__).parent
@@ -257,6 +258,34 @@ def test_saved_tokenizer_reloads_unchanged(tmp_path: Path, tokenizer: GPT2Tokeni
     batch = reloaded(["you", "Every effort"], padding=True)
     assert batch["input_ids"] == [[END_OF_TEXT_ID, 5832], [6109, 3626]]
     assert batch["attention_mask"] == [[0, 1], [1, 1]]
+
+
+def test_merges_as_strings_are_read_as_the_pairs_are(tokenizer: GPT2Tokenizer) -> None:
+    text = tokenizer.backend_tokenizer.to_str()
+    content = json.loads(text)
+    pairs = content["model"]["merges"]
+    content["model"]["merges"] = join_merges(pairs)
+    assert content["model"]["merges"][:2] == ["Ġ t", "Ġ a"]
+    read = Tokenizer.from_str(json.dumps(content))
+    assert json.loads(read.to_str())["model"]["merges"] == pairs
+    for sample in NASTY_TEXTS:
+        assert read.encode(sample).ids == tokenizer(sample)["input_ids"]
+
+
+@pytest.mark.parametrize("merge", [("a b", "c"), ("a", " "), ("#version", "b")])
+def test_a_merge_that_no_string_can_hold_is_refused(merge: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="cannot be written as one string: keep the merges as pairs") as refusal:
+        join_merges([("a", "b"), merge])
+    assert repr(list(merge)) in str(refusal.value)
+    # What tokenizers would make of the string: an error, or in silence another number of merges.
+    vocab = {token: number for number, token in enumerate(["".join(merge), *merge])}
+    content = {"model": {"type": "BPE", "vocab": vocab, "merges": [" ".join(merge)]}, "added_tokens": []}
+    try:
+        read = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:
+        assert "erge" in str(error)  # noqa: PT017
+    else:
+        assert json.loads(read.to_str())["model"]["merges"] == []
 
 
 def test_each_call_builds_a_new_tokenizer_but_shares_the_encoding(encoding: tiktoken.Encoding) -> None:

