@@ -52,11 +52,6 @@ class NotInstalledError(Exception):
     """A version could not be had: a failure, since nothing is known of it then."""
 
 
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, to be compared."""
-    return tuple(map(int, version.split(".")))
-
-
 def pip(*arguments: str) -> str:
     """What pip prints. The constraints of CI pin one transformers, so they are not heard here."""
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}

@@ -42,13 +42,13 @@ TEXTS = [
     "I'll we've DON'T can't .", "\x00\x7f\u00ad\ufeff", "1234567890 0x1F https://a.b/?c=d&e", "don 't ! ? ,",
 ]  # fmt: skip
 NAMES = {
-    "dots_and_dashes": "my.model-v1.0", "blanks": "a model of mine", "relative": "./plain", "slash": "plain/",
-    "link": "linked",
+    "dots": "my.model.v1.0", "dashes": "my-model-v1", "blanks": "a model of mine", "relative": "./plain",
+    "slash": "plain/", "link": "linked",
 }  # fmt: skip
 
 Calls = dict[str, tuple[str, dict[str, Any]]]
 PROBES: Calls = {}
-STOCK: Calls = {"trainer_of_stock": ("trainer_of_stock", {})}  # not of ours: the library's own model
+STOCK: Calls = {"continuous_batching_of_stock": ("continuous_batching_of_stock", {})}  # with the library's own model
 
 
 def kept(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -336,6 +336,38 @@ def shipped(name: str) -> Any:
     return getattr(sys.modules[type(model()).__module__], name)
 
 
+def check_continuous_batching(own: Any) -> None:
+    """Prompts of several lengths together, against each alone."""
+    rows = [IDS[0, :5].tolist(), IDS[0, 5:].tolist(), IDS[1, :7].tolist()]
+    tokens, sizes = {"do_sample": False, "max_new_tokens": 6}, {"num_blocks": 16, "max_batch_tokens": 64}
+    if hasattr(transformers, "ContinuousBatchingConfig"):
+        options = {"continuous_batching_config": transformers.ContinuousBatchingConfig(**sizes)}
+        sizes = {}
+    else:
+        options = {}
+    settings = transformers.GenerationConfig(**tokens, **sizes, eos_token_id=-1, pad_token_id=0)
+    results = own.generate_batch(rows, generation_config=settings, **options)
+    errors = [str(result.error) for result in results.values() if result.error]
+    if errors or len(results) < len(rows):
+        raise RuntimeError(errors[0] if errors else f"{len(results)} of {len(rows)} texts came")
+    for row, result in zip(rows, results.values(), strict=True):
+        ids = torch.tensor([row])
+        alone = own.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **tokens)
+        assert result.generated_tokens == alone[0, len(row) :].tolist()
+
+
+@probe
+def continuous_batching() -> None:
+    check_continuous_batching(load())
+
+
+@kept
+def continuous_batching_of_stock() -> None:
+    """For versions that cannot do it, or not on a CPU."""
+    settings = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, bos_token_id=0, eos_token_id=0)
+    check_continuous_batching(transformers.GPT2LMHeadModel(settings).eval())
+
+
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0}
 
 
@@ -504,31 +536,21 @@ def pipeline() -> dict[str, Any]:
     return {"texts": [output[0]["generated_text"] for output in batched]}
 
 
-def train_one_step(own: Any) -> tuple[float, Any]:
+@probe
+def trainer() -> dict[str, Any]:
     arguments = transformers.TrainingArguments(
         "trained", max_steps=1, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True,
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
+    own = load()
     rows = [{"input_ids": row, "labels": labels} for row, labels in zip(IDS, LABELS, strict=True)]
     with torch.enable_grad():
-        output = transformers.Trainer(own, arguments, train_dataset=rows).train()
-    return output.training_loss, own
-
-
-@probe
-def trainer() -> dict[str, Any]:
-    loss, own = train_one_step(load())
+        loss = transformers.Trainer(own, arguments, train_dataset=rows).train().training_loss
     close(torch.tensor(loss), model()(IDS, labels=LABELS).loss)
     after = own.eval()(IDS, labels=LABELS).loss
     assert after < loss
     assert tied(own)
     return {"after": after}
-
-
-@kept
-def trainer_of_stock() -> None:
-    """The same with the library's own GPT-2, for a version whose Trainer does not work in this environment."""
-    train_one_step(transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2)))
 
 
 def half(**options: Any) -> None:

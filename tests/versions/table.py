@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -79,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def known(record: Record) -> dict[str, Record]:
     """The rows with a version of their own: "newest" may be one of the others."""
     rows = {row["release"]: row for row in record["versions"].values()}
-    return dict(sorted(rows.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
+    return dict(sorted(rows.items(), key=lambda item: Version(item[0])))
 
 
 def tested_range(record: Record) -> tuple[str, str]:
@@ -93,7 +94,7 @@ def tested_range(record: Record) -> tuple[str, str]:
     for release in reversed(rows):
         if rows[release]["failed"]:
             break
-        passed.append(release.rpartition(".")[0])
+        passed.append(f"{Version(release).major}.{Version(release).minor}")
     if not passed:
         raise ValueError(f"transformers {next(reversed(rows))} has failed: nothing can be said to be tested")
     return passed[-1], passed[0]
