@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 
-LIMIT = 150  # seconds for the probes of one version, which take about 25: what is longer hangs
+LIMIT = 300  # seconds for the probes of one version, which take about 25: what is longer hangs
 
 
 @dataclass

@@ -83,21 +83,21 @@ def known(record: Record) -> dict[str, Record]:
     return dict(sorted(rows.items(), key=lambda item: Version(item[0])))
 
 
-def tested_range(record: Record) -> tuple[str, str]:
-    """The oldest version from which on nothing failed, and the newest; both without the patch number.
+def range_of(record: Record) -> tuple[str, str]:
+    """The first and last of the newest versions in a row with which nothing failed, without the patch number.
 
     Raises:
-        ValueError: the newest has failed.
+        ValueError: there is no such version.
     """
-    rows = known(record)
-    passed = []
-    for release in reversed(rows):
-        if rows[release]["failed"]:
+    passed: list[Version] = []
+    for release, row in reversed(known(record).items()):
+        if not row["failed"]:
+            passed.append(Version(release))
+        elif passed:
             break
-        passed.append(f"{Version(release).major}.{Version(release).minor}")
     if not passed:
-        raise ValueError(f"transformers {next(reversed(rows))} has failed: nothing can be said to be tested")
-    return passed[-1], passed[0]
+        raise ValueError("something failed with every version: nothing can be said to be tested")
+    return tuple(f"{version.major}.{version.minor}" for version in (passed[-1], passed[0]))
 
 
 def table(record: Record, reference: str) -> str:
@@ -110,7 +110,9 @@ def table(record: Record, reference: str) -> str:
     for release, row in rows.items():
         said = f"{len(row['equal'])} equal"
         said += f", {len(row['exceptions'])} cannot be had" * bool(row["exceptions"])
-        said += f", **{len(row['failed'])} failed**: {', '.join(row['failed'])}" * bool(row["failed"])
+        if row["failed"]:
+            shown = [*row["failed"][:6], *["..."] * (len(row["failed"]) > 6)]
+            said += f", **{len(row['failed'])} failed**: {', '.join(shown)}"
         packages = row.get("packages", {})
         cells = [release, packages.get("tokenizers", "?"), packages.get("huggingface_hub", "?"), said]
         cells += [str(row.get(name, "?")) for name in ("probe_seconds", "seconds", "mb")]
@@ -125,7 +127,7 @@ def table(record: Record, reference: str) -> str:
 
 def with_sentence(text: str, record: Record) -> str:
     """A text of README or of a card that says the range of the record."""
-    first, last = tested_range(record)
+    first, last = range_of(record)
     return SENTENCE.sub(f"tested with transformers {first} to {last}", text)
 
 
