@@ -71,6 +71,7 @@ def run(
     functions: Path | None = None,
     env: dict[str, str] | None = None,
     timeout: float = TIMEOUT,
+    overlay: Path | None = None,
 ) -> Outcome:
     """Make `calls`, {name: (function, arguments)}, one after the other in one fresh interpreter.
 
@@ -83,14 +84,19 @@ def run(
         functions: the Python file that the calls are found in; none: this one.
         env: further environment variables.
         timeout: seconds.
+        overlay: a folder of packages that are taken in place of the installed ones.
     """
     folder.mkdir(parents=True)
     for place, repository in (hub or {}).items():
         repo_id, _, branch = place.partition("@")
         add_to_hub_cache(folder / "home" / "hub", repo_id, branch or "main", repository)
-    (folder / "order.json").write_text(
-        json.dumps({"calls": calls, "package": package, "functions": str(functions or __file__)}), encoding="utf-8"
-    )
+    order = {
+        "calls": calls,
+        "package": package,
+        "functions": str(functions or __file__),
+        "overlay": [str(overlay)] if overlay else [],
+    }
+    (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     settings = {
         "HF_HOME": str(folder / "home"),
@@ -412,5 +418,6 @@ if __name__ == "__main__":
     order = json.loads((own_folder / "order.json").read_text(encoding="utf-8"))
     if not order["package"]:
         sys.meta_path.insert(0, NotInstalled())
+    sys.path[:0] = order["overlay"]
     report = make_calls(order["calls"], runpy.run_path(order["functions"]))
     (own_folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
