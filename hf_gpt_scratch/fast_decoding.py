@@ -104,6 +104,10 @@ class GrowingCache(DynamicCache):
         super().__init__()
         self.layer_class_to_replicate = GrowingLayer
 
+    def empty_like(self) -> "GrowingCache":
+        """Make the cache that a text goes on with past its context."""
+        return GrowingCache()
+
 
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens: int, **options: Any) -> Any:
     """Call `model.generate(input_ids, max_new_tokens=max_new_tokens, **options)`, faster for a model of ours.

@@ -1,8 +1,9 @@
 """The files that ship with every repository; this one only re-exports them and stays at home."""
 
-from .configuration_gpt_scratch import AUTO_MAP, GPTScratchConfig
+from .configuration_gpt_scratch import AUTO_MAP
 from .generation_gpt_scratch import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
 from .modeling_gpt_scratch import (
+    GPTScratchConfig,
     GPTScratchForCausalLM,
     GPTScratchForSequenceClassification,
     GPTScratchForTokenClassification,

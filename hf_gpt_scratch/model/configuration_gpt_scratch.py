@@ -19,9 +19,8 @@ if VERSION < (4, 40):
         "pip install -U transformers, or use a folder written by convert_gpt2.py --export-stock, which has no code"
     )
 
-# Where the Auto classes find our classes in a saved folder; the library alone would write two of these entries. The
-# config too is found by way of the modeling file, for that imports all others: the library tells the code of two
-# folders of one name apart by the text of the file named here and of what it imports.
+# Where the Auto classes find our classes in a saved folder; the library alone would write two of these entries. All
+# are in one file: it tells the code of two folders of one name apart by the file named here and what that imports.
 AUTO_MAP = {
     "AutoConfig": "modeling_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
@@ -59,7 +58,7 @@ def check_field(field: str, value: Any) -> None:
 
 
 # trf-ignore: TRF010
-class GPTScratchConfig(PretrainedConfig):  # trf-ignore: TRF057
+class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
     r"""Architecture of a GPT-2 style decoder. The defaults are GPT-2 124M.
 
     The names of GPT-2 and of the tutorial in `attribute_map` are accepted for the same fields.
@@ -93,6 +92,7 @@ class GPTScratchConfig(PretrainedConfig):  # trf-ignore: TRF057
         "n_positions": "max_position_embeddings",
         "n_ctx": "max_position_embeddings",
         "n_inner": "intermediate_size",
+        "num_key_value_heads": "num_attention_heads",
         # tutorial
         "emb_dim": "hidden_size",
         "n_layers": "num_hidden_layers",

@@ -147,7 +147,7 @@ class GPTScratchPastContext(GenerationMixin):
             if mask is not None and not bool(mask.all()):
                 raise ValueError('past_context="rolling" takes prompts of one length: use "exact" for padded ones')
             if cache is None or cache.get_seq_length() in (0, context):
-                window, cache = max(1, context // 2), empty_like(cache)
+                window, cache = max(1, context // 2), getattr(cache, "empty_like", DynamicCache)()
             else:
                 window = 1
         if kwargs.get("attention_mask") is not None:
@@ -169,14 +169,6 @@ class GPTScratchPastContext(GenerationMixin):
         # Behind embeddings the ids begin with the first new token, so that there are fewer of them than cached ones.
         first = num_cached if input_ids.shape[1] > num_cached else -1
         return kwargs | {"input_ids": input_ids[:, first:]}
-
-
-def empty_like(cache: Cache | None) -> Cache:
-    """Make an empty cache of the same kind."""
-    try:
-        return DynamicCache() if cache is None else type(cache)()
-    except TypeError:
-        raise ValueError(f'past_context="rolling" does not go with a {type(cache).__name__}: use "exact"') from None
 
 
 def refuse_past_context(mode: str, cache: Cache | None, inputs_embeds: torch.Tensor | None, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, 
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchConfig
+from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchFields
 from .generation_gpt_scratch import CACHE, GPTScratchPastContext
 from .generation_gpt_scratch import SeededDrawLogitsProcessor as SeededDrawLogitsProcessor
 from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
@@ -62,6 +63,13 @@ for owner, function, *names in [
             f"transformers {transformers.__version__} has changed {function}() ({renamed[0]!r}), which this model's "
             "code relies on: update it (push_to_hub.py --update-code), or pip install 'transformers<=5.24'"
         )
+
+
+class GPTScratchConfig(GPTScratchFields):  # trf-ignore: TRF057
+    """The configuration, of this file: the library takes two folders for one whose configs are of one class."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
 
 
 def eager_attention_forward(
@@ -152,7 +160,8 @@ class GPTScratchAttention(nn.Module):
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, *place)
         elif CACHE == "cache" and (paged := kwargs.pop("cache", None)) is not None:  # of continuous batching
             key_states, value_states = paged.update(key_states, value_states, self.layer_idx, kwargs=kwargs)
-
+        elif VERSION < (5, 0) and "cache" in kwargs and "paged" not in self.config._attn_implementation:
+            raise ValueError('continuous batching needs attn_implementation="sdpa_paged" with this transformers')
         attend = eager_attention_forward
         if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -202,6 +211,7 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     config_class = GPTScratchConfig
     base_model_prefix = "model"
+    code = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*_gpt_scratch.py")}
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTScratchDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
@@ -223,7 +233,6 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
 
-    # Before 4.54 the library does not find the embeddings itself.
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.embed_tokens
 
@@ -234,6 +243,9 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         """Save as any transformers model, with an `auto_map` that names all our classes and the code beside it."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        for path in map(Path(save_directory).joinpath, self.code):
+            if path.exists():  # before 5.10 it may be that of another folder of the same name
+                path.write_bytes(self.code[path.name])
 
 
 def tuple_on_request(forward: Callable) -> Callable:
@@ -379,10 +391,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
     ) -> CausalLMOutputWithPast:
         """Compute logits [B, T, V], and with labels the mean cross-entropy in nats per token.
 
-        labels [B, T] are the input_ids themselves: the loss shifts them by one and skips -100. The other arguments of
-        `causal_lm_loss` are passed on. `logits_to_keep` > 0 computes the logits of the last so many tokens only.
-        `skip_logits=True`, with labels, computes the loss in less memory and leaves `logits` None; with `Trainer`, let
-        the data collator put it into the batches.
+        labels [B, T] are the input_ids, which `causal_lm_loss` shifts; its other arguments are passed on. Logits are
+        computed of the last `logits_to_keep` tokens, 0 for all. `skip_logits=True` computes the loss in less memory
+        and leaves them None; with `Trainer`, let the data collator put it into the batches.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
@@ -456,8 +467,6 @@ class GPTScratchForTokenClassification(GPTScratchClassifier):  # trf-ignore: TRF
     is_for_tokens = True
 
 
-# Registered so, what is saved carries the code; a config carries that of the file that its class is said to be of.
-GPTScratchConfig.__module__ = __name__
 GPTScratchConfig.register_for_auto_class()
 GPTScratchModel.register_for_auto_class("AutoModel")
 GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -40,6 +40,7 @@ ALIASES = [
     ("n_positions", "max_position_embeddings", 48, 0, "must be at least 1"),
     ("n_ctx", "max_position_embeddings", 48, -48, "must be at least 1"),
     ("n_inner", "intermediate_size", 100, 0, "must be at least 1"),
+    ("num_key_value_heads", "num_attention_heads", 6, 0, "must be at least 1"),
     ("emb_dim", "hidden_size", 96, -96, "must be at least 1"),
     ("n_layers", "num_hidden_layers", 3, 0, "must be at least 1"),
     ("n_heads", "num_attention_heads", 6, -6, "must be at least 1"),

@@ -346,14 +346,13 @@ def check_continuous_batching(own: Any) -> None:
     else:
         options = {}
     settings = transformers.GenerationConfig(**tokens, **sizes, eos_token_id=-1, pad_token_id=0)
+    # Before: 5.5 and 5.6 leave a model, also the library's own, in a state in which generate() is wrong afterwards.
+    alone = [own.generate(torch.tensor([row]), eos_token_id=None, **tokens)[0, len(row) :].tolist() for row in rows]
     results = own.generate_batch(rows, generation_config=settings, **options)
     errors = [str(result.error) for result in results.values() if result.error]
     if errors or len(results) < len(rows):
         raise RuntimeError(errors[0] if errors else f"{len(results)} of {len(rows)} texts came")
-    for row, result in zip(rows, results.values(), strict=True):
-        ids = torch.tensor([row])
-        alone = own.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **tokens)
-        assert result.generated_tokens == alone[0, len(row) :].tolist()
+    assert [result.generated_tokens for result in results.values()] == alone
 
 
 @probe
@@ -557,7 +556,10 @@ def half(**options: Any) -> None:
     own = load(**options)
     assert own.dtype == torch.bfloat16
     assert tied(own)
-    torch.testing.assert_close(own(IDS).logits.float(), model()(IDS).logits, rtol=0.05, atol=0.05)
+    wanted = model()(IDS).logits
+    error = (own(IDS).logits.float() - wanted).abs() / wanted.std()
+    assert error.mean() < 0.01  # bfloat16 has 8 bits
+    assert error.max() < 0.1
 
 
 @probe
