@@ -1,14 +1,45 @@
-"""What all scripts share: a user's mistake ends in one line and an exit code, not in a traceback."""
+"""What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from .interrupts import Stopped
 
 
 LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a mistake as a ValueError of one line instead of printing the whole usage.
+
+    Texts and paths may not be empty, as "$UNSET" is in a shell: an empty path would be the current folder. An option
+    that may be empty says `type=str`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", None, filled)
+        self.register("type", Path, lambda value: Path(filled(value)))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise for what argparse cannot parse, or what a type refuses."""
+        raise ValueError(f"{message}; --help lists all flags")
+
+
+def filled(value: str) -> str:
+    """Return the value of an option as it is, if there is one.
+
+    Raises:
+        ArgumentTypeError: it is empty; the parser adds the name of the option.
+    """
+    if not value.strip():
+        raise argparse.ArgumentTypeError("the value is empty: give one, or leave the option out")
+    return value
 
 
 def run(main: Callable[[], None]) -> None:

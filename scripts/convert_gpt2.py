@@ -8,11 +8,11 @@ from pathlib import Path
 # Conversion itself needs neither torch nor transformers; what needs them runs in a process of its own.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run, say  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
+    parser = OneLineParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
     parser.add_argument(
         "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it"
     )

@@ -7,11 +7,11 @@ import os
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a page with a model's texts and next-token probabilities.")
+    parser = OneLineParser(description="Serve a page with a model's texts and next-token probabilities.")
     parser.add_argument(
         "--model", default=os.environ.get("HF_GPT_SCRATCH_MODEL", "model"),
         help="folder or Hub repository (default: $HF_GPT_SCRATCH_MODEL, or else the folder model)",

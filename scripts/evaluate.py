@@ -1,6 +1,5 @@
 """Score a text: python scripts/evaluate.py --model FOLDER_OR_REPO --file TEXT."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,11 +7,11 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print loss, perplexity and bits per byte of a model on a text.")
+    parser = OneLineParser(description="Print loss, perplexity and bits per byte of a model on a text.")
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     parser.add_argument("--file", required=True, type=Path, help="UTF-8 text")
     parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")

@@ -10,14 +10,16 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Continue prompts; a single one is streamed.")
+    parser = OneLineParser(description="Continue prompts; a single one is streamed.")
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", action="append", help="text to continue; empty: start from <|endoftext|>; repeat")
+    prompts.add_argument(
+        "--prompt", type=str, action="append", help="text to continue; empty: start from <|endoftext|>; repeat"
+    )
     prompts.add_argument("--prompt-file", type=Path, help="UTF-8 file with a prompt in each line that is not empty")
     prompts.add_argument("--interactive", action="store_true", help="type prompts, change temperature and top-k")
     parser.add_argument("--max-new-tokens", type=int, default=25, help="tokens to add (default: 25)")

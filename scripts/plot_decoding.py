@@ -8,15 +8,17 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Draw a bar for each token and temperature: of the tutorial's nine words or of a model."
     )
     parser.add_argument("--model", help="folder or Hub repository (default: the tutorial's nine words)")
-    parser.add_argument("--prompt", default="", help="text before the token (default: start from <|endoftext|>)")
+    parser.add_argument(
+        "--prompt", type=str, default="", help="text before the token (default: start from <|endoftext|>)"
+    )
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5")
     parser.add_argument("--top-k", type=int, help="keep so many likeliest tokens (default: all)")
     parser.add_argument("--num-tokens", type=int, default=10, help="likeliest tokens to draw (default: 10)")

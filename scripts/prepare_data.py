@@ -8,13 +8,11 @@ from pathlib import Path
 # Only tokens are made here: neither torch nor transformers is needed.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run, say  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Turn texts into token shards that scripts/train.py --train_data reads."
-    )
+    parser = OneLineParser(description="Turn texts into token shards that scripts/train.py --train_data reads.")
     parser.add_argument(
         "--source", nargs="+", metavar="PATH", help="files .txt .md .jsonl .ndjson .parquet .ds, or folders of them"
     )

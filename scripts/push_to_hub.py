@@ -8,12 +8,12 @@ from pathlib import Path
 # Pushing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, run  # noqa: E402
 from hf_gpt_scratch.hub import Order, describe_push, push_folder  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Push a model folder in one commit. Afterwards the branch holds these files and no others."
     )
     parser.add_argument("folder", type=Path, help="what training wrote into model/, or the converter's --output")

@@ -23,11 +23,11 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
+    | {"cli", "repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
     | {"token_folder", "registration", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
-    "benchmarks": {"decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
+    "benchmarks": {"cli", "decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},
 }

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.cli import OneLineParser
 from hf_gpt_scratch.conversion.repository_files import write_json
 
 from .measuring import format_report
@@ -34,8 +35,9 @@ RESULTS = Path(__file__).with_name("results")
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(description="Measure this project against its peers, interleaved in one run.")
+    parser = OneLineParser(description="Measure this project against its peers, interleaved in one run.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.type = str  # the parser of each command looks at its own values
     for name in BENCHMARKS:
         module = module_of(name)
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)

@@ -1,16 +1,17 @@
 """Settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
 
-import argparse
 import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from hf_gpt_scratch.cli import OneLineParser
 
 from .settings import TrainingSettings
 
@@ -19,12 +20,8 @@ from .settings import TrainingSettings
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
 
-class OneLineParser(HfArgumentParser):
-    """Reports a mistake as a ValueError of one line instead of printing the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for anything it cannot parse."""
-        raise ValueError(f"{message}; --help lists all flags")
+class SettingsParser(OneLineParser, HfArgumentParser):
+    """A flag for each setting; mistakes are reported in one line."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -73,19 +70,16 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         ValueError: an unknown flag, an impossible value or contradicting ones; one line.
         FileNotFoundError: `--config` names no file.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
-    try:
-        sources, flags = first.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
+    sources, flags = first.parse_known_args(arguments)
     file_values = read_settings_file(sources.config) if sources.config else {}
     recipe = sources.recipe or file_values.pop("recipe", None)
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} is unknown{nearest(recipe, RECIPES)}; there is {', '.join(RECIPES)}")
 
-    parser = OneLineParser(
+    parser = SettingsParser(
         TrainingSettings,
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,

@@ -193,6 +193,9 @@ class TrainingSettings:
                         yield f"--{name} must be {rule}, got {value}"
                 if get_origin(part) is Literal and value is not None and value not in get_args(part):
                     yield f"--{name} must be one of {', '.join(get_args(part))}, got {value!r}"
+            if name != "sample_prompt" and "" in (value if isinstance(value, list) else [value]):
+                # As a path it would be the current folder.
+                yield f"--{name} is empty: give a value, or leave it out"
         if not 0 < self.train_split < 1:
             yield f"--train_split must be above 0 and below 1, got {self.train_split}"
         if self.max_steps != -1 and self.max_steps < 1:

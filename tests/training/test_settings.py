@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -51,6 +52,24 @@ def test_all_problems_are_reported_in_one_line() -> None:
 def test_impossible_values_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         TrainingSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train_file", "validation_file", "train_data", "output_dir", "model_name_or_path", "report_to", "license"]
+    + ["push_to_hub", "hub_revision", "push_steps_revision", "hidden_act"],
+)
+def test_empty_value_is_refused_wherever_it_comes_from(name: str, tmp_path: Path) -> None:
+    """As a path it would be the current folder, and no part of it may be left out in silence."""
+    path = tmp_path / "settings.yaml"
+    values = [""]
+    if get_type_hints(TrainingSettings)[name] == list[str] | None:
+        values = [[""], ["a.txt", ""]]
+    for value in values:
+        path.write_text(json.dumps({name: value}))
+        for arguments in (["--config", str(path)], [f"--{name}", *([value] if isinstance(value, str) else value)]):
+            with pytest.raises(ValueError, match=f"--{name} is empty: give a value"):
+                parse_settings(arguments)
 
 
 def test_model_config_takes_every_setting_of_the_model() -> None:

@@ -1,0 +1,71 @@
+"""Proves that every script checks its options where they are parsed: one line with the option's name, nothing done."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def run(tmp_path: Path, project_root: Path) -> Run:
+    """Run a script in a folder that holds a text, which an empty path would find."""
+    (tmp_path / "notes.txt").write_text("The lamp went round. " * 50, encoding="utf-8")
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, project_root / "scripts" / script, *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def only_line(result: subprocess.CompletedProcess) -> str:
+    """What a refused command says."""
+    assert result.returncode == 1, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert result.stdout == ""
+    return line
+
+
+OPTIONS_WITH_TEXT = {
+    "train.py": ["train_file", "config"],  # the others: test_settings.py
+    "prepare_data.py": ["source", "validation_source", "output", "verify"],
+    "evaluate.py": ["model", "file"],
+    "generate.py": ["model", "prompt-file"],
+    "convert_gpt2.py": ["from-dir", "output", "text", "push-to-hub"],
+    "plot_decoding.py": ["model", "output"],
+    "plot_history.py": ["output"],
+    "push_to_hub.py": ["tag"],
+    "demo.py": ["model"],
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "option"), [(script, option) for script, options in OPTIONS_WITH_TEXT.items() for option in options]
+)
+def test_empty_value_is_not_the_current_folder(run: Run, script: str, option: str, tmp_path: Path) -> None:
+    """As from an unset variable of a shell: refused by the option's name, and nothing is written."""
+    line = only_line(run(script, f"--{option}", ""))
+    assert f"--{option}" in line
+    assert "empty" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plot_history.py", ""), ("push_to_hub.py", "", "me/x"), ("push_to_hub.py", "x", "")]
+)
+def test_empty_place_is_refused_by_its_name(run: Run, arguments: tuple[str, ...]) -> None:
+    assert ": the value is empty: " in only_line(run(*arguments))
+
+
+def test_benchmarks_have_the_same_rule(run: Run) -> None:
+    assert "argument --json: the value is empty" in only_line(run("benchmark.py", "train", "--json", ""))
+
+
+def test_unknown_option_is_one_line(run: Run) -> None:
+    assert "unrecognized arguments: --fiel" in only_line(run("evaluate.py", "--model", "m", "--file", "f", "--fiel"))
