@@ -51,8 +51,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":  # the others stop for the same reason
-            say(str(stop))
+        say_once(str(stop))  # the others stop for the same reason
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
@@ -94,6 +93,12 @@ def say(line: str) -> None:
     """Print one line on stderr; processes beside the main one say which they are."""
     process = int(os.environ.get("RANK", "0"))
     print(f"[process {process}] {line}" if process else line, file=sys.stderr)
+
+
+def say_once(line: str) -> None:
+    """Print one line on stderr, from the main process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        say(line)
 
 
 def quiet_libraries() -> None:

@@ -14,8 +14,9 @@ from hf_gpt_scratch.cli import OneLineParser, run, say  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description="Turn texts into token shards that scripts/train.py --train_data reads.")
     parser.add_argument(
-        "--source", nargs="+", metavar="PATH", help="files .txt .md .jsonl .ndjson .parquet .ds, or folders of them"
-    )
+        "--source", nargs="+", metavar="PATH",
+        help="files .txt .md .jsonl .ndjson .parquet .ds, text and JSON lines also .gz or .zst, or folders of them",
+    )  # fmt: skip
     parser.add_argument(
         "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
     )

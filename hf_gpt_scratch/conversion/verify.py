@@ -314,7 +314,9 @@ def read_text(path: str | Path | None) -> str:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: convert it first") from None
     if not text.strip():
-        raise ValueError(f"{path} is empty: give a file with text in it")
+        raise ValueError(
+            f"{path} {'holds nothing but white space' if text else 'is empty'}: give a file with text in it"
+        )
     return text
 
 

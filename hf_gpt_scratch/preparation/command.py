@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from hf_gpt_scratch.token_folder import read_index, verify_folder
 
-from .document_sources import Source, dataset_source, file_sources
+from .document_sources import Source, dataset_source, file_sources, find_files
 from .documents import DatasetName
 from .prepare import Choices, prepare
 
@@ -37,7 +37,7 @@ def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None])
         shard_tokens=arguments.shard_tokens,
         bad_rows=arguments.bad_rows,
     )
-    return prepare(arguments.output, find_sources(arguments, num_workers), choices, num_workers, say)
+    return prepare(arguments.output, find_sources(arguments, num_workers, say), choices, num_workers, say)
 
 
 def available_cores() -> int:
@@ -64,13 +64,16 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise ValueError("; ".join(problems))
 
 
-def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source]:
+def find_sources(arguments: argparse.Namespace, num_workers: int, say: Callable[[str], None]) -> list[Source]:
     """The sources that the options name, with the hashes of files."""
+    files, validation_files = (
+        find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
+    )
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
-        validation = file_sources(arguments.validation_source or [], "validation", num_workers, bar.update)
+        validation = file_sources(validation_files, "validation", num_workers, bar.update)
         # Without a fraction all documents are for training.
         if arguments.source is not None:
-            return [*file_sources(arguments.source, None, num_workers, bar.update), *validation]
+            return [*file_sources(files, None, num_workers, bar.update), *validation]
     names = arguments.dataset, arguments.dataset_config, arguments.dataset_split, arguments.dataset_revision
     return [dataset_source(DatasetName(*names)), *validation]
 

@@ -72,8 +72,11 @@ class TrainingSettings:
 
     # text
     train_file: list[str] | None = setting(
-        None, "UTF-8 texts to train on: files, or folders with .txt and .md files; none: sample_text"
+        None,
+        "texts to train on: files, or folders with .txt, .md, .jsonl, .ndjson and .parquet files, text and JSON lines "
+        "also .gz or .zst; none: sample_text",
     )
+    text_column: str = setting("text", "key or column that holds the text in JSON lines and parquet")
     sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
     train_data: str | None = setting(None, "instead: a folder of tokens made by scripts/prepare_data.py")
     validation_file: list[str] | None = setting(

@@ -84,9 +84,10 @@ def test_text_file_is_read_in_blocks_as_it_is_read_whole(
     monkeypatch.setattr(documents, "BLOCK_BYTES", block_bytes)
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "one\r\ntwo\r\rthree\r\n\r\n日本語 über\r".encode())
+    expected = "one\ntwo\r\rthree\n\n日本語 über\r"
     pieces = list(read_text_file(path))
-    assert joined(pieces) == [read_text(path)]
-    assert sum(piece.num_bytes for piece in pieces) == len(read_text(path).encode())
+    assert joined(pieces) == [read_text(path)] == [expected]
+    assert sum(piece.num_bytes for piece in pieces) == len(expected.encode())
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3, 1 << 20])

@@ -93,6 +93,24 @@ def test_evaluate_prints_the_losses_of_the_whole_text(
     assert float(re.search(r"byte ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.bits_per_byte, abs=2e-6)
 
 
+def test_evaluate_says_what_it_takes_of_a_folder(
+    trained: tuple[Path, str], launch: Callable, short_text: Path, tmp_path: Path
+) -> None:
+    """The figures are those of the texts in the rows; hidden folders are not looked at."""
+    rows = "\n".join(json.dumps({"story": text}) for text in ("The lamp was lit.", "The keeper slept."))
+    (tmp_path / "rows.JSONL").write_text(rows, encoding="utf-8")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "LICENSE.txt").write_text("not this", encoding="utf-8")
+    (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
+    folder = trained[0] / "model"
+    result = launch("evaluate.py", "--model", folder, "--file", tmp_path, "--text-column", "story")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"{tmp_path}: 1 file taken; passed over: 1 .csv\n"
+    model, tokenizer = load_model_and_tokenizer(str(folder))
+    expected = evaluate_text(model, "The lamp was lit.<|endoftext|>The keeper slept.", tokenizer)
+    assert f"loss {expected.loss:.6f} nats" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "reason"),
     [
