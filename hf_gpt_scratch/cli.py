@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +29,19 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise for what argparse cannot parse, or what a type refuses."""
         raise ValueError(f"{message}; --help lists all flags")
+
+
+def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:
+    """Raise ValueError for options that were given where nothing would come of them; they have no default.
+
+    Args:
+        arguments: what was parsed.
+        options: as they are written, such as "--text".
+        place: where they are of no use, such as "with --verify".
+    """
+    values = {option: getattr(arguments, option.lstrip("-").replace("-", "_")) for option in options}
+    if given := [option for option, value in values.items() if value not in (None, False)]:
+        raise ValueError(f"{' and '.join(given)} would do nothing {place}: leave it out")
 
 
 def filled(value: str) -> str:

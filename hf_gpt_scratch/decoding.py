@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from transformers.generation import BaseStreamer
 
 from .model import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
+from .tokenizer import refuse_surrogates
 
 
 # The vocabulary of the tutorial's figure, and the scores after "every effort moves you".
@@ -122,7 +123,13 @@ def likeliest_tokens(
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Token ids and mask [B, T], padded on the left; an empty prompt starts from `<|endoftext|>`."""
+    """Token ids and mask [B, T], padded on the left; an empty prompt starts from `<|endoftext|>`.
+
+    Raises:
+        ValueError: a prompt is no text, as a byte of the command line that is not UTF-8.
+    """
+    for prompt in prompts:
+        refuse_surrogates(prompt)
     texts = [prompt or tokenizer.bos_token for prompt in prompts]
     return dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", verbose=False))
 

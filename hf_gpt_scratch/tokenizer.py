@@ -93,18 +93,22 @@ def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch
     # Imported here, because preparing data needs tiktoken only.
     import torch
 
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # tiktoken would replace the surrogate silently, transformers would complain about the type of its input.
-        surrogate = f"{text[error.start]!r} at index {error.start}"
-        raise ValueError(f"text holds the lone surrogate {surrogate}: read it as valid UTF-8") from None
+    refuse_surrogates(text)
     tokenizer = load_encoding() if tokenizer is None else tokenizer
     if isinstance(tokenizer, tiktoken.Encoding):
         token_ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
     else:
         token_ids = tokenizer.encode(text, add_special_tokens=False)
     return torch.tensor([token_ids], dtype=torch.long)
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise ValueError for a text with a lone surrogate: tiktoken would replace it, transformers blames its type."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        surrogate = f"{text[error.start]!r} at index {error.start}"
+        raise ValueError(f"text holds the lone surrogate {surrogate}: read it as valid UTF-8") from None
 
 
 def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = None) -> str:

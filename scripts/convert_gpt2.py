@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--export-stock", action="store_true", help="from our layout to transformers' GPT-2")
-    parser.add_argument("--reader", choices=("bundle", "tensorflow"), default="bundle", help="of TensorFlow's files")
+    parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: 5GB)")
     parser.add_argument("--n-head", type=int, help="number of attention heads, where the checkpoint does not say")

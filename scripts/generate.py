@@ -10,7 +10,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, refuse_unused, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top-k", type=int, help="choose among so many likeliest tokens (default: all)")
     parser.add_argument("--seed", type=int, help="makes sampling repeatable; further samples count on from it")
-    parser.add_argument("--num-samples", type=int, default=1, help="samples of each prompt (default: 1)")
+    parser.add_argument("--num-samples", type=int, help="samples of each prompt (default: 1)")
     parser.add_argument(
         "--past-context", choices=["exact", "rolling"], default="exact",
         help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",
@@ -48,6 +48,9 @@ def main() -> None:
     from hf_gpt_scratch.loading import load_model_and_tokenizer
     from hf_gpt_scratch.quantization import quantize_int8
 
+    if arguments.interactive:
+        refuse_unused(arguments, ["--num-samples", "--json"], "with --interactive")
+    num_samples = arguments.num_samples or 1
     decoding = Decoding(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed, arguments.past_context
     )
@@ -60,11 +63,9 @@ def main() -> None:
         model = quantize_int8(model)
     if arguments.interactive:
         return run_session(model, tokenizer, decoding)
-    is_streamed = len(prompts) * arguments.num_samples == 1 and not arguments.json
+    is_streamed = len(prompts) * num_samples == 1 and not arguments.json
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None
-    groups = generate_samples(
-        model, tokenizer, prompts, decoding, num_samples=arguments.num_samples, streamer=streamer
-    )
+    groups = generate_samples(model, tokenizer, prompts, decoding, num_samples=num_samples, streamer=streamer)
     for sample in (sample for group in groups for sample in group if not is_streamed):
         print(json.dumps(asdict(sample), ensure_ascii=False) if arguments.json else f"{sample.text}\n")
     return None

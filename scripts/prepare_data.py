@@ -21,14 +21,12 @@ def parse_arguments() -> argparse.Namespace:
         "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
     )
     parser.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
-    parser.add_argument("--dataset_split", default="train", help="its split to read (default: train)")
+    parser.add_argument("--dataset_split", help="its split to read (default: train)")
     parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
     parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
     parser.add_argument("--text_column", default="text", help="key or column that holds the text (default: text)")
     parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
-    parser.add_argument(
-        "--validation_fraction", type=float, default=0.0, help="instead: share of the documents to validate on"
-    )
+    parser.add_argument("--validation_fraction", type=float, help="instead: share of the documents to validate on")
     parser.add_argument(
         "--shard_tokens", type=int, default=1 << 26, help="tokens of a shard (default: 67108864, 128 MiB)"
     )

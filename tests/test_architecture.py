@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
     | {"cli", "repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
     | {"token_folder", "registration", ""},
-    "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
-    "conversion": {"model", "tokenizer", "vocabulary", "files", ""},
+    "preparation": {"cli", "tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
+    "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", ""},
     "benchmarks": {"cli", "decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""},

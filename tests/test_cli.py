@@ -69,3 +69,36 @@ def test_benchmarks_have_the_same_rule(run: Run) -> None:
 
 def test_unknown_option_is_one_line(run: Run) -> None:
     assert "unrecognized arguments: --fiel" in only_line(run("evaluate.py", "--model", "m", "--file", "f", "--fiel"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "reason"),
+    [
+        (
+            "convert_gpt2.py",
+            "--from-dir x --output y --no-verify --text notes.txt",
+            "--text would do nothing with --no-verify",
+        ),
+        (
+            "convert_gpt2.py",
+            "--from-dir x --output y --export-stock --n-head 3",
+            "--n-head would do nothing with --export-stock",
+        ),
+        (
+            "convert_gpt2.py",
+            "--from-dir x --output y --export-stock --reader tensorflow --vocab-size 3",
+            "--reader and --vocab-size would do nothing with --export-stock",
+        ),
+        ("convert_gpt2.py", "--from-dir x --output y --mirror z", "--mirror would do nothing with --from-dir"),
+        ("prepare_data.py", "--verify x --source notes.txt", "--source would do nothing with --verify"),
+        (
+            "prepare_data.py",
+            "--source notes.txt --output y --dataset_split z",
+            "--dataset_split would do nothing with",
+        ),
+        ("generate.py", "--model x --interactive --json", "--json would do nothing with --interactive"),
+        ("plot_decoding.py", "--prompt Once", "--prompt would do nothing without --model"),
+    ],
+)
+def test_option_that_would_do_nothing_is_refused(run: Run, script: str, arguments: str, reason: str) -> None:
+    assert f"{reason}" in only_line(run(script, *arguments.split()))

@@ -122,6 +122,16 @@ def test_evaluate_says_what_it_takes_of_a_folder(
             "gone.txt: No such file or directory",
         ),
         ("plot_decoding.py", ["--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
+        (
+            "generate.py",
+            ["--model", "{run}/model", "--prompt", "a\udcff"],
+            "lone surrogate '\\udcff' at index 1: read",
+        ),
+        (
+            "plot_decoding.py",
+            ["--model", "{run}/model", "--prompt", "\udcff", "--output", "{run}/plot"],
+            "lone surrogate '\\udcff' at index 0: read it as valid UTF-8",
+        ),
         ("generate.py", ["--model", "no/such-model", "--prompt", "x"], "cannot load no/such-model: "),
         ("evaluate.py", ["--model", "{run}/model", "--file", "nowhere.txt"], "nowhere.txt does not exist"),
     ],
