@@ -1,10 +1,12 @@
 """What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +31,39 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise for what argparse cannot parse, or what a type refuses."""
         raise ValueError(f"{message}; --help lists all flags")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A rule for a number: `minimum` <= value, and value < `below`."""
+
+    minimum: float
+    below: float = math.inf
+
+    def broken_by(self, value: float | None) -> bool:
+        """Return whether a value is outside; NaN and infinity always are, None never."""
+        return value is not None and not self.minimum <= value < self.below
+
+    def __str__(self) -> str:
+        return f"at least {self.minimum}" + (f" and below {self.below}" if self.below < math.inf else "")
+
+
+def number(kind: type[int] | type[float], minimum: float, below: float = math.inf) -> Callable[[str], int | float]:
+    """Return a type for an option: a number that `Range(minimum, below)` allows; the parser names the option."""
+    rule = Range(minimum, below)
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be a {'whole ' * (kind is int)}number, {rule}, got {text!r}"
+            ) from None
+        if rule.broken_by(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        return value
+
+    return parse
 
 
 def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:

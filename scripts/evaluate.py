@@ -7,7 +7,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, run, say  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, run, say  # noqa: E402
 
 
 def main() -> None:
@@ -17,8 +17,10 @@ def main() -> None:
         "--file", required=True, type=Path, help="UTF-8 text, JSON lines or parquet; a folder: all below it"
     )
     parser.add_argument("--text-column", "--text_column", default="text", help="key or column with the text of rows")
-    parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")
-    parser.add_argument("--batch-size", type=int, default=4, help="windows scored at once")
+    parser.add_argument(
+        "--block-size", type=number(int, 1), help="tokens of a window; default: the context of the model"
+    )
+    parser.add_argument("--batch-size", type=number(int, 1), default=4, help="windows scored at once")
     parser.add_argument("--int8", action="store_true", help="score the int8 weights that generate.py --int8 uses")
     arguments = parser.parse_args()
     quiet_libraries()

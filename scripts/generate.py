@@ -10,7 +10,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, refuse_unused, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,11 +22,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     prompts.add_argument("--prompt-file", type=Path, help="UTF-8 file with a prompt in each line that is not empty")
     prompts.add_argument("--interactive", action="store_true", help="type prompts, change temperature and top-k")
-    parser.add_argument("--max-new-tokens", type=int, default=25, help="tokens to add (default: 25)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top-k", type=int, help="choose among so many likeliest tokens (default: all)")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable; further samples count on from it")
-    parser.add_argument("--num-samples", type=int, help="samples of each prompt (default: 1)")
+    parser.add_argument("--max-new-tokens", type=number(int, 1), default=25, help="tokens to add (default: 25)")
+    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--top-k", type=number(int, 0), help="choose among so many likeliest tokens (default: all)")
+    parser.add_argument(
+        "--seed", type=number(int, 0, 2**63), help="makes sampling repeatable; further samples count on from it"
+    )
+    parser.add_argument("--num-samples", type=number(int, 1), help="samples of each prompt (default: 1)")
     parser.add_argument(
         "--past-context", choices=["exact", "rolling"], default="exact",
         help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",

@@ -8,7 +8,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, quiet_libraries, refuse_unused, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -17,9 +17,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", help="folder or Hub repository (default: the tutorial's nine words)")
     parser.add_argument("--prompt", type=str, help="text before the token (default: start from <|endoftext|>)")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5")
-    parser.add_argument("--top-k", type=int, help="keep so many likeliest tokens (default: all)")
-    parser.add_argument("--num-tokens", type=int, help="likeliest tokens to draw (default: 10)")
+    parser.add_argument(
+        "--temperature", type=number(float, 0), nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5"
+    )
+    parser.add_argument("--top-k", type=number(int, 0), help="keep so many likeliest tokens (default: all)")
+    parser.add_argument("--num-tokens", type=number(int, 1), help="likeliest tokens to draw (default: 10)")
     parser.add_argument("--output", type=Path, default=Path("decoding"), help="PNG and PDF without ending")
     return parser.parse_args()
 

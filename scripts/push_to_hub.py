@@ -8,7 +8,7 @@ from pathlib import Path
 # Pushing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, run  # noqa: E402
 from hf_gpt_scratch.hub import Order, describe_push, push_folder  # noqa: E402
 
 
@@ -22,7 +22,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revision", default="main", metavar="B", help="branch; made if missing (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v0.1")
     parser.add_argument(
-        "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: six hours)"
+        "--timeout",
+        type=number(float, 1),
+        default=Order.timeout,
+        help="give up after so many seconds (default: six hours)",
     )
     return parser.parse_args()
 

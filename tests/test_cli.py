@@ -102,3 +102,33 @@ def test_unknown_option_is_one_line(run: Run) -> None:
 )
 def test_option_that_would_do_nothing_is_refused(run: Run, script: str, arguments: str, reason: str) -> None:
     assert f"{reason}" in only_line(run(script, *arguments.split()))
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "value", "rule"),
+    [
+        ("evaluate.py", "--batch-size", "0", "must be at least 1, got 0"),
+        ("evaluate.py", "--batch-size", "-2", "must be at least 1, got -2"),
+        ("evaluate.py", "--block-size", "0", "must be at least 1, got 0"),
+        ("generate.py", "--max-new-tokens", "2.5", "must be a whole number, at least 1, got '2.5'"),
+        ("generate.py", "--temperature", "nan", "must be at least 0, got nan"),
+        ("generate.py", "--seed", str(2**63), f"must be at least 0 and below {2**63}, got {2**63}"),
+        ("generate.py", "--num-samples", "0", "must be at least 1, got 0"),
+        ("plot_decoding.py", "--num-tokens", "0", "must be at least 1, got 0"),
+        (
+            "prepare_data.py",
+            "--shard_tokens",
+            "many",
+            "must be a whole number, at least 1 and below 1099511627776, got",
+        ),
+        ("convert_gpt2.py", "--n-head", "0", "must be at least 1, got 0"),
+        ("demo.py", "--port", "70000", "must be at least 0 and below 65536, got 70000"),
+        ("push_to_hub.py", "--timeout", "0", "must be at least 1, got 0"),
+    ],
+)
+def test_number_is_checked_where_it_is_parsed(run: Run, script: str, option: str, value: str, rule: str) -> None:
+    assert f"argument {option}: {rule}" in only_line(run(script, option, value))
+
+
+def test_benchmarks_check_theirs_too(run: Run) -> None:
+    assert "argument --rounds: must be at least 1" in only_line(run("benchmark.py", "train", "--rounds", "0"))

@@ -58,14 +58,8 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         problems.append("give either --source with files or folders, or --dataset")
     if arguments.output is None:
         problems.append("name the folder to make with --output")
-    if not 0 <= (arguments.validation_fraction or 0) < 1:
-        problems.append(f"--validation_fraction must be at least 0 and below 1, got {arguments.validation_fraction}")
     if arguments.validation_fraction and arguments.validation_source:
         problems.append("give --validation_fraction or --validation_source, not both")
-    if arguments.shard_tokens < 1:
-        problems.append(f"--shard_tokens must be at least 1, got {arguments.shard_tokens}")
-    if arguments.num_workers is not None and arguments.num_workers < 1:
-        problems.append(f"--num_workers must be at least 1, got {arguments.num_workers}")
     if problems:
         raise ValueError("; ".join(problems))
 

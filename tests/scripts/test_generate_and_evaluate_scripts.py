@@ -115,13 +115,17 @@ def test_evaluate_says_what_it_takes_of_a_folder(
     ("script", "arguments", "reason"),
     [
         ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
-        ("generate.py", ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"], "top_k must be an integer of"),
+        (
+            "generate.py",
+            ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"],
+            "argument --top-k: must be at least 0, got -1",
+        ),
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt-file", "gone.txt"],
             "gone.txt: No such file or directory",
         ),
-        ("plot_decoding.py", ["--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
+        ("plot_decoding.py", ["--temperature", "-1"], "argument --temperature: must be at least 0, got -1"),
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt", "a\udcff"],

@@ -46,6 +46,12 @@ def test_all_problems_are_reported_in_one_line() -> None:
         {"push_steps": 5},
         {"push_steps_revision": "main", "push_to_hub": "me/x", "push_steps": 5},
         {"optim": "sgd"},
+        {"seed": 2**64 - 1},
+        {"seed": 2**32},
+        {"ddp_timeout": 10**14},
+        {"push_timeout": 10**14},
+        {"max_position_embeddings": 2**63},
+        {"peak_flops": float("inf")},
         {"hidden_act": "unheard-of"},
     ],
 )
