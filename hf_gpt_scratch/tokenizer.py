@@ -98,7 +98,8 @@ def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch
     if isinstance(tokenizer, tiktoken.Encoding):
         token_ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
     else:
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        # Not verbose: of a text longer than the context it would say that indexing errors follow, and none do here.
+        token_ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return torch.tensor([token_ids], dtype=torch.long)
 
 

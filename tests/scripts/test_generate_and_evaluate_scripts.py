@@ -88,6 +88,7 @@ def test_evaluate_prints_the_losses_of_the_whole_text(
     model, tokenizer = load_model_and_tokenizer(str(trained[0] / "model"))
     expected = evaluate_text(model, read_text(short_text), tokenizer)
     assert f"tokens {expected.num_tokens}, bytes 2300" in result.stdout
+    assert result.stderr == ""  # nor that a text longer than the context would lead to errors
     assert float(re.search(r"loss ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.loss, abs=2e-6)
     assert float(re.search(r"perplexity ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.perplexity, rel=1e-5)
     assert float(re.search(r"byte ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.bits_per_byte, abs=2e-6)
