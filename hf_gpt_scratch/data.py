@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .preparation.document_sources import Source, find_files, kind_of, silent
 from .preparation.documents import SkippedRows, decoded_blocks
 from .token_folder import ShardedTokens
+from .tokenizer import encode_to_numpy
 from .vocabulary import END_OF_TEXT
 from .window_order import KeyedOrder
 
@@ -111,7 +112,7 @@ def split_text(text: str, train_fraction: float) -> tuple[str, str]:
 
 def encode_text(text: str, encoding: tiktoken.Encoding) -> torch.Tensor:
     """Turn text into token ids, int64 [N]; `<|endoftext|>` in the text becomes the one token of that name."""
-    return torch.from_numpy(encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).astype(np.int64))
+    return torch.from_numpy(encode_to_numpy(text, encoding, special=True).astype(np.int64))
 
 
 class TokenWindows(Dataset):

@@ -59,7 +59,7 @@ def main() -> None:
     decoding.check()
     prompts = arguments.prompt
     if arguments.prompt_file is not None:
-        prompts = [line for line in read_text(arguments.prompt_file).splitlines() if line.strip()]
+        prompts = [line for line in read_text(arguments.prompt_file).split("\n") if line.strip()]
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)

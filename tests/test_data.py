@@ -92,7 +92,7 @@ def test_rows_are_read_by_their_text_field(tmp_path: Path) -> None:
     assert read_texts([tmp_path]) == "".join(read_blocks([tmp_path])) == expected
     (tmp_path / "e.jsonl").write_text(json.dumps({"body": "six"}))
     assert read_texts([tmp_path / "e.jsonl"], "body") == "six"
-    with pytest.raises(ValueError, match=r"e\.jsonl line 1 has no text 'text' \(it has: body; --text_column names"):
+    with pytest.raises(ValueError, match=r"e\.jsonl line 1 has no text 'text' \(it has: body\); --text_column names"):
         read_texts([tmp_path / "e.jsonl"])
     (tmp_path / "f.jsonl").write_text('{"text": ""}')
     with pytest.raises(ValueError, match=r"f\.jsonl holds nothing but white space"):

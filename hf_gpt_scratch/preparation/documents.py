@@ -156,13 +156,27 @@ def row_pieces(row: Any, text_column: str, place: str, num_bytes: float, skipped
     """The pieces of the document in a row, or a note that there is none."""
     text = row.get(text_column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        skipped.add(f"{place} has no text {text_column!r} (it has: {names}; --text_column names another)")
+        skipped.add(f"{place} {why_no_text(row, text_column)}; --text_column names another")
     elif not is_unicode(text):
         skipped.add(f"{place} holds half a surrogate pair, which is no character")
     else:
         for part, is_last in cut_string(text):
             yield Piece(part, is_last, num_bytes if is_last else 0)
+
+
+def why_no_text(row: Any, text_column: str) -> str:
+    """Say what a row has where its text should be."""
+    if not isinstance(row, dict):
+        return f"is no object with {text_column!r}, but {json_kind(row)}"
+    if text_column in row:
+        return f"has {json_kind(row[text_column])} as {text_column!r}, and no text"
+    return f"has no text {text_column!r} (it has: {', '.join(map(str, row))})"
+
+
+def json_kind(value: Any) -> str:
+    """Call a value as JSON does."""
+    kinds = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def is_unicode(text: str) -> bool:

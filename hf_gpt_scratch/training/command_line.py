@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -37,8 +37,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be parsed, or holds a key that is no setting; the line suggests the nearest one.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"--config {path} is a folder: name the file in it, such as settings.json")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -46,9 +48,15 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold lines of the form setting: value")
     known = {item.name for item in fields(TrainingSettings)} | {"recipe"}
-    unknown = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
-    if unknown:
-        raise ValueError(f"--config {path}: {', '.join(unknown)}")
+    problems = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
+    lists = {name for name, hint in get_type_hints(TrainingSettings).items() if list[str] in get_args(hint)}
+    problems += [
+        f"{key} takes one value, got {value}"
+        for key, value in values.items()
+        if key in known and isinstance(value, dict if key in lists else dict | list)
+    ]
+    if problems:
+        raise ValueError(f"--config {path}: {', '.join(problems)}")
     return values
 
 

@@ -63,6 +63,14 @@ def test_generate_takes_several_prompts_and_samples_past_the_context(
     assert plain.stdout == "".join(f"{sample['text']}\n\n" for sample in samples)
 
 
+def test_only_a_line_end_ends_a_prompt(trained: tuple[Path, str], launch: Callable, tmp_path: Path) -> None:
+    prompts = ["one\u2028line", "another\x0cone\x85", "last\x1c"]
+    (tmp_path / "prompts.txt").write_text("\r\n".join(prompts), encoding="utf-8")
+    arguments = ["--model", trained[0] / "model", "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 1]
+    result = launch("generate.py", *arguments, "--json")
+    assert [json.loads(line)["prompt"] for line in result.stdout.split("\n")[:-1]] == prompts
+
+
 def test_decoding_is_drawn_for_the_tutorials_words_and_for_a_model(
     trained: tuple[Path, str], launch: Callable, tmp_path: Path
 ) -> None:

@@ -111,7 +111,7 @@ MISTAKES = {
     "not JSON": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}/out"], "a.jsonl line 2 is not JSON; repair it"),
     "no such column": (
         ["--source", "{tmp}/a.jsonl", "--output", "{tmp}/out", "--text_column", "body"],
-        "line 1 has no text 'body' (it has: text; --text_column names another)",
+        "line 1 has no text 'body' (it has: text); --text_column names another",
     ),
     "used folder": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}"], "is not empty, it holds a.jsonl"),
     "no room for it": (["--source", "{tmp}/a.jsonl", "--output", "/proc/out"], "/proc/out: "),

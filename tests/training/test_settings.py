@@ -1,6 +1,8 @@
 """Proves the settings: each rule refuses, all problems come in one line, recipes are valid, and resume compares."""
 
 import json
+import os
+import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -138,6 +140,9 @@ def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reaso
     ("content", "reason"),
     [
         ("lerning_rate: 1", "'lerning_rate' is no setting; did you mean learning_rate"),
+        ("eval_steps: [1, 2]", r"eval_steps takes one value, got \[1, 2\]"),
+        ("recipe: [tutorial]", r"recipe takes one value, got \['tutorial'\]"),
+        ("train_file: {a: b}", r"train_file takes one value, got \{'a': 'b'\}"),
         ("a: [", "is not valid YAML or JSON"),
         ("- 1", "must hold lines of the form setting: value"),
     ],
@@ -148,6 +153,16 @@ def test_wrong_settings_files_are_refused_in_one_line(tmp_path: Path, content: s
     with pytest.raises(ValueError, match=reason) as caught:
         read_settings_file(path)
     assert "\n" not in str(caught.value)
+
+
+def test_folder_is_no_settings_file_and_a_pipe_is_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=f"--config {tmp_path} is a folder: name the file in it"):
+        parse_settings(["--config", str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["seed: 7"])
+    writer.start()
+    assert parse_settings(["--config", str(tmp_path / "pipe")]).seed == 7
+    writer.join()
 
 
 def test_differences_name_what_would_change_the_run() -> None:
