@@ -1,6 +1,7 @@
 """What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .interrupts import Stopped
 
@@ -90,16 +91,79 @@ def filled(value: str) -> str:
     return value
 
 
-def run(main: Callable[[], None]) -> None:
+class ShownLines:
+    """A standard stream whose lines are only shown: none of them ends the work.
+
+    A character that the console lacks is written as its escape. When nobody reads any more, or the disk behind the
+    stream is full, the rest goes nowhere.
+
+    Args:
+        stream: the stream.
+        is_result: what is shown is the result itself, as that of generate.py: then `OutputLost` ends the work.
+    """
+
+    def __init__(self, stream: TextIO, is_result: bool = False) -> None:
+        self.stream = stream
+        self.is_result = is_result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write as much as can be shown."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        # Also for what is still in the buffer, which Python would try again at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        if self.is_result:
+            raise OutputLost(error) from None
+
+
+class OutputLost(Stopped):
+    """Nobody reads the result any more, or it cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        is_closed_pipe = isinstance(error, BrokenPipeError)
+        super().__init__("" if is_closed_pipe else f"error: the output cannot be written: {error.strerror or error}")
+        self.exit_code = 141 if is_closed_pipe else 1
+
+
+def run(main: Callable[[], None], shows_result: bool = False) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
     0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143 or
     138 after Ctrl-C, SIGTERM or SIGUSR1. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
+
+    Args:
+        main: the program.
+        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or with
+            141 and no word after a closed pipe, as programs do that SIGPIPE ends. Otherwise it goes on.
     """
+    # A stream that was closed is none.
+    sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
+    sys.stderr = sys.stderr and ShownLines(sys.stderr)
     try:
         main()
+        print(end="", flush=True)
     except Stopped as stop:
-        say_once(str(stop))  # the others stop for the same reason
+        if str(stop):
+            say_once(str(stop))  # the others stop for the same reason
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
@@ -147,6 +211,11 @@ def say_once(line: str) -> None:
     """Print one line on stderr, from the main process alone."""
     if os.environ.get("RANK", "0") == "0":
         say(line)
+
+
+def writes_unicode() -> bool:
+    """Return whether standard output can show every character."""
+    return "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
 
 def quiet_libraries() -> None:

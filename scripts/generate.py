@@ -10,7 +10,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,9 +69,9 @@ def main() -> None:
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None
     groups = generate_samples(model, tokenizer, prompts, decoding, num_samples=num_samples, streamer=streamer)
     for sample in (sample for group in groups for sample in group if not is_streamed):
-        print(json.dumps(asdict(sample), ensure_ascii=False) if arguments.json else f"{sample.text}\n")
+        print(json.dumps(asdict(sample), ensure_ascii=not writes_unicode()) if arguments.json else f"{sample.text}\n")
     return None
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shows_result=True)

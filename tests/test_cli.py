@@ -1,5 +1,6 @@
 """Proves that every script checks its options where they are parsed: one line with the option's name, nothing done."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,3 +133,52 @@ def test_number_is_checked_where_it_is_parsed(run: Run, script: str, option: str
 
 def test_benchmarks_check_theirs_too(run: Run) -> None:
     assert "argument --rounds: must be at least 1" in only_line(run("benchmark.py", "train", "--rounds", "0"))
+
+
+CODE = """
+import sys
+from hf_gpt_scratch.cli import run
+def main():
+    for number in range(20000):
+        print("lamp 日本 \\U0001f600 \\udcff", number)
+    print("a line for people", file=sys.stderr, flush=True)
+    open("result", "w").write("done")
+run(main, shows_result={})
+"""
+
+
+def start(tmp_path: Path, shows_result: bool, redirect: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a program under a shell's redirection; its exit code is what is printed last on stderr."""
+    (tmp_path / "program.py").write_text(CODE.replace("{}", str(shows_result)), encoding="utf-8")
+    command = f"{{ {sys.executable} program.py; echo code $? > code; }} {redirect}"
+    environment = os.environ | {"HF_GPT_SCRATCH_REGISTER": "0"} | variables
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "redirect", ["| head -1", "> /dev/full", "2> /dev/full", "> /dev/full 2>&1", ">&-", "2>&-", "> /dev/full 2>&-"]
+)
+def test_lines_that_are_only_shown_end_nothing(tmp_path: Path, redirect: str) -> None:
+    result = start(tmp_path, False, redirect)
+    assert (tmp_path / "code").read_text() == "code 0\n", result.stderr
+    assert (tmp_path / "result").read_text() == "done"
+    assert b"Exception" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"),
+    [("| head -1", 141, b""), ("> /dev/full", 1, b"error: the output cannot be written: No space left on device\n")],
+)
+def test_result_that_cannot_be_written_ends_the_work(tmp_path: Path, redirect: str, code: int, said: bytes) -> None:
+    result = start(tmp_path, True, redirect)
+    assert (tmp_path / "code").read_text() == f"code {code}\n"
+    assert result.stderr == said
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_character_that_the_console_lacks_is_escaped(tmp_path: Path, encoding: str) -> None:
+    result = start(tmp_path, True, "", PYTHONIOENCODING=encoding)
+    assert (tmp_path / "code").read_text() == "code 0\n", result.stderr
+    shown = "日本 😀" if encoding == "utf-8" else r"\u65e5\u672c \U0001f600"
+    assert result.stdout.decode(encoding).splitlines()[0] == rf"lamp {shown} \udcff 0"

@@ -63,6 +63,22 @@ def test_generate_takes_several_prompts_and_samples_past_the_context(
     assert plain.stdout == "".join(f"{sample['text']}\n\n" for sample in samples)
 
 
+def test_any_console_can_show_any_text(
+    trained: tuple[Path, str], launch: Callable, tmp_path: Path, environment: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where standard output is a file on Windows: JSON stays JSON, and what was computed is not lost."""
+    monkeypatch.setitem(environment, "PYTHONIOENCODING", "cp1252")
+    prompt = "日本 😀"
+    arguments = ["--model", trained[0] / "model", "--prompt", prompt]
+    result = launch("generate.py", *arguments, "--max-new-tokens", 1, "--json")
+    assert json.loads(result.stdout)["prompt"] == prompt
+    result = launch("generate.py", *arguments, "--max-new-tokens", 1)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(r"\u65e5\u672c")
+    result = launch("plot_decoding.py", *arguments, "--num-tokens", 300, "--output", tmp_path / "bars")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_only_a_line_end_ends_a_prompt(trained: tuple[Path, str], launch: Callable, tmp_path: Path) -> None:
     prompts = ["one\u2028line", "another\x0cone\x85", "last\x1c"]
     (tmp_path / "prompts.txt").write_text("\r\n".join(prompts), encoding="utf-8")
