@@ -5,16 +5,19 @@ token that follows every input as its label, so that each token but the first is
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .preparation.documents import decoded_blocks
+from .preparation.document_sources import Source, find_files, kind_of, silent
+from .preparation.documents import SkippedRows, decoded_blocks
 from .token_folder import ShardedTokens
+from .tokenizer import encode_to_numpy
 from .vocabulary import END_OF_TEXT
 from .window_order import KeyedOrder
 
@@ -27,69 +30,78 @@ def read_text(path: Path) -> str:
     """Read one UTF-8 text file.
 
     Raises:
-        ValueError: the file is empty, binary or not UTF-8; the line names it and says what to do.
+        ValueError: the file has no text, is binary or not UTF-8; the line names it and says what to do.
     """
-    content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"{path} is empty: give a file with text in it")
-    if b"\0" in content:
-        raise ValueError(f"{path} is a binary file (it holds zero bytes): give plain text in UTF-8")
-    try:
-        # Line ends become \n on every system, so that a text has the same tokens everywhere.
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 at byte {error.start}: convert it, for example with iconv -f LATIN1 -t UTF-8"
-        ) from None
+    # Line ends become \n on every system, so that a text has the same tokens everywhere.
+    text = "".join(decoded_blocks(path))
+    if not text.strip():
+        refuse_blank(path)
+    return text
 
 
-def find_text_files(paths: Sequence[str | Path]) -> list[Path]:
-    """List the given files and, sorted by path, the .txt and .md files below the given folders.
+def refuse_blank(path: Path) -> NoReturn:
+    """Raise ValueError for a file without text."""
+    what = "holds nothing but white space" if path.stat().st_size else "is empty"
+    raise ValueError(f"{path} {what}: give a file with text in it")
+
+
+def find_text_files(paths: Sequence[str | Path], say: Callable[[str], None] = silent) -> list[Path]:
+    """List the given files and, sorted by path, the files with text below the given folders: see `find_files`.
+
+    Text, JSON lines and parquet are found; a file of another kind that is named itself is read as text.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder holds no text file.
+        ValueError: a folder holds no such file, or a file cannot be read.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".md") and file.is_file())
-            if not inside:
-                raise ValueError(f"{path} holds no .txt or .md file: name the files themselves")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path} does not exist: check the path of the text file")
-    return files
+    return find_files(paths, ("text", "JSON lines", "parquet"), others_are_text=True, say=say)
 
 
-def read_texts(paths: Sequence[str | Path]) -> str:
-    """Read files and folders as one text; `<|endoftext|>` stands between two files."""
-    return END_OF_TEXT.join(read_text(path) for path in find_text_files(paths))
+def read_texts(paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent) -> str:
+    """Read files and folders as one text; `<|endoftext|>` stands between two documents.
+
+    A text file is a document, and so is the `text_column` of each row of JSON lines and parquet.
+
+    Args:
+        paths: files and folders.
+        text_column: key or column of rows.
+        say: hears what was found in folders.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, has no text or cannot be read; the line names it.
+    """
+    return "".join(document_blocks(find_text_files(paths, say), text_column))
 
 
-def read_blocks(paths: Sequence[str | Path]) -> Iterator[str]:
+def read_blocks(
+    paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent
+) -> Iterator[str]:
     """The text of `read_texts` in blocks, so that it is never all in memory; the files are checked at once.
 
     Raises:
         FileNotFoundError, ValueError: as `read_texts`.
     """
-    files = find_text_files(paths)
+    files = find_text_files(paths, say)
+    for _ in document_blocks(files, text_column):
+        pass
+    return document_blocks(files, text_column)
+
+
+def document_blocks(files: Sequence[Path], text_column: str) -> Iterator[str]:
+    """The documents of files in blocks, `<|endoftext|>` between two documents; rows without text are left out."""
+    separator = ""
     for path in files:
-        is_empty = True
-        for block in decoded_blocks(path):
-            is_empty = is_empty and not block.strip()
-        if is_empty:
-            raise ValueError(f"{path} is empty: give a file with text in it")
-
-    def blocks() -> Iterator[str]:
-        for number, path in enumerate(files):
-            if number:
-                yield END_OF_TEXT
-            yield from decoded_blocks(path)
-
-    return blocks()
+        is_blank = begins = True
+        for piece in Source(str(path), kind_of(path) or "text", None).read(text_column, SkippedRows(stops=True)):
+            has_text = bool(piece.content.strip())
+            if has_text or not (begins and piece.ends_document):
+                if begins:
+                    yield separator
+                    separator = END_OF_TEXT
+                yield piece.content
+            is_blank, begins = is_blank and not has_text, piece.ends_document
+        if is_blank:
+            refuse_blank(path)
 
 
 def split_text(text: str, train_fraction: float) -> tuple[str, str]:
@@ -100,7 +112,7 @@ def split_text(text: str, train_fraction: float) -> tuple[str, str]:
 
 def encode_text(text: str, encoding: tiktoken.Encoding) -> torch.Tensor:
     """Turn text into token ids, int64 [N]; `<|endoftext|>` in the text becomes the one token of that name."""
-    return torch.from_numpy(encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).astype(np.int64))
+    return torch.from_numpy(encode_to_numpy(text, encoding, special=True).astype(np.int64))
 
 
 class TokenWindows(Dataset):

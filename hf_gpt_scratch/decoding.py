@@ -12,6 +12,7 @@ from transformers.generation import BaseStreamer
 
 from .fast_decoding import generate
 from .model import SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
+from .tokenizer import refuse_surrogates
 
 
 # The vocabulary of the tutorial's figure, and the scores after "every effort moves you".
@@ -123,7 +124,13 @@ def likeliest_tokens(
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Token ids and mask [B, T], padded on the left; an empty prompt starts from `<|endoftext|>`."""
+    """Token ids and mask [B, T], padded on the left; an empty prompt starts from `<|endoftext|>`.
+
+    Raises:
+        ValueError: a prompt is no text, as a byte of the command line that is not UTF-8.
+    """
+    for prompt in prompts:
+        refuse_surrogates(prompt)
     texts = [prompt or tokenizer.bos_token for prompt in prompts]
     return dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", verbose=False))
 

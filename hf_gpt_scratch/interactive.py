@@ -1,6 +1,8 @@
 """Trying a model at the keyboard: type a prompt, change how it goes on, stop a sample without leaving."""
 
+import io
 import signal
+import sys
 from dataclasses import fields, replace
 from types import FrameType
 from typing import Any
@@ -20,6 +22,8 @@ PARSERS = {"max_new_tokens": int, "temperature": float, "top_k": int, "seed": in
 
 def run_session(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
     """Read lines from standard input until its end: commands, and prompts to continue on standard output."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is not UTF-8 is refused as a prompt, and no end
     print(HELP)
     while True:
         try:

@@ -7,8 +7,10 @@ each byte as one character; tiktoken works on the bytes, transformers on the spe
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tiktoken
 
 from .vocabulary import END_OF_TEXT, END_OF_TEXT_IDS, byte_alphabet, read_merges, spell_tokens
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Value of `r50k_pat_str` in tiktoken_ext/openai_public.py: it splits as the pattern of the GPT-2 release does, faster.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+LONG_WHITE_SPACE = re.compile(r"[^\S\x1c-\x1f]{1000,}")  # the four are white space for Python alone
 
 
 @functools.cache
@@ -43,6 +46,35 @@ def load_encoding(vocabulary: str = "gpt2") -> tiktoken.Encoding:
         special_tokens={END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
         explicit_n_vocab=END_OF_TEXT_IDS[vocabulary] + 1,
     )
+
+
+def encode_to_numpy(text: str, encoding: tiktoken.Encoding, special: bool) -> np.ndarray:
+    """Encode a text of any length, also where tiktoken gives up: uint32 [N].
+
+    Its pattern goes back over a run of white space, and fails beyond about a million characters. Such a run is then
+    encoded by itself, as one word, which is what the pattern makes of it: all of it at the end of a text, and all but
+    the last character before other text.
+
+    Args:
+        text: any text without lone surrogates.
+        encoding: from `load_encoding`.
+        special: read `<|endoftext|>` in the text as the special token, rather than as text.
+    """
+    allowed = {END_OF_TEXT} if special else set()
+
+    def encode(part: str) -> np.ndarray:
+        return encoding.encode_to_numpy(part, allowed_special=allowed, disallowed_special=())
+
+    try:
+        return encode(text)
+    except ValueError:
+        parts, start = [], 0
+        for run in LONG_WHITE_SPACE.finditer(text):
+            is_end = run.end() == len(text) or (special and text.startswith(END_OF_TEXT, run.end()))
+            end = run.end() - (not is_end)
+            parts += [encode(text[start : run.start()]), encode(text[run.start() : end])]
+            start = end
+        return np.concatenate([*parts, encode(text[start:])])
 
 
 def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> GPT2Tokenizer:
@@ -93,18 +125,23 @@ def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch
     # Imported here, because preparing data needs tiktoken only.
     import torch
 
+    refuse_surrogates(text)
+    tokenizer = load_encoding() if tokenizer is None else tokenizer
+    if isinstance(tokenizer, tiktoken.Encoding):
+        token_ids = encode_to_numpy(text, tokenizer, special=True).tolist()
+    else:
+        # Not verbose: of a text longer than the context it would say that indexing errors follow, and none do here.
+        token_ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    return torch.tensor([token_ids], dtype=torch.long)
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise ValueError for a text with a lone surrogate: tiktoken would replace it, transformers blames its type."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        # tiktoken would replace the surrogate silently, transformers would complain about the type of its input.
         surrogate = f"{text[error.start]!r} at index {error.start}"
         raise ValueError(f"text holds the lone surrogate {surrogate}: read it as valid UTF-8") from None
-    tokenizer = load_encoding() if tokenizer is None else tokenizer
-    if isinstance(tokenizer, tiktoken.Encoding):
-        token_ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
-    else:
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
-    return torch.tensor([token_ids], dtype=torch.long)
 
 
 def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = None) -> str:

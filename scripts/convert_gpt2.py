@@ -8,11 +8,11 @@ from pathlib import Path
 # Conversion itself needs neither torch nor transformers; what needs them runs in a process of its own.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run, say  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
+    parser = OneLineParser(description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
     parser.add_argument(
         "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from-dir has it"
     )
@@ -21,11 +21,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--export-stock", action="store_true", help="from our layout to transformers' GPT-2")
-    parser.add_argument("--reader", choices=("bundle", "tensorflow"), default="bundle", help="of TensorFlow's files")
+    parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: 5GB)")
-    parser.add_argument("--n-head", type=int, help="number of attention heads, where the checkpoint does not say")
-    parser.add_argument("--vocab-size", type=int, help="cut padding: keep only so many rows of the vocabulary")
+    parser.add_argument(
+        "--n-head", type=number(int, 1), help="number of attention heads, where the checkpoint does not say"
+    )
+    parser.add_argument(
+        "--vocab-size", type=number(int, 1), help="cut padding: keep only so many rows of the vocabulary"
+    )
     parser.add_argument("--download-dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
     parser.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="prove the result")

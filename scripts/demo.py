@@ -7,17 +7,19 @@ import os
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a page with a model's texts and next-token probabilities.")
+    parser = OneLineParser(description="Serve a page with a model's texts and next-token probabilities.")
     parser.add_argument(
         "--model", default=os.environ.get("HF_GPT_SCRATCH_MODEL", "model"),
         help="folder or Hub repository (default: $HF_GPT_SCRATCH_MODEL, or else the folder model)",
     )  # fmt: skip
     parser.add_argument("--host", help="address to listen at (default: this machine only, 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--port", type=number(int, 0, 2**16), help="port to listen at (default: the first free one from 7860 on)"
+    )
     return parser.parse_args()
 
 

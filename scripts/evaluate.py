@@ -1,6 +1,5 @@
 """Score a text: python scripts/evaluate.py --model FOLDER_OR_REPO --file TEXT."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,15 +7,20 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, run, say  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print loss, perplexity and bits per byte of a model on a text.")
+    parser = OneLineParser(description="Print loss, perplexity and bits per byte of a model on a text.")
     parser.add_argument("--model", required=True, help="folder or Hub repository")
-    parser.add_argument("--file", required=True, type=Path, help="UTF-8 text")
-    parser.add_argument("--block-size", type=int, help="tokens of a window; default: the context of the model")
-    parser.add_argument("--batch-size", type=int, default=4, help="windows scored at once")
+    parser.add_argument(
+        "--file", required=True, type=Path, help="UTF-8 text, JSON lines or parquet; a folder: all below it"
+    )
+    parser.add_argument("--text-column", "--text_column", default="text", help="key or column with the text of rows")
+    parser.add_argument(
+        "--block-size", type=number(int, 1), help="tokens of a window; default: the context of the model"
+    )
+    parser.add_argument("--batch-size", type=number(int, 1), default=4, help="windows scored at once")
     parser.add_argument("--int8", action="store_true", help="score the int8 weights that generate.py --int8 uses")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -26,7 +30,7 @@ def main() -> None:
     from hf_gpt_scratch.loading import load_model_and_tokenizer
     from hf_gpt_scratch.quantization import quantize_int8
 
-    blocks = read_blocks([arguments.file])
+    blocks = read_blocks([arguments.file], arguments.text_column, say)
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)
@@ -38,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shows_result=True)

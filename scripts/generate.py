@@ -10,21 +10,25 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Continue prompts; a single one is streamed.")
+    parser = OneLineParser(description="Continue prompts; a single one is streamed.")
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", action="append", help="text to continue; empty: start from <|endoftext|>; repeat")
+    prompts.add_argument(
+        "--prompt", type=str, action="append", help="text to continue; empty: start from <|endoftext|>; repeat"
+    )
     prompts.add_argument("--prompt-file", type=Path, help="UTF-8 file with a prompt in each line that is not empty")
     prompts.add_argument("--interactive", action="store_true", help="type prompts, change temperature and top-k")
-    parser.add_argument("--max-new-tokens", type=int, default=25, help="tokens to add (default: 25)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top-k", type=int, help="choose among so many likeliest tokens (default: all)")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable; further samples count on from it")
-    parser.add_argument("--num-samples", type=int, default=1, help="samples of each prompt (default: 1)")
+    parser.add_argument("--max-new-tokens", type=number(int, 1), default=25, help="tokens to add (default: 25)")
+    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--top-k", type=number(int, 0), help="choose among so many likeliest tokens (default: all)")
+    parser.add_argument(
+        "--seed", type=number(int, 0, 2**63), help="makes sampling repeatable; further samples count on from it"
+    )
+    parser.add_argument("--num-samples", type=number(int, 1), help="samples of each prompt (default: 1)")
     parser.add_argument(
         "--past-context", choices=["exact", "rolling"], default="exact",
         help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",
@@ -46,27 +50,28 @@ def main() -> None:
     from hf_gpt_scratch.loading import load_model_and_tokenizer
     from hf_gpt_scratch.quantization import quantize_int8
 
+    if arguments.interactive:
+        refuse_unused(arguments, ["--num-samples", "--json"], "with --interactive")
+    num_samples = arguments.num_samples or 1
     decoding = Decoding(
         arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed, arguments.past_context
     )
     decoding.check()
     prompts = arguments.prompt
     if arguments.prompt_file is not None:
-        prompts = [line for line in read_text(arguments.prompt_file).splitlines() if line.strip()]
+        prompts = [line for line in read_text(arguments.prompt_file).split("\n") if line.strip()]
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)
     if arguments.interactive:
         return run_session(model, tokenizer, decoding)
-    is_streamed = len(prompts) * arguments.num_samples == 1 and not arguments.json
+    is_streamed = len(prompts) * num_samples == 1 and not arguments.json
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None
-    groups = generate_samples(
-        model, tokenizer, prompts, decoding, num_samples=arguments.num_samples, streamer=streamer
-    )
+    groups = generate_samples(model, tokenizer, prompts, decoding, num_samples=num_samples, streamer=streamer)
     for sample in (sample for group in groups for sample in group if not is_streamed):
-        print(json.dumps(asdict(sample), ensure_ascii=False) if arguments.json else f"{sample.text}\n")
+        print(json.dumps(asdict(sample), ensure_ascii=not writes_unicode()) if arguments.json else f"{sample.text}\n")
     return None
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shows_result=True)

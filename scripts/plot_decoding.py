@@ -8,18 +8,20 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Draw a bar for each token and temperature: of the tutorial's nine words or of a model."
     )
     parser.add_argument("--model", help="folder or Hub repository (default: the tutorial's nine words)")
-    parser.add_argument("--prompt", default="", help="text before the token (default: start from <|endoftext|>)")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5")
-    parser.add_argument("--top-k", type=int, help="keep so many likeliest tokens (default: all)")
-    parser.add_argument("--num-tokens", type=int, default=10, help="likeliest tokens to draw (default: 10)")
+    parser.add_argument("--prompt", type=str, help="text before the token (default: start from <|endoftext|>)")
+    parser.add_argument(
+        "--temperature", type=number(float, 0), nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5"
+    )
+    parser.add_argument("--top-k", type=number(int, 0), help="keep so many likeliest tokens (default: all)")
+    parser.add_argument("--num-tokens", type=number(int, 1), help="likeliest tokens to draw (default: 10)")
     parser.add_argument("--output", type=Path, default=Path("decoding"), help="PNG and PDF without ending")
     return parser.parse_args()
 
@@ -33,10 +35,13 @@ def main() -> None:
     from hf_gpt_scratch.plots import probability_figure, save_figure
 
     if arguments.model is None:
+        refuse_unused(arguments, ["--prompt", "--num-tokens"], "without --model")
         tokens, token_ids, logits = tutorial_tokens()
     else:
         model, tokenizer = load_model_and_tokenizer(arguments.model)
-        tokens, token_ids, logits = likeliest_tokens(model, tokenizer, arguments.prompt, arguments.num_tokens)
+        tokens, token_ids, logits = likeliest_tokens(
+            model, tokenizer, arguments.prompt or "", arguments.num_tokens or 10
+        )
     rows = [next_token_probabilities(logits, value, arguments.top_k)[token_ids] for value in arguments.temperature]
     for token, *probabilities in zip(tokens, *(row.tolist() for row in rows), strict=True):
         print(f"{token:>14}", *(f"{probability:8.4f}" for probability in probabilities))

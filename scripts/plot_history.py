@@ -8,11 +8,11 @@ from pathlib import Path
 # Drawing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="the --output_dir of each run")
     parser.add_argument("--output", type=Path, default=Path("runs.png"), help="a .png or .pdf (default: runs.png)")
     parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="below the curves (default: steps)")

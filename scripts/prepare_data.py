@@ -8,32 +8,34 @@ from pathlib import Path
 # Only tokens are made here: neither torch nor transformers is needed.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run, say  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Turn texts into token shards that scripts/train.py --train_data reads."
-    )
+    parser = OneLineParser(description="Turn texts into token shards that scripts/train.py --train_data reads.")
     parser.add_argument(
-        "--source", nargs="+", metavar="PATH", help="files .txt .md .jsonl .ndjson .parquet .ds, or folders of them"
-    )
+        "--source", nargs="+", metavar="PATH",
+        help="files .txt .md .jsonl .ndjson .parquet .ds, text and JSON lines also .gz or .zst, or folders of them",
+    )  # fmt: skip
     parser.add_argument(
         "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
     )
     parser.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
-    parser.add_argument("--dataset_split", default="train", help="its split to read (default: train)")
+    parser.add_argument("--dataset_split", help="its split to read (default: train)")
     parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
     parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
     parser.add_argument("--text_column", default="text", help="key or column that holds the text (default: text)")
     parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
     parser.add_argument(
-        "--validation_fraction", type=float, default=0.0, help="instead: share of the documents to validate on"
+        "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
     )
     parser.add_argument(
-        "--shard_tokens", type=int, default=1 << 26, help="tokens of a shard (default: 67108864, 128 MiB)"
+        "--shard_tokens",
+        type=number(int, 1, 2**40),
+        default=1 << 26,
+        help="tokens of a shard (default: 67108864, 128 MiB)",
     )
-    parser.add_argument("--num_workers", type=int, help="threads that tokenise (default: all cores)")
+    parser.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenise (default: all cores)")
     parser.add_argument(
         "--bad_rows",
         choices=("stop", "skip"),

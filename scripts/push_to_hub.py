@@ -11,12 +11,12 @@ from pathlib import Path
 # Pushing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import run  # noqa: E402
+from hf_gpt_scratch.cli import OneLineParser, number, run  # noqa: E402
 from hf_gpt_scratch.hub import Order, describe_push, push_folder, update_code  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Push a model folder in one commit. Afterwards the branch holds these files and no others."
     )
     parser.add_argument(
@@ -32,7 +32,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revision", default="main", metavar="B", help="branch; made if missing (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v0.1")
     parser.add_argument(
-        "--timeout", type=float, default=Order.timeout, help="give up after so many seconds (default: six hours)"
+        "--timeout",
+        type=number(float, 1),
+        default=Order.timeout,
+        help="give up after so many seconds (default: six hours)",
     )
     arguments = parser.parse_args()
     if arguments.update_code is None and arguments.repo_id is None:

@@ -23,11 +23,11 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
+    | {"cli", "repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
     | {"token_folder", "registration", "linear_cross_entropy", ""},
-    "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
-    "conversion": {"model", "tokenizer", "vocabulary", "files", "shipped_code", ""},
-    "benchmarks": {"decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
+    "preparation": {"cli", "tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
+    "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", "shipped_code", ""},
+    "benchmarks": {"cli", "decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""}
     | {"fast_decoding", "linear_cross_entropy"},

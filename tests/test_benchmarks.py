@@ -153,7 +153,7 @@ def spread(value: float) -> list[str]:
     ("arguments", "line"),
     [
         (("--size", "13B"), "error: unknown GPT-2 size '13B'"),
-        (("--size", "tiny", "--rounds", "0"), "error: --rounds 0 measures nothing: give 1 or more"),
+        (("--size", "tiny", "--rounds", "0"), "error: argument --rounds: must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(project_root, arguments, line):

@@ -2,8 +2,11 @@
 and documents of one window see each other only where they shall.
 """
 
+import gzip
+import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
@@ -35,7 +38,8 @@ from hf_gpt_scratch.vocabulary import END_OF_TEXT_ID
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b" \n\t ", "is empty"),
+        (b" \n\t ", "holds nothing but white space"),
+        ("\u3000".encode(), "holds nothing but white space"),
         (b"PK\x03\x04\x00\x00", "binary"),
         (b"caf\xe9 au lait", "not UTF-8 at byte 3"),
         ("text".encode("utf-16"), "binary"),
@@ -69,8 +73,48 @@ def test_folders_are_searched_in_order_and_files_are_kept_apart(tmp_path: Path) 
 def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt does not exist"):
         read_texts([tmp_path / "nothing.txt"])
-    with pytest.raises(ValueError, match=r"holds no \.txt or \.md file"):
+    (tmp_path / "picture.png").write_bytes(b"\0")
+    with pytest.raises(ValueError, match=r"holds no file that ends with one of \.txt.* \(it holds 1 \.png\)"):
         read_texts([tmp_path])
+
+
+def test_rows_are_read_by_their_text_field(tmp_path: Path) -> None:
+    """As prepare_data reads them: JSON is no text to learn, and an empty document is none."""
+    rows = [{"id": 1, "text": "one"}, {"text": " \n"}, {"text": "two"}]
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.NDJSON.GZ").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"text": "three"}, {"text": "four"}]), tmp_path / "c.parquet"
+    )
+    (tmp_path / "d.txt").write_text("five")
+    expected = "<|endoftext|>".join(["one", "two", "one", "two", "three", "four", "five"])
+    assert read_texts([tmp_path]) == "".join(read_blocks([tmp_path])) == expected
+    (tmp_path / "e.jsonl").write_text(json.dumps({"body": "six"}))
+    assert read_texts([tmp_path / "e.jsonl"], "body") == "six"
+    with pytest.raises(ValueError, match=r"e\.jsonl line 1 has no text 'text' \(it has: body\); --text_column names"):
+        read_texts([tmp_path / "e.jsonl"])
+    (tmp_path / "f.jsonl").write_text('{"text": ""}')
+    with pytest.raises(ValueError, match=r"f\.jsonl holds nothing but white space"):
+        read_blocks([tmp_path / "f.jsonl"])
+
+
+@pytest.mark.parametrize("name", ["table.csv", "page.html", "rows.json", "poem.rst"])
+def test_named_file_of_another_kind_is_read_with_a_warning(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    said = []
+    assert read_texts([tmp_path / name], say=said.append) == "a,b\n1,2\n"
+    (line,) = said
+    assert line.startswith(f"warning: {tmp_path / name} is read as plain text as it stands")
+    (tmp_path / "book").write_text("x")
+    assert read_texts([tmp_path / "book"], say=said.append) == "x"
+    assert len(said) == 1
+
+
+def test_tokens_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.ds").write_bytes(b"ab")
+    with pytest.raises(ValueError, match=r"a\.ds is of no known kind"):
+        read_texts([tmp_path / "a.ds"])
 
 
 def test_the_verdict_splits_as_the_tutorial_prints(shared_data: Path) -> None:
@@ -213,7 +257,8 @@ def test_blocks_are_the_text_of_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b" \n", "is empty"),
+        (b"", "is empty"),
+        (b" \n", "holds nothing but white space"),
         (b"word " * 300_000 + b"\0", "is a binary file"),
         (b"word " * 300_000 + b"\xff", "not UTF-8"),
     ],

@@ -170,3 +170,12 @@ def test_commands_change_settings(line: str, expected: dict) -> None:
 def test_other_lines_change_nothing(line: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert obey(line, Decoding()) == Decoding()
     assert answer in capsys.readouterr().out
+
+
+def test_line_that_is_not_utf8_ends_nothing(folder: Path, project_root: Path) -> None:
+    command = [sys.executable, project_root / "scripts" / "generate.py", "--model", folder, "--interactive"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.run(command, input=b"a\xff\nThe lamp\n", capture_output=True, env=environment, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert b"error: text holds the lone surrogate '\\udcff' at index 1" in process.stdout
+    assert b"> The lamp" in process.stdout

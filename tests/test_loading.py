@@ -5,7 +5,12 @@ that names it; loading half of a model in silence would spoil every number compu
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -150,11 +155,69 @@ def test_missing_weights_are_refused(folder: Path) -> None:
     assert str(folder) in one_line(error.value)
 
 
-def test_weights_of_another_size_are_refused(folder: Path) -> None:
+def change_config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"hidden_size": 24, "intermediate_size": 96}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(OSError, match=str(folder)) as error:
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+def test_left_over_weights_are_refused(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    """A model of fewer layers than were saved would load and generate nonsense; the library only prints a table."""
+    change_config(folder, num_hidden_layers=1)
+    with pytest.raises(OSError, match="has no place for the weights model.layers.1.*and 12 more") as error:
+        load_model_and_tokenizer(str(folder))
+    assert str(folder) in one_line(error.value)
+    assert "model.layers" not in capfd.readouterr().err
+
+
+def test_model_without_a_tokenizer_is_told_so(folder: Path) -> None:
+    """As the converter makes it where the vocabulary is not GPT-2's."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(OSError, match="holds no tokenizer: save the one") as error:
+        load_model_and_tokenizer(str(folder))
+    assert str(folder) in one_line(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "float23"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"model_type": "odd"},
+    ],
+    ids=str,
+)
+def test_value_that_nobody_knows_is_one_line(folder: Path, changes: dict) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(OSError, match=f"cannot load {folder}: ") as error:
+        load_model_and_tokenizer(str(folder))
+    one_line(error.value)
+
+
+def test_mistyped_folder_is_not_looked_for_on_the_hub_again_and_again(
+    tmp_path: Path,
+) -> None:
+    """A name of two parts could be one of the Hub; a proxy that is not there counts how often that is asked."""
+    requests = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.verify_request = lambda request, address: requests.append(address)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        proxy = f"http://127.0.0.1:{server.server_port}"
+        code = "from hf_gpt_scratch.loading import load_model_and_tokenizer as load\nload('runs/mine')"
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": ""}
+        environment |= {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        server.shutdown()
+    last = result.stderr.splitlines()[-1]
+    assert "OSError: cannot load runs/mine: there is no such folder, and the Hub gives no model of that name (" in last
+    assert len(requests) <= 2
+
+
+def test_weights_of_another_size_are_refused(folder: Path) -> None:
+    change_config(folder, hidden_size=24, intermediate_size=96)
+    with pytest.raises(
+        OSError, match=r"other shapes than .*embed_positions.weight is \[40, 16\], not \[40, 24\]"
+    ) as error:
         load_model_and_tokenizer(str(folder))
     one_line(error.value)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.sample_texts import VERDICT_SHA256, bundled_text_path, fetch_verified, sha256_of
+from hf_gpt_scratch.sample_texts import VERDICT_SHA256, bundled_text_path, cache_folder, fetch_verified, sha256_of
 
 
 TEXT = b"I HAD always thought"
@@ -74,3 +74,11 @@ def test_bundled_story_is_plain_text_of_about_twenty_kilobytes() -> None:
     assert 18_000 < len(content) < 24_000
     assert content.isascii()
     assert b"\r" not in content
+
+
+def test_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a path it would be the current folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HF_GPT_SCRATCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    assert cache_folder() == tmp_path / ".cache" / "hf_gpt_scratch"

@@ -23,7 +23,13 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import hf_gpt_scratch.tokenizer
-from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding, text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.tokenizer import (
+    build_tokenizer,
+    encode_to_numpy,
+    load_encoding,
+    text_to_token_ids,
+    token_ids_to_text,
+)
 from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, VOCAB_SHA256, join_merges
 
 
@@ -332,6 +338,20 @@ def test_other_shapes_are_refused(
 def test_unknown_ids_are_refused(token_id: int, any_tokenizer: tiktoken.Encoding | GPT2Tokenizer | None) -> None:
     with pytest.raises(ValueError, match=rf"token id {token_id} is outside the vocabulary, 0\.\.50256"):
         token_ids_to_text(torch.tensor([6109, token_id]), any_tokenizer)
+
+
+@pytest.mark.parametrize("filling", [" ", "\n", " \n\t\u3000\r"], ids=repr)
+@pytest.mark.parametrize("special", [True, False])
+def test_white_space_beyond_the_limit_of_tiktokens_pattern(filling: str, special: bool) -> None:
+    """Over a million characters, for which tiktoken itself raises: the ids are those of the other library."""
+    run = filling * (1_100_000 // len(filling))
+    text = f"one{run}two <|endoftext|>{run[:3000]}<|endoftext|> {run[:3000]}three{run[:3000]}"
+    with pytest.raises(ValueError, match="Regex error"):
+        load_encoding().encode_to_numpy(text, disallowed_special=())
+    expected = build_tokenizer().encode(text, split_special_tokens=not special, verbose=False)
+    assert encode_to_numpy(text, load_encoding(), special).tolist() == expected
+    if special:
+        assert text_to_token_ids(text).tolist() == [expected]
 
 
 def test_lone_surrogate_is_refused(any_tokenizer: tiktoken.Encoding | GPT2Tokenizer | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.cli import OneLineParser, number
 from hf_gpt_scratch.conversion.repository_files import write_json
 
 from .measuring import format_report
@@ -34,8 +35,9 @@ RESULTS = Path(__file__).with_name("results")
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(description="Measure this project against its peers, interleaved in one run.")
+    parser = OneLineParser(description="Measure this project against its peers, interleaved in one run.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.type = str  # the parser of each command looks at its own values
     for name in BENCHMARKS:
         module = module_of(name)
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
@@ -56,8 +58,10 @@ def module_of(name: str) -> Any:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all benchmarks have."""
-    parser.add_argument("--rounds", type=int, default=4, help="samples of each contestant (default: 4)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--rounds", type=number(int, 1), default=4, help="samples of each contestant (default: 4)")
+    parser.add_argument(
+        "--threads", type=number(int, 1), default=len(os.sched_getaffinity(0)), help="default: all cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, and a plot beside it")
     parser.add_argument("--peer_python", type=Path, metavar="PYTHON", help="Python with litgpt and llms-from-scratch")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="folder of nanoGPT, with its model.py")

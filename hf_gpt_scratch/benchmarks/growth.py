@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_gpt_scratch.cli import number
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 
 from .conversion import make_checkpoint, remove
@@ -172,7 +173,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     """Options of this benchmark alone."""
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="times the usual data, less to try it out (default: 1)"
+        "--scale", type=number(float, 1e-6), default=1.0, help="times the usual data, less to try it out (default: 1)"
     )
     parser.add_argument("--dir", type=Path, help="disk to work on; 2 GB must fit")
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_gpt_scratch.cli import number
+
 from .growth import documents
 from .measuring import Results, build_report, compare, describe_limit, describe_machine, ratios
 from .workers import Contestant, run_workers
@@ -73,8 +75,8 @@ def make_ours(path: str, threads: int) -> Callable[[], Details]:
         folder = Path(tempfile.mkdtemp(dir=Path(path).parent))
         writer = SplitWriter(folder, "train", SHARD_TOKENS)
         pieces = (Piece(part, is_last, 0) for text in texts for part, is_last in cut_string(text))
-        for number, piece, tokens in encode_in_order(enumerate(pieces), threads):
-            for _ in writer.add(number, tokens, piece.ends_document):
+        for place, piece, tokens in encode_in_order(enumerate(pieces), threads):
+            for _ in writer.add(place, tokens, piece.ends_document):
                 pass
         writer.write((0, 0))
         return lambda: describe_shards(folder)
@@ -150,7 +152,9 @@ def contestants(path: Path, threads: int) -> list[Contestant]:
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
     """Options of this benchmark alone."""
-    parser.add_argument("--megabytes", type=float, default=20, help="size of the corpus that is made (default: 20)")
+    parser.add_argument(
+        "--megabytes", type=number(float, 1e-6), default=20, help="size of the corpus that is made (default: 20)"
+    )
 
 
 def refuse_other_work(results: Results) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.cli import refuse_unused
+
 from .convert import REPORT_FILE, convert_checkpoint
 from .export import export_stock
 from .gpt2_sizes import find_size
@@ -21,6 +23,7 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
         ValueError: options contradict each other, or the checkpoint does not fit.
         OSError: a file is missing or cannot be written.
     """
+    refuse_unused_options(arguments)
     common = {
         "max_shard_size": parse_size(arguments.max_shard_size),
         "verify": arguments.verify,
@@ -45,13 +48,24 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
     return convert_checkpoint(
         path,
         arguments.output,
-        reader=arguments.reader,
+        reader=arguments.reader or "bundle",
         dtype=arguments.dtype or "float32",
         num_heads=arguments.n_head,
         vocab_size=arguments.vocab_size,
         size=size,
         **common,
     )
+
+
+def refuse_unused_options(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that the kind of work asked for does not look at."""
+    if not arguments.verify:
+        refuse_unused(arguments, ["--text"], "with --no-verify")
+    if arguments.export_stock:
+        options = ["--size", "--reader", "--n-head", "--vocab-size", "--download-dir", "--mirror"]
+        refuse_unused(arguments, options, "with --export-stock")
+    if arguments.from_dir:
+        refuse_unused(arguments, ["--download-dir", "--mirror"], "with --from-dir")
 
 
 def describe(report: dict[str, Any], output: Path) -> list[str]:

@@ -12,7 +12,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -122,6 +122,8 @@ def gpt2_rows(prefix: str, matrix: Layout) -> tuple[Row, ...]:
 
 
 HEAD_ROW = Row(HEAD, (HEAD,))
+# What torch.compile, DataParallel and Lightning put before the names.
+PREFIXES = ("_orig_mod.", "module.", "model.")
 OPTIMIZER = "state of the optimizer"
 
 OPENAI = Format(
@@ -167,14 +169,14 @@ GPT2 = Format(
     "a checkpoint of transformers' GPT-2",
     (*gpt2_rows("transformer.", Layout.CONV1D), HEAD_ROW),
     head=HEAD,
-    prefixes=("module.",),
+    prefixes=PREFIXES,
 )
 NANOGPT = Format(
     "nanogpt",
     "a checkpoint of nanoGPT",
     (*gpt2_rows("transformer.", Layout.LINEAR), HEAD_ROW),
     head=HEAD,
-    prefixes=("_orig_mod.", "module."),
+    prefixes=PREFIXES,
     biases_optional=True,
 )
 TUTORIAL = Format(
@@ -205,21 +207,58 @@ TUTORIAL = Format(
         Row("out_head.weight", (HEAD,)),
     ),
     head="out_head.weight",
-    prefixes=("_orig_mod.", "module."),
+    prefixes=PREFIXES,
 )
-FORMATS = {format_.name: format_ for format_ in (OPENAI, GPT2, NANOGPT, TUTORIAL)}
+# The faster attentions beside the tutorial have one projection for all three.
+FUSED_TUTORIAL = replace(
+    TUTORIAL,
+    rows=(
+        *(row for row in TUTORIAL.rows if ".att.W_" not in row.source and ".att.out_proj." not in row.source),
+        Row("trf_blocks.{i}.att.qkv.weight", QKV_WEIGHTS),
+        Row("trf_blocks.{i}.att.qkv.bias", QKV_BIASES),
+        Row("trf_blocks.{i}.att.proj.weight", (f"{LAYER}self_attn.o_proj.weight",)),
+        Row("trf_blocks.{i}.att.proj.bias", (f"{LAYER}self_attn.o_proj.bias",)),
+    ),
+)
+# A state dict of ours, as torch.save writes it: the names stay.
+STATE_DICT = Format(
+    "gpt_scratch",
+    "a state dict of our own model",
+    tuple(
+        Row(name, (name,))
+        for name in (EMBEDDING, "model.embed_positions.weight", *QKV_WEIGHTS, *QKV_BIASES, HEAD)
+        + tuple(
+            f"{LAYER}{part}.{kind}"
+            for part in (
+                "input_layernorm",
+                "self_attn.o_proj",
+                "post_attention_layernorm",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            )
+            for kind in ("weight", "bias")
+        )
+        + ("model.norm.weight", "model.norm.bias")
+    ),
+    head=HEAD,
+    prefixes=PREFIXES,
+)
+FORMATS = {format_.name: format_ for format_ in (OPENAI, GPT2, NANOGPT, TUTORIAL, STATE_DICT)}
 
 
 def canonical_names(format_: Format, names: Iterable[str]) -> dict[str, str]:
     """Map the names of a checkpoint to those of the table, without prefixes: {name there: name in the table}.
 
-    transformers' GPT2Model has no `transformer.` before its names and GPT2LMHeadModel has; the table has.
+    transformers' GPT2Model has no `transformer.` before its names and GPT2LMHeadModel has; the table has. So it is
+    with `model.` of ours.
     """
     canonical = {}
     for name in names:
         short = name
-        for prefix in format_.prefixes:
-            short = short.removeprefix(prefix)
+        while short.startswith(format_.prefixes):
+            short = short.partition(".")[2]
+        if format_ is STATE_DICT and re.match(r"(embed_tokens|embed_positions|layers|norm)\.", short):
+            short = f"model.{short}"
         if format_ in (GPT2, NANOGPT) and re.match(r"(wte|wpe|h|ln_f)\.", short):
             short = f"transformer.{short}"
         canonical[name] = short
@@ -246,6 +285,8 @@ def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Forma
         raise ValueError(f"these tensors are of no format that is known ({kinds}): {name_some(sorted(shapes))}")
     if best in ("gpt2", "nanogpt"):
         return NANOGPT if _has_linear_layout(shapes) else GPT2
+    if best == "tutorial" and any(name.endswith(".att.qkv.weight") for name in shapes):
+        return FUSED_TUTORIAL
     return FORMATS[best]
 
 

@@ -58,6 +58,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "dropout": "dropout",
     },
     "tutorial": {},
+    "gpt_scratch": {},
 }
 # What a format's own code always does, where it differs from our defaults.
 FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GELU() is the exact form

@@ -10,6 +10,7 @@ Source of the forward pass: src/model.py of openai/gpt-2.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,8 @@ class SourceWeights:
         self.format_name = format_name
         self.vocab_size = vocab_size
         self.prepare = prepare
-        self.names = {name.split("_orig_mod.")[-1].removeprefix("module."): name for name in tensors}
+        # What torch.compile, DataParallel and Lightning put before the names, which ours have themselves.
+        self.names = {re.sub(r"^((_orig_mod|module|model)\.)+", "", name): name for name in tensors}
         if format_name in ("gpt2", "nanogpt"):
             self.names = {short.removeprefix("transformer."): name for short, name in self.names.items()}
 
@@ -77,8 +79,7 @@ class SourceWeights:
                 "tok_emb.weight", "pos_emb.weight", ("final_norm.scale", "final_norm.shift"), "out_head.weight"
             ),
             "gpt_scratch": (
-                "model.embed_tokens.weight", "model.embed_positions.weight", ("model.norm.weight", "model.norm.bias"),
-                "lm_head.weight",
+                "embed_tokens.weight", "embed_positions.weight", ("norm.weight", "norm.bias"), "lm_head.weight"
             ),
         }[self.format_name]  # fmt: skip
         wte = self.get(embedding)[: self.vocab_size]
@@ -138,19 +139,21 @@ class SourceWeights:
         return weights
 
     def tutorial_layer(self, index: int) -> Weights:
-        """Separate projections, LayerNorm with scale and shift."""
+        """Separate projections or one for all three, LayerNorm with scale and shift."""
         block = f"trf_blocks.{index}."
-        qkv = [f"{block}att.W_{name}" for name in ("query", "key", "value")]
+        is_fused = f"{block}att.qkv.weight" in self.names
+        qkv = [f"{block}att.{name}" for name in (["qkv"] if is_fused else ["W_query", "W_key", "W_value"])]
+        proj = f"{block}att.proj" if f"{block}att.proj.weight" in self.names else f"{block}att.out_proj"
         norms = {
             f"{ours}.{kind}": self.get(f"{block}{theirs}.{name}")
             for ours, theirs in (("ln_1", "norm1"), ("ln_2", "norm2"))
             for kind, name in (("g", "scale"), ("b", "shift"))
         }
-        return norms | self.linears(qkv, f"{block}att.out_proj", f"{block}ff.layers.0", f"{block}ff.layers.2")
+        return norms | self.linears(qkv, proj, f"{block}ff.layers.0", f"{block}ff.layers.2")
 
     def our_layer(self, index: int) -> Weights:
         """Our own names, for the way back."""
-        layer = f"model.layers.{index}."
+        layer = f"layers.{index}."
         qkv = [f"{layer}self_attn.{letter}_proj" for letter in "qkv"]
         norms = {
             f"{ours}.{kind}": self.get(f"{layer}{theirs}.{name}")
@@ -160,10 +163,10 @@ class SourceWeights:
         return norms | self.linears(qkv, f"{layer}self_attn.o_proj", f"{layer}mlp.up_proj", f"{layer}mlp.down_proj")
 
     def linears(self, qkv: list[str], proj: str, fc: str, out: str) -> Weights:
-        """nn.Linear modules; the three of attention side by side."""
-        weights = {"qkv.w": np.concatenate([self.get(f"{name}.weight").T for name in qkv], axis=1)}
-        width = len(weights["qkv.w"])
-        weights["qkv.b"] = np.concatenate([self.vector(f"{name}.bias", width) for name in qkv])
+        """nn.Linear modules; the three of attention side by side, or one that is that already."""
+        matrices = [self.get(f"{name}.weight").T for name in qkv]
+        biases = [self.vector(f"{name}.bias", matrix.shape[1]) for name, matrix in zip(qkv, matrices, strict=True)]
+        weights = {"qkv.w": np.concatenate(matrices, axis=1), "qkv.b": np.concatenate(biases)}
         for short, name in (("proj", proj), ("fc", fc), ("out", out)):
             weights[f"{short}.w"] = self.get(f"{name}.weight").T
             weights[f"{short}.b"] = self.get(f"{name}.bias")
@@ -314,7 +317,9 @@ def read_text(path: str | Path | None) -> str:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: convert it first") from None
     if not text.strip():
-        raise ValueError(f"{path} is empty: give a file with text in it")
+        raise ValueError(
+            f"{path} {'holds nothing but white space' if text else 'is empty'}: give a file with text in it"
+        )
     return text
 
 

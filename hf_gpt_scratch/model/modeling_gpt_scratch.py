@@ -47,8 +47,7 @@ except ImportError:  # before 4.52
 
 # The library's table also has what others register in it. Before 4.48 there is none, and eager attention for all.
 ALL_ATTENTION_FUNCTIONS = getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {})
-# Before 5.4 it wants to be told the places that the tokens take in a static cache.
-TAKES_SLOTS = VERSION < (5, 4)
+TAKES_SLOTS = VERSION < (5, 4)  # then it wants to be told the places that the tokens take in a static cache
 
 # It might decode nonsense in silence where a newer library has renamed what it is handed by name.
 for owner, function, *names in [
@@ -160,6 +159,7 @@ class GPTScratchAttention(nn.Module):
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, *place)
         elif CACHE == "cache" and (paged := kwargs.pop("cache", None)) is not None:  # of continuous batching
             key_states, value_states = paged.update(key_states, value_states, self.layer_idx, kwargs=kwargs)
+        # trf-ignore: TRF051
         elif VERSION < (5, 0) and "cache" in kwargs and "paged" not in self.config._attn_implementation:
             raise ValueError('continuous batching needs attn_implementation="sdpa_paged" with this transformers')
         attend = eager_attention_forward

@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hf_gpt_scratch.cli import refuse_unused
 from hf_gpt_scratch.token_folder import read_index, verify_folder
 
-from .document_sources import Source, dataset_source, file_sources
+from .document_sources import Source, dataset_source, file_sources, find_files
 from .documents import DatasetName
 from .prepare import Choices, prepare
 
@@ -27,17 +28,19 @@ def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None])
     """
     num_workers = arguments.num_workers or available_cores()
     if arguments.verify:
+        options = ["--source", "--dataset", "--output", "--validation_source", "--validation_fraction"]
+        refuse_unused(arguments, options, "with --verify")
         if broken := verify_folder(arguments.verify, num_workers):
             raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them anew")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
     choices = Choices(
         text_column=arguments.text_column,
-        validation_fraction=arguments.validation_fraction,
+        validation_fraction=arguments.validation_fraction or 0.0,
         shard_tokens=arguments.shard_tokens,
         bad_rows=arguments.bad_rows,
     )
-    return prepare(arguments.output, find_sources(arguments, num_workers), choices, num_workers, say)
+    return prepare(arguments.output, find_sources(arguments, num_workers, say), choices, num_workers, say)
 
 
 def available_cores() -> int:
@@ -47,31 +50,31 @@ def available_cores() -> int:
 
 def refuse_contradictions(arguments: argparse.Namespace) -> None:
     """Raise for options that do not go together, all in one line."""
+    if arguments.source is not None:
+        options = ["--dataset_config", "--dataset_split", "--dataset_revision"]
+        refuse_unused(arguments, options, "with --source")
     problems = []
     if (arguments.source is None) == (arguments.dataset is None):
         problems.append("give either --source with files or folders, or --dataset")
     if arguments.output is None:
         problems.append("name the folder to make with --output")
-    if not 0 <= arguments.validation_fraction < 1:
-        problems.append(f"--validation_fraction must be at least 0 and below 1, got {arguments.validation_fraction}")
     if arguments.validation_fraction and arguments.validation_source:
         problems.append("give --validation_fraction or --validation_source, not both")
-    if arguments.shard_tokens < 1:
-        problems.append(f"--shard_tokens must be at least 1, got {arguments.shard_tokens}")
-    if arguments.num_workers is not None and arguments.num_workers < 1:
-        problems.append(f"--num_workers must be at least 1, got {arguments.num_workers}")
     if problems:
         raise ValueError("; ".join(problems))
 
 
-def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source]:
+def find_sources(arguments: argparse.Namespace, num_workers: int, say: Callable[[str], None]) -> list[Source]:
     """The sources that the options name, with the hashes of files."""
+    files, validation_files = (
+        find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
+    )
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
-        validation = file_sources(arguments.validation_source or [], "validation", num_workers, bar.update)
+        validation = file_sources(validation_files, "validation", num_workers, bar.update)
         # Without a fraction all documents are for training.
         if arguments.source is not None:
-            return [*file_sources(arguments.source, None, num_workers, bar.update), *validation]
-    names = arguments.dataset, arguments.dataset_config, arguments.dataset_split, arguments.dataset_revision
+            return [*file_sources(files, None, num_workers, bar.update), *validation]
+    names = arguments.dataset, arguments.dataset_config, arguments.dataset_split or "train", arguments.dataset_revision
     return [dataset_source(DatasetName(*names)), *validation]
 
 

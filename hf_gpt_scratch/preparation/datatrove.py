@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.tokenizer import encode_to_numpy, load_encoding
 from hf_gpt_scratch.vocabulary import END_OF_TEXT, END_OF_TEXT_ID
 
 from .pieces import Piece
@@ -71,7 +71,7 @@ def prove_vocabulary(path: Path, tokens: np.ndarray) -> None:
     if (tokens > END_OF_TEXT_ID).any():
         return  # no text at all: refused where they are read
     text = encoding.decode_bytes(tokens.tolist()).decode("utf-8", errors="ignore")
-    again = encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+    again = encode_to_numpy(text, encoding, special=True)
     proved = max(len(tokens) - 64, 0) if len(tokens) == PROOF_TOKENS else len(tokens)
     if not np.array_equal(tokens[:proved], again[:proved]):
         raise ValueError(f"{path} is of another vocabulary than GPT-2's: {HOW}")

@@ -1,6 +1,8 @@
 """Which documents are meant: files, folders and datasets as a list of sources, each with its identity."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +12,16 @@ from hf_gpt_scratch.files import sha256_of
 
 from .datatrove import read_datatrove
 from .documents import DatasetName, SkippedRows, read_dataset, read_json_lines, read_parquet, read_text_file
+from .packed_files import PACKED, is_packed
 from .pieces import Piece
 
 
-# The kinds of files that are found in folders, by the end of the name.
+# The kinds of files that are found in folders, by the end of the name in any case; text and JSON lines may be packed.
 KINDS = {
     ".txt": "text",
+    ".text": "text",
     ".md": "text",
+    ".markdown": "text",
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
     ".parquet": "parquet",
@@ -56,28 +61,100 @@ class Source:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """List the given files and, sorted by path, the files of a known kind below the given folders.
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def ending_of(path: Path) -> str:
+    """The end of a name in lower case, such as ".txt" or ".jsonl.gz"."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() + suffix if suffix in PACKED else suffix
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a file by its name; None if that is not known."""
+    unpacked = path.with_suffix("") if is_packed(path) else path
+    kind = KINDS.get(unpacked.suffix.lower())
+    return kind if unpacked is path or kind in ("text", "JSON lines") else None
+
+
+def find_files(
+    paths: Sequence[str | Path],
+    kinds: Collection[str] = frozenset(KINDS.values()),
+    *,
+    others_are_text: bool = False,
+    say: Callable[[str], None] = silent,
+) -> list[Path]:
+    """List the given files and, sorted by path, the files of the given kinds below the given folders.
+
+    Args:
+        paths: files and folders. What is hidden in a folder, by a dot before its name, is not looked at.
+        kinds: those of `KINDS` that are wanted.
+        others_are_text: take a file that is named itself and of no kind as text, with a warning.
+        say: is told of each folder how many files were taken and which were not, and of such a warning.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file is of no known kind, or a folder holds none that is.
+        ValueError: a file is of another kind or cannot be read as one, or a folder holds none that is wanted.
+        OSError: a folder cannot be listed.
     """
-    kinds = ", ".join(KINDS)
+    endings = ", ".join(ending for ending, kind in KINDS.items() if kind in kinds)
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
-            if not inside:
-                raise ValueError(f"{path} holds no file that ends with one of {kinds}")
-            files += inside
-        elif not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: check the path of the source")
-        elif path.suffix not in KINDS:
-            raise ValueError(f"{path} is of no known kind: its name must end with one of {kinds}")
-        else:
-            files.append(path)
+            files += search_folder(path, kinds, endings, say)
+            continue
+        refuse_unreadable(path)
+        kind = kind_of(path)
+        if kind is None and others_are_text:
+            if path.suffix:
+                say(f"warning: {path} is read as plain text as it stands, its name ends with none of {endings}")
+        elif kind not in kinds:
+            raise ValueError(f"{path} is of no known kind: its name must end with one of {endings}")
+        files.append(path)
     return files
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Raise for what is no file, one line that says what it is."""
+    if not path.exists():
+        what = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: check the path of the source")
+    if not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device, which cannot be read twice: write the text to a file first")
+
+
+def search_folder(folder: Path, kinds: Collection[str], endings: str, say: Callable[[str], None]) -> list[Path]:
+    """The files of the given kinds below a folder, sorted by path; says what was taken and what was not."""
+    taken: list[Path] = []
+    passed_over: Counter[str] = Counter()
+    for path in visible_below(folder):
+        if path.is_dir():
+            passed_over["linked folder"] += 1
+        elif kind_of(path) in kinds:
+            refuse_unreadable(path)
+            taken.append(path)
+        elif path.with_suffix("").suffix.lower() != ".ds":  # the index and the metadata of datatrove's tokens
+            passed_over[ending_of(path) or "without an ending"] += 1
+    others = ", ".join(f"{count} {ending}" for ending, count in sorted(passed_over.items()))
+    if not taken:
+        raise ValueError(
+            f"{folder} holds no file that ends with one of {endings}" + f" (it holds {others})" * bool(others)
+        )
+    say(f"{folder}: {len(taken)} {'file' if len(taken) == 1 else 'files'} taken; passed over: {others or 'none'}")
+    return sorted(taken)
+
+
+def visible_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, and links to other folders, which are not followed; without hidden ones."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in (*files, *links) if not name.startswith("."))
 
 
 def file_sources(
@@ -91,7 +168,7 @@ def file_sources(
 
     def describe(path: Path) -> Source:
         num_bytes = path.stat().st_size
-        source = Source(str(path), KINDS[path.suffix], split, num_bytes, sha256_of(path))
+        source = Source(str(path), kind_of(path), split, num_bytes, sha256_of(path))
         note_bytes(num_bytes)
         return source
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .packed_files import is_packed, open_unpacked
 from .pieces import Piece, cut_string, cut_text
 
 
@@ -32,7 +33,9 @@ class SkippedRows:
             ValueError: such rows are to stop the work.
         """
         if self.stops:
-            raise ValueError(f"{reason}; repair it, or leave such rows out with --bad_rows skip")
+            raise ValueError(
+                f"{reason}; repair it, or leave such rows out with scripts/prepare_data.py --bad_rows skip"
+            )
         self.count += 1
         self.first = self.first or reason
 
@@ -43,17 +46,18 @@ def read_text_file(path: Path) -> Iterator[Piece]:
     Raises:
         ValueError: it is binary or not UTF-8.
     """
+    packed_bytes = path.stat().st_size if is_packed(path) else None
     for text, is_last in cut_text(decoded_blocks(path)):
-        yield Piece(text, is_last, len(text.encode("utf-8")))
+        yield Piece(text, is_last, len(text.encode("utf-8")) if packed_bytes is None else packed_bytes * is_last)
 
 
 def decoded_blocks(path: Path) -> Iterator[str]:
-    """Decode a file block by block."""
+    """Decode a file, packed or not, block by block."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     num_read, held_back = 0, ""
-    with path.open("rb") as file:
+    with open_unpacked(path) as (content, _):
         while True:
-            block = file.read(BLOCK_BYTES)
+            block = content.read(BLOCK_BYTES)
             num_read += len(block)
             if b"\0" in block:
                 raise ValueError(f"{path} is a binary file (it holds zero bytes): give plain text in UTF-8")
@@ -73,8 +77,10 @@ def decoded_blocks(path: Path) -> Iterator[str]:
 
 def read_json_lines(path: Path, text_column: str, skipped: SkippedRows) -> Iterator[Piece]:
     """Read a file with one JSON object a line, whose `text_column` is a document; empty lines are none."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with open_unpacked(path) as (content, file):
+        num_read = 0
+        for number, line in enumerate(content, 1):
+            share, num_read = file.tell() - num_read, file.tell()
             place = f"{path} line {number}"
             if not line.strip():
                 continue
@@ -85,7 +91,7 @@ def read_json_lines(path: Path, text_column: str, skipped: SkippedRows) -> Itera
             except (ValueError, RecursionError):
                 skipped.add(f"{place} is not JSON")
             else:
-                yield from row_pieces(row, text_column, place, len(line), skipped)
+                yield from row_pieces(row, text_column, place, share, skipped)
 
 
 def read_parquet(path: Path, text_column: str, skipped: SkippedRows) -> Iterator[Piece]:
@@ -150,13 +156,27 @@ def row_pieces(row: Any, text_column: str, place: str, num_bytes: float, skipped
     """The pieces of the document in a row, or a note that there is none."""
     text = row.get(text_column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        skipped.add(f"{place} has no text {text_column!r} (it has: {names}; --text_column names another)")
+        skipped.add(f"{place} {why_no_text(row, text_column)}; --text_column names another")
     elif not is_unicode(text):
         skipped.add(f"{place} holds half a surrogate pair, which is no character")
     else:
         for part, is_last in cut_string(text):
             yield Piece(part, is_last, num_bytes if is_last else 0)
+
+
+def why_no_text(row: Any, text_column: str) -> str:
+    """Say what a row has where its text should be."""
+    if not isinstance(row, dict):
+        return f"is no object with {text_column!r}, but {json_kind(row)}"
+    if text_column in row:
+        return f"has {json_kind(row[text_column])} as {text_column!r}, and no text"
+    return f"has no text {text_column!r} (it has: {', '.join(map(str, row))})"
+
+
+def json_kind(value: Any) -> str:
+    """Call a value as JSON does."""
+    kinds = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def is_unicode(text: str) -> bool:

@@ -11,6 +11,10 @@ PIECE_CHARS = 1 << 20
 # A blank after a character that is none. There GPT-2's pattern ends a token in any case: no alternative of it goes on
 # from other characters to white space, and none looks back. Python's \S excludes at least what tiktoken's does.
 LAST_CUT = re.compile(r"(?s).*\S(?=[ \n])")
+# Where there is no such place: before any other white space; before the last white space of a run, with which GPT-2's
+# pattern begins anew; or between two of it that no token of GPT-2's holds together (it has two line ends as a token).
+WHITE = r"[^\S\x1c-\x1f]"  # the four are white space for Python alone
+OTHER_CUT = re.compile(rf"(?s).*(?:\S(?={WHITE})|{WHITE}(?={WHITE}\S)|[\t-\r ](?=[\t\v-\r ])|[\t\v-\r ](?=\n))")
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Piece:
 def cut_text(blocks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[tuple[str, bool]]:
     """Cut one document, given in blocks of any length, into pieces of at most `piece_chars` characters.
 
-    The cuts depend on the document alone, not on its blocks. A stretch of that length without any white space is cut
-    at its end, where one word may get other tokens than in one go.
+    The cuts depend on the document alone, not on its blocks. A stretch of that length without any place to cut is cut
+    at its end: a run of line ends keeps its tokens, a word or a run of no-break spaces may get others than in one go.
 
     Returns:
         Each piece, and whether it is the last; an empty document is one empty piece.
@@ -35,7 +39,7 @@ def cut_text(blocks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[
     for block in blocks:
         rest += block
         while len(rest) > piece_chars:
-            cut = LAST_CUT.match(rest, 0, piece_chars)
+            cut = LAST_CUT.match(rest, 0, piece_chars) or OTHER_CUT.match(rest, 0, piece_chars + 1)
             end = cut.end() if cut else piece_chars
             yield rest[:end], False
             rest = rest[end:]

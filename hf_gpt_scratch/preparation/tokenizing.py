@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.tokenizer import encode_to_numpy, load_encoding
 
 from .pieces import Piece
 
@@ -46,7 +46,7 @@ def encode_batch(batch: list[tuple[Place, Piece]]) -> list[Encoded]:
 
     def encode(piece: Piece) -> np.ndarray | None:
         if isinstance(piece.content, str):
-            return encoding.encode_to_numpy(piece.content, disallowed_special=())
+            return encode_to_numpy(piece.content, encoding, special=False)
         return piece.content
 
     return [(place, piece, encode(piece)) for place, piece in batch]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from huggingface_hub import EvalResult
 
+from hf_gpt_scratch.data import find_text_files
 from hf_gpt_scratch.environment import as_line
 from hf_gpt_scratch.evaluation import perplexity
 from hf_gpt_scratch.files import sha256_of
@@ -33,18 +34,15 @@ def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
     return [
         {"part": part, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for part, paths in parts.items()
-        for path in map(Path, paths)
-        for file in text_files(path)
+        for path in paths
+        for file in text_files(Path(path))
     ]
 
 
 def text_files(path: Path) -> list[Path]:
-    """A file itself; of a folder its index, or the texts below it."""
-    if path.is_file():
-        return [path]
-    if (path / "index.json").is_file():
-        return [path / "index.json"]
-    return sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".md") and file.is_file())
+    """Of a folder of prepared tokens its index, or the files that are read."""
+    index = path / "index.json"
+    return [index] if index.is_file() else find_text_files([path])
 
 
 def card_details(settings: TrainingSettings, history: History) -> CardDetails:

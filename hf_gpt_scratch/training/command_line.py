@@ -1,16 +1,17 @@
 """Settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
 
-import argparse
 import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from hf_gpt_scratch.cli import OneLineParser
 
 from .settings import TrainingSettings
 
@@ -19,12 +20,8 @@ from .settings import TrainingSettings
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
 
-class OneLineParser(HfArgumentParser):
-    """Reports a mistake as a ValueError of one line instead of printing the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for anything it cannot parse."""
-        raise ValueError(f"{message}; --help lists all flags")
+class SettingsParser(OneLineParser, HfArgumentParser):
+    """A flag for each setting; mistakes are reported in one line."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -40,8 +37,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be parsed, or holds a key that is no setting; the line suggests the nearest one.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"--config {path} is a folder: name the file in it, such as settings.json")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -49,9 +48,15 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold lines of the form setting: value")
     known = {item.name for item in fields(TrainingSettings)} | {"recipe"}
-    unknown = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
-    if unknown:
-        raise ValueError(f"--config {path}: {', '.join(unknown)}")
+    problems = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
+    lists = {name for name, hint in get_type_hints(TrainingSettings).items() if list[str] in get_args(hint)}
+    problems += [
+        f"{key} takes one value, got {value}"
+        for key, value in values.items()
+        if key in known and isinstance(value, dict if key in lists else dict | list)
+    ]
+    if problems:
+        raise ValueError(f"--config {path}: {', '.join(problems)}")
     return values
 
 
@@ -73,19 +78,16 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         ValueError: an unknown flag, an impossible value or contradicting ones; one line.
         FileNotFoundError: `--config` names no file.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
-    try:
-        sources, flags = first.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
+    sources, flags = first.parse_known_args(arguments)
     file_values = read_settings_file(sources.config) if sources.config else {}
     recipe = sources.recipe or file_values.pop("recipe", None)
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} is unknown{nearest(recipe, RECIPES)}; there is {', '.join(RECIPES)}")
 
-    parser = OneLineParser(
+    parser = SettingsParser(
         TrainingSettings,
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,

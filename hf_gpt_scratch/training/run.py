@@ -3,6 +3,7 @@
 import hashlib
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_gpt_scratch.cli import say_once
 from hf_gpt_scratch.data import (
     StepSampler,
     TokenWindows,
@@ -214,12 +216,16 @@ def read_tokens(
     settings: TrainingSettings, encoding: tiktoken.Encoding
 ) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
     """The tokens to train and to validate on: texts in memory, shards by memory map."""
-    validation = encode_text(read_texts(settings.validation_file), encoding) if settings.validation_file else None
+
+    def read(paths: Sequence[str | Path]) -> str:
+        return read_texts(paths, settings.text_column, say_once)
+
+    validation = encode_text(read(settings.validation_file), encoding) if settings.validation_file else None
     if settings.train_data:
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train")
         return training, ShardedTokens(folder, "validation") if validation is None else validation
-    text = read_texts(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
+    text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
         return encode_text(text, encoding), validation
     train_text, validation_text = split_text(text, settings.train_split)

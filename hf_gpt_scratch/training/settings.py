@@ -1,10 +1,10 @@
 """Every knob of a training run: declared once, with default, unit and rule."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from hf_gpt_scratch.cli import Range
 from hf_gpt_scratch.hub import check_names
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
 
@@ -13,23 +13,10 @@ if TYPE_CHECKING:
     from hf_gpt_scratch.model import GPTScratchConfig
 
 
-@dataclass(frozen=True)
-class Range:
-    """A rule that a type carries: `minimum` <= value, and value < `below`."""
-
-    minimum: float
-    below: float = math.inf
-
-    def broken_by(self, value: float | None) -> bool:
-        """Whether a value is outside; NaN always is, None never."""
-        return value is not None and not self.minimum <= value < self.below
-
-    def __str__(self) -> str:
-        return f"at least {self.minimum:g}" + (f" and below {self.below:g}" if self.below < math.inf else "")
-
-
-PositiveInt = Annotated[int, Range(1)]
-NonNegativeInt = Annotated[int, Range(0)]
+PositiveInt = Annotated[int, Range(1, below=2**63)]
+NonNegativeInt = Annotated[int, Range(0, below=2**63)]
+Seconds = Annotated[int, Range(1, below=2**31)]
+Seed = Annotated[int, Range(0, below=2**32)]  # numpy takes no other
 NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
 
@@ -72,8 +59,11 @@ class TrainingSettings:
 
     # text
     train_file: list[str] | None = setting(
-        None, "UTF-8 texts to train on: files, or folders with .txt and .md files; none: sample_text"
+        None,
+        "texts to train on: files, or folders with .txt, .md, .jsonl, .ndjson and .parquet files, text and JSON lines "
+        "also .gz or .zst; none: sample_text",
     )
+    text_column: str = setting("text", "key or column that holds the text in JSON lines and parquet")
     sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
     train_data: str | None = setting(None, "instead: a folder of tokens made by scripts/prepare_data.py")
     validation_file: list[str] | None = setting(
@@ -128,7 +118,7 @@ class TrainingSettings:
     spike_threshold: NonNegativeFloat = setting(
         0.0, "standard deviations over the last 128 steps' mean that make a loss or gradient norm a spike; 0: none"
     )
-    seed: NonNegativeInt = setting(42, "of weights, window order and dropout")
+    seed: Seed = setting(42, "of weights, window order and dropout")
     data_order: Literal["seeded", "torch_dataloader"] = setting(
         "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
     )
@@ -136,7 +126,7 @@ class TrainingSettings:
     # device
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
-    ddp_timeout: PositiveInt = setting(600, "seconds after which a process gives up waiting for the others")
+    ddp_timeout: Seconds = setting(600, "seconds after which a process gives up waiting for the others")
     chunked_loss: bool = setting(
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
@@ -176,7 +166,7 @@ class TrainingSettings:
     hub_revision: str = setting("main", "its branch for the result")
     push_steps: NonNegativeInt = setting(0, "optimizer steps between pushes of the unfinished model; 0: none of it")
     push_steps_revision: str = setting("in-training", "branch for the unfinished model")
-    push_timeout: PositiveInt = setting(6 * 3600, "seconds after which a push is given up; the run goes on")
+    push_timeout: Seconds = setting(6 * 3600, "seconds after which a push is given up; the run goes on")
 
     def __post_init__(self) -> None:
         problems = [*self._wrong_values(), *self._contradictions()]
@@ -193,6 +183,9 @@ class TrainingSettings:
                         yield f"--{name} must be {rule}, got {value}"
                 if get_origin(part) is Literal and value is not None and value not in get_args(part):
                     yield f"--{name} must be one of {', '.join(get_args(part))}, got {value!r}"
+            if name != "sample_prompt" and "" in (value if isinstance(value, list) else [value]):
+                # As a path it would be the current folder.
+                yield f"--{name} is empty: give a value, or leave it out"
         if not 0 < self.train_split < 1:
             yield f"--train_split must be above 0 and below 1, got {self.train_split}"
         if self.max_steps != -1 and self.max_steps < 1:

@@ -201,6 +201,44 @@ def test_tutorial(qkv_bias: bool, tmp_path: Path) -> None:
         assert difference(load(tmp_path / name), model, 29) <= 1e-5
 
 
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_tutorial_with_one_projection_for_query_key_and_value(qkv_bias: bool, tmp_path: Path) -> None:
+    """As its faster attentions have it, saved by Lightning, which puts `model.` before the names."""
+    model = draw(TutorialGPT(**SIZES, qkv_bias=qkv_bias))
+    weights = model.state_dict()
+    for index in range(2):
+        block = f"trf_blocks.{index}.att."
+        for kind in ("weight", "bias") if qkv_bias else ("weight",):
+            parts = [weights.pop(f"{block}W_{name}.{kind}") for name in ("query", "key", "value")]
+            weights[f"{block}qkv.{kind}"] = torch.cat(parts)
+        for kind in ("weight", "bias"):
+            weights[f"{block}proj.{kind}"] = weights.pop(f"{block}out_proj.{kind}")
+    torch.save({"state_dict": {f"model.{name}": value for name, value in weights.items()}}, tmp_path / "last.pt")
+    report = convert_checkpoint(tmp_path / "last.pt", tmp_path / "out", num_heads=4)
+    assert report["format"] == "tutorial"
+    assert report["config"]["qkv_bias"] is qkv_bias
+    assert difference(load(tmp_path / "out"), model, 29) <= 1e-5
+    del weights["trf_blocks.1.att.qkv.weight"]
+    torch.save(weights, tmp_path / "half.pt")
+    with pytest.raises(ValueError, match=r"trf_blocks.1.att.qkv.weight is missing"):
+        convert_checkpoint(tmp_path / "half.pt", tmp_path / "other", num_heads=4)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod."])
+def test_our_own_state_dict(prefix: str, openai: Path, tmp_path: Path) -> None:
+    """As torch.save(model.state_dict()) and Lightning write it; also of the model without its head."""
+    convert_checkpoint(openai, tmp_path / "folder", verify=False)
+    model = load(tmp_path / "folder")
+    for name, part in (("whole", model), ("bare", model.model)):
+        weights = {f"{prefix}{name}": value for name, value in part.state_dict().items()}
+        torch.save(weights, tmp_path / f"{name}.pth")
+        report = convert_checkpoint(tmp_path / f"{name}.pth", tmp_path / name, num_heads=4)
+        assert (report["format"], report["tied"]) == ("gpt_scratch", True)
+        converted = load(tmp_path / name).state_dict()
+        assert all(torch.equal(converted[name], value) for name, value in model.state_dict().items())
+    assert "converted from a state dict of our own model" in (tmp_path / "whole" / "README.md").read_text()
+
+
 def test_a_tutorial_head_that_equals_the_embedding_becomes_tied(tmp_path: Path) -> None:
     model = draw(TutorialGPT(**SIZES, qkv_bias=True))
     model.out_head.weight.data.copy_(model.tok_emb.weight)

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.conversion.mapping import (
     FORMATS,
+    FUSED_TUTORIAL,
     GPT2,
     NANOGPT,
     OPENAI,
@@ -73,6 +74,9 @@ def test_targets_are_the_tensors_of_our_model(qkv_bias: bool, tied: bool) -> Non
         ({f"_orig_mod.{name}": shape for name, shape in shapes_of(NanoGPT(**SIZES, bias=False)).items()}, NANOGPT),
         (shapes_of(TutorialGPT(**SIZES, qkv_bias=True)), TUTORIAL),
         ({f"module.{name}": shape for name, shape in shapes_of(TutorialGPT(**SIZES)).items()}, TUTORIAL),
+        ({f"model.{name}": shape for name, shape in shapes_of(TutorialGPT(**SIZES)).items()}, TUTORIAL),
+        ({f"model.{name}": shape for name, shape in shapes_of(GPT2Model(STOCK_CONFIG)).items()}, GPT2),
+        ({f"model._orig_mod.{name}": shape for name, shape in shapes_of(NanoGPT(**SIZES)).items()}, NANOGPT),
     ],
 )
 def test_format_is_told_from_names_and_everything_has_a_place(shapes: dict, format_: object) -> None:
@@ -98,7 +102,7 @@ def test_masks_and_training_state_are_named_as_dropped() -> None:
 
 
 def test_every_target_has_one_row_in_every_table() -> None:
-    for format_ in FORMATS.values():
+    for format_ in (*FORMATS.values(), FUSED_TUTORIAL):
         targets = [target for row in format_.rows for target in row.targets]
         assert len(targets) == len(set(targets))
         assert all(row.reason for row in format_.rows if not row.targets)

@@ -84,9 +84,10 @@ def test_text_file_is_read_in_blocks_as_it_is_read_whole(
     monkeypatch.setattr(documents, "BLOCK_BYTES", block_bytes)
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "one\r\ntwo\r\rthree\r\n\r\n日本語 über\r".encode())
+    expected = "one\ntwo\r\rthree\n\n日本語 über\r"
     pieces = list(read_text_file(path))
-    assert joined(pieces) == [read_text(path)]
-    assert sum(piece.num_bytes for piece in pieces) == len(read_text(path).encode())
+    assert joined(pieces) == [read_text(path)] == [expected]
+    assert sum(piece.num_bytes for piece in pieces) == len(expected.encode())
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3, 1 << 20])
@@ -109,10 +110,11 @@ BAD_LINES = {
     b'{"text": "cut': "is not JSON",
     b"[" * 100_000: "is not JSON",
     b'{"text": "caf\xe9"}': "is not UTF-8",
-    b'{"body": "x", "id": 3}': r"has no text 'text' \(it has: body, id; --text_column names another\)",
-    b'{"text": null}': "has no text 'text'",
-    b'{"text": 5}': "has no text 'text'",
-    b'["text"]': r"has no text 'text' \(it has: list",
+    b'{"body": "x", "id": 3}': r"has no text 'text' \(it has: body, id\); --text_column names another",
+    b'{"text": null}': "has null as 'text', and no text",
+    b'{"text": 5}': "has a number as 'text', and no text",
+    b'{"text": ["a"]}': "has a list as 'text', and no text",
+    b'["text"]': "is no object with 'text', but a list",
     b'{"text": "half \\ud83d a pair"}': "holds half a surrogate pair",
 }
 
@@ -131,13 +133,13 @@ def test_bad_line_stops_or_is_counted_and_the_first_is_named(tmp_path: Path, lin
 
 def test_bad_parquet_files_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["one", None, "two"])
-    with pytest.raises(ValueError, match="a.parquet row 2 has no text"):
+    with pytest.raises(ValueError, match="a.parquet row 2 has null as 'text'"):
         list(read_parquet(path, "text", refusing()))
     assert joined(read_parquet(path, "text", skipped := SkippedRows(stops=False))) == ["one", "two"]
     assert skipped.count == 1
     with pytest.raises(ValueError, match="has no column 'body': name one of id, text with --text_column"):
         list(read_parquet(path, "body", refusing()))
-    with pytest.raises(ValueError, match="row 1 has no text 'id'"):
+    with pytest.raises(ValueError, match="row 1 has a number as 'id'"):
         list(read_parquet(path, "id", refusing()))
     content = path.read_bytes()
     for damaged in (content[:-20], b"PAR1", b"", content[:4] + bytes(40) + content[44:]):

@@ -46,6 +46,26 @@ def test_cut_after_any_character_before_any_blank_keeps_the_tokens(text: str) ->
         assert sum(map(encoding.encode_ordinary, pieces), []) == encoding.encode_ordinary(text)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(" \n\t\r\x0b\x0c"), st.integers(1, 60)).map(lambda run: run[0] * run[1]),
+            st.text(alphabet=" \n\t", min_size=1, max_size=60),
+            st.sampled_from(["word ", "it's\n", "x\t", "12 ", "é\n", "!\t", "日本 "]),
+        ),
+        min_size=3,
+        max_size=12,
+    ).map("".join)
+)
+def test_long_white_space_keeps_its_tokens_whatever_follows_it(text: str) -> None:
+    """Runs longer than a piece, and words after them, which begin with the last of the white space."""
+    encoding = load_encoding()
+    pieces = [piece for piece, _ in cut_string(text, 32)]
+    assert "".join(pieces) == text
+    assert sum(map(encoding.encode_ordinary, pieces), []) == encoding.encode_ordinary(text)
+
+
 def test_cuts_depend_on_the_document_and_not_on_its_blocks() -> None:
     text = TEXTS["prose"]
     expected = list(cut_string(text, 100))

@@ -63,6 +63,32 @@ def test_generate_takes_several_prompts_and_samples_past_the_context(
     assert plain.stdout == "".join(f"{sample['text']}\n\n" for sample in samples)
 
 
+def test_any_console_can_show_any_text(
+    trained: tuple[Path, str], launch: Callable, tmp_path: Path, environment: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where standard output is a file on Windows: JSON stays JSON, and what was computed is not lost."""
+    monkeypatch.setitem(environment, "PYTHONIOENCODING", "cp1252")
+    prompt = "日本 😀"
+    arguments = ["--model", trained[0] / "model", "--prompt", prompt]
+    result = launch("generate.py", *arguments, "--max-new-tokens", 1, "--json")
+    assert json.loads(result.stdout)["prompt"] == prompt
+    result = launch("generate.py", *arguments, "--max-new-tokens", 1)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(r"\u65e5\u672c")
+    result = launch("plot_decoding.py", *arguments, "--num-tokens", 300, "--output", tmp_path / "bars")
+    assert result.returncode == 0, result.stderr  # matplotlib warns of characters that its font lacks
+    assert r"\u" in result.stdout
+    assert (tmp_path / "bars.pdf").exists()
+
+
+def test_only_a_line_end_ends_a_prompt(trained: tuple[Path, str], launch: Callable, tmp_path: Path) -> None:
+    prompts = ["one\u2028line", "another\x0cone\x85", "last\x1c"]
+    (tmp_path / "prompts.txt").write_text("\r\n".join(prompts), encoding="utf-8")
+    arguments = ["--model", trained[0] / "model", "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 1]
+    result = launch("generate.py", *arguments, "--json")
+    assert [json.loads(line)["prompt"] for line in result.stdout.split("\n")[:-1]] == prompts
+
+
 def test_decoding_is_drawn_for_the_tutorials_words_and_for_a_model(
     trained: tuple[Path, str], launch: Callable, tmp_path: Path
 ) -> None:
@@ -88,22 +114,55 @@ def test_evaluate_prints_the_losses_of_the_whole_text(
     model, tokenizer = load_model_and_tokenizer(str(trained[0] / "model"))
     expected = evaluate_text(model, read_text(short_text), tokenizer)
     assert f"tokens {expected.num_tokens}, bytes 2300" in result.stdout
+    assert result.stderr == ""  # nor that a text longer than the context would lead to errors
     assert float(re.search(r"loss ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.loss, abs=2e-6)
     assert float(re.search(r"perplexity ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.perplexity, rel=1e-5)
     assert float(re.search(r"byte ([\d.]+)", result.stdout)[1]) == pytest.approx(expected.bits_per_byte, abs=2e-6)
+
+
+def test_evaluate_says_what_it_takes_of_a_folder(
+    trained: tuple[Path, str], launch: Callable, short_text: Path, tmp_path: Path
+) -> None:
+    """The figures are those of the texts in the rows; hidden folders are not looked at."""
+    rows = "\n".join(json.dumps({"story": text}) for text in ("The lamp was lit.", "The keeper slept."))
+    (tmp_path / "rows.JSONL").write_text(rows, encoding="utf-8")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "LICENSE.txt").write_text("not this", encoding="utf-8")
+    (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
+    folder = trained[0] / "model"
+    result = launch("evaluate.py", "--model", folder, "--file", tmp_path, "--text-column", "story")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"{tmp_path}: 1 file taken; passed over: 1 .csv\n"
+    model, tokenizer = load_model_and_tokenizer(str(folder))
+    expected = evaluate_text(model, "The lamp was lit.<|endoftext|>The keeper slept.", tokenizer)
+    assert f"loss {expected.loss:.6f} nats" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "reason"),
     [
         ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
-        ("generate.py", ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"], "top_k must be an integer of"),
+        (
+            "generate.py",
+            ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"],
+            "argument --top-k: must be at least 0, got -1",
+        ),
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt-file", "gone.txt"],
             "gone.txt: No such file or directory",
         ),
-        ("plot_decoding.py", ["--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
+        ("plot_decoding.py", ["--temperature", "-1"], "argument --temperature: must be at least 0, got -1"),
+        (
+            "generate.py",
+            ["--model", "{run}/model", "--prompt", "a\udcff"],
+            "lone surrogate '\\udcff' at index 1: read",
+        ),
+        (
+            "plot_decoding.py",
+            ["--model", "{run}/model", "--prompt", "\udcff", "--output", "{run}/plot"],
+            "lone surrogate '\\udcff' at index 0: read it as valid UTF-8",
+        ),
         ("generate.py", ["--model", "no/such-model", "--prompt", "x"], "cannot load no/such-model: "),
         ("evaluate.py", ["--model", "{run}/model", "--file", "nowhere.txt"], "nowhere.txt does not exist"),
     ],

@@ -102,15 +102,16 @@ MISTAKES = {
         + ["--validation_source", "{tmp}/a.jsonl"],
         "--validation_fraction or --validation_source, not both",
     ),
-    "impossible numbers": (
-        ["--source", "x", "--output", "x", "--validation_fraction", "1", "--shard_tokens", "0", "--num_workers", "0"],
-        "below 1, got 1.0; --shard_tokens must be at least 1, got 0; --num_workers must be at least 1, got 0",
+    "impossible fraction": (
+        ["--source", "x", "--output", "x", "--validation_fraction", "1"],
+        "argument --validation_fraction: must be at least 0 and below 1, got 1",
     ),
+    "no workers": (["--verify", "x", "--num_workers", "0"], "argument --num_workers: must be at least 1"),
     "missing file": (["--source", "{tmp}/none.txt", "--output", "{tmp}/out"], "none.txt does not exist"),
     "not JSON": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}/out"], "a.jsonl line 2 is not JSON; repair it"),
     "no such column": (
         ["--source", "{tmp}/a.jsonl", "--output", "{tmp}/out", "--text_column", "body"],
-        "line 1 has no text 'body' (it has: text; --text_column names another)",
+        "line 1 has no text 'body' (it has: text); --text_column names another",
     ),
     "used folder": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}"], "is not empty, it holds a.jsonl"),
     "no room for it": (["--source", "{tmp}/a.jsonl", "--output", "/proc/out"], "/proc/out: "),

@@ -1,13 +1,19 @@
 """Proves that the loop trains on prepared shards as on the same text, and says what does not go together."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch.data import encode_text
 from hf_gpt_scratch.preparation.document_sources import file_sources
 from hf_gpt_scratch.preparation.prepare import Choices, prepare
+from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.training.card import describe_texts
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.run import read_tokens
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -18,6 +24,26 @@ def tokens(short_text: Path, tmp_path: Path) -> str:
     validation = file_sources([short_text], "validation", 1, lambda num_bytes: None)
     prepare(tmp_path / "tokens", [*sources, *validation], Choices(shard_tokens=100), 1, lambda line: None)
     return str(tmp_path / "tokens")
+
+
+def test_rows_are_trained_on_by_their_text_and_not_by_their_json(
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The tokens of a folder of JSON lines, packed too, are those of its texts; what was found is said once."""
+    paragraphs = short_text.read_text(encoding="utf-8").split("\n\n")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name, part, pack in (("a.jsonl", paragraphs[:3], bytes), ("b.JSONL.gz", paragraphs[3:], gzip.compress)):
+        (folder / name).write_bytes(pack("\n".join(json.dumps({"story": text}) for text in part).encode()))
+    (folder / "notes.json").write_text("{}")
+    encoding = load_encoding()
+    settings = tiny_settings(train_file=[str(folder)], validation_file=[str(short_text)], text_column="story")
+    training, validation = read_tokens(settings, encoding)
+    assert training.tolist() == encode_text("<|endoftext|>".join(paragraphs), encoding).tolist()
+    assert validation.tolist() == encode_text(short_text.read_text(encoding="utf-8"), encoding).tolist()
+    assert capsys.readouterr().err == f"{folder}: 2 files taken; passed over: 1 .json\n"
+    assert [text["name"] for text in describe_texts(settings)] == ["a.jsonl", "b.JSONL.gz", "short.txt"]
+    assert capsys.readouterr().err == ""
 
 
 def test_prepared_tokens_are_trained_on_like_the_same_text(

@@ -1,8 +1,11 @@
 """Proves the settings: each rule refuses, all problems come in one line, recipes are valid, and resume compares."""
 
 import json
+import os
+import threading
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -45,12 +48,36 @@ def test_all_problems_are_reported_in_one_line() -> None:
         {"push_steps": 5},
         {"push_steps_revision": "main", "push_to_hub": "me/x", "push_steps": 5},
         {"optim": "sgd"},
+        {"seed": 2**64 - 1},
+        {"seed": 2**32},
+        {"ddp_timeout": 10**14},
+        {"push_timeout": 10**14},
+        {"max_position_embeddings": 2**63},
+        {"peak_flops": float("inf")},
         {"hidden_act": "unheard-of"},
     ],
 )
 def test_impossible_values_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         TrainingSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train_file", "validation_file", "train_data", "output_dir", "model_name_or_path", "report_to", "license"]
+    + ["push_to_hub", "hub_revision", "push_steps_revision", "hidden_act"],
+)
+def test_empty_value_is_refused_wherever_it_comes_from(name: str, tmp_path: Path) -> None:
+    """As a path it would be the current folder, and no part of it may be left out in silence."""
+    path = tmp_path / "settings.yaml"
+    values = [""]
+    if get_type_hints(TrainingSettings)[name] == list[str] | None:
+        values = [[""], ["a.txt", ""]]
+    for value in values:
+        path.write_text(json.dumps({name: value}))
+        for arguments in (["--config", str(path)], [f"--{name}", *([value] if isinstance(value, str) else value)]):
+            with pytest.raises(ValueError, match=f"--{name} is empty: give a value"):
+                parse_settings(arguments)
 
 
 def test_model_config_takes_every_setting_of_the_model() -> None:
@@ -113,6 +140,9 @@ def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reaso
     ("content", "reason"),
     [
         ("lerning_rate: 1", "'lerning_rate' is no setting; did you mean learning_rate"),
+        ("eval_steps: [1, 2]", r"eval_steps takes one value, got \[1, 2\]"),
+        ("recipe: [tutorial]", r"recipe takes one value, got \['tutorial'\]"),
+        ("train_file: {a: b}", r"train_file takes one value, got \{'a': 'b'\}"),
         ("a: [", "is not valid YAML or JSON"),
         ("- 1", "must hold lines of the form setting: value"),
     ],
@@ -123,6 +153,16 @@ def test_wrong_settings_files_are_refused_in_one_line(tmp_path: Path, content: s
     with pytest.raises(ValueError, match=reason) as caught:
         read_settings_file(path)
     assert "\n" not in str(caught.value)
+
+
+def test_folder_is_no_settings_file_and_a_pipe_is_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=f"--config {tmp_path} is a folder: name the file in it"):
+        parse_settings(["--config", str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["seed: 7"])
+    writer.start()
+    assert parse_settings(["--config", str(tmp_path / "pipe")]).seed == 7
+    writer.join()
 
 
 def test_differences_name_what_would_change_the_run() -> None:
