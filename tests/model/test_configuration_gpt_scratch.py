@@ -269,7 +269,7 @@ class TestDefaults:
         assert not set(fields) & set(GPTScratchConfig.attribute_map)
         assert set(GPTScratchConfig.attribute_map.values()) <= set(fields)
         assert set(fields) <= set(GPTScratchConfig.__dataclass_fields__)
-        documented = re.findall(r"^ +([a-z][a-z_, ]*) \(`", GPTScratchConfig.__doc__, re.M)
+        documented = re.findall(r"^ +([a-z][a-z_, ]*) \(`", configuration_gpt_scratch.GPTScratchFields.__doc__, re.M)
         names = [name for line in documented for name in line.split(", ")]
         assert sorted(names) == sorted(fields)
 
