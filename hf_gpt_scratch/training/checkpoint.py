@@ -51,6 +51,7 @@ class Progress:
     skipped_steps: int = 0  # completed steps that were not applied
     skipped_in_a_row: int = 0  # of them, the newest without an applied one in between
     recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
+    history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
 
 
 @dataclass

@@ -299,13 +299,12 @@ def write_repository(run: Run, folder: Path) -> None:
     def write() -> None:
         with errors_name(run.output_dir / "loss.png"):
             run.history.plot_losses(run.output_dir / "loss")
-        evaluation, progress = run.history.rows("evaluation")[-1], run.progress
-        train_loss, validation_loss = evaluation["train_loss"], evaluation["validation_loss"]
-        facts = {
-            "training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens",
-            "training loss": f"{train_loss:.3f} nats per token",
-            "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
-        }
+        progress = run.progress
+        facts = {"training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens"}
+        for row in run.history.rows("evaluation")[-1:]:  # none where an unfinished model has lost its history
+            loss = row["validation_loss"]
+            facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
+            facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
         settings = run.settings
         with errors_name(folder):
             build_repository(

@@ -95,6 +95,10 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     drawing_seconds: float = 0.5  # spent on plots, and expected of the first
     pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
+    history: History = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.history = History(self.output_dir / "history.jsonl", writes=self.accelerator.is_main_process)
 
     @property
     def output_dir(self) -> Path:
@@ -105,11 +109,6 @@ class Run:
     def checkpoint_dir(self) -> Path:
         """Folder of the checkpoints."""
         return self.output_dir / "checkpoints"
-
-    @property
-    def history(self) -> History:
-        """The file of what happened; only the main process writes it."""
-        return History(self.output_dir / "history.jsonl", writes=self.accelerator.is_main_process)
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -141,8 +140,7 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint of this moment, then delete old ones; to be called by all processes."""
-        self.history.flush()
-        self.progress.history_bytes = self.history.size()
+        self.progress.history_bytes, self.progress.history_sha256 = self.history.mark()
         optimizer = self.optimizer.optimizer
         path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, optimizer, self.saved_state())
         keep, best_step = self.settings.save_total_limit, self.progress.best_step
@@ -368,7 +366,7 @@ def begin(run: Run) -> None:
 
     def write() -> None:
         write_text(run.output_dir / "settings.json", settings_json(run.settings))
-        run.history.truncate(0)
+        run.history.clear()
 
     on_main_process(run.accelerator, write)
 
@@ -384,8 +382,8 @@ def find_resumable(run: Run) -> Path | None:
     """
 
     def look() -> tuple[Path | None, list[str]]:
-        repeated, interval = run.history.rows("step"), run.settings.save_steps or run.num_steps
-        if not find_checkpoints(run.checkpoint_dir) and len(repeated) <= interval:
+        interval = run.settings.save_steps or run.num_steps
+        if not find_checkpoints(run.checkpoint_dir) and run.history.count("step") <= interval:
             return None, []
         return newest_valid_checkpoint(run.checkpoint_dir)
 
@@ -412,11 +410,19 @@ def resume(run: Run, path: Path) -> None:
         )
     load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
     run.progress = saved.progress
-    on_main_process(run.accelerator, lambda: run.history.truncate(saved.progress.history_bytes))
+    on_main_process(run.accelerator, lambda: restore_records(run))
     run.say(f"resumed from {path}")
     for notice in other_digits(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
+
+
+def restore_records(run: Run) -> None:
+    """Put history and settings.json back to the moment of a checkpoint; where they are missing, write them anew."""
+    progress, settings_file = run.progress, run.output_dir / "settings.json"
+    run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
+    if not settings_file.is_file():
+        write_text(settings_file, settings_json(run.settings))
 
 
 def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:

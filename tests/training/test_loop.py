@@ -215,6 +215,56 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert step_losses(settings.output_dir) == expected
 
 
+@pytest.mark.parametrize("fault", ["garbled", "deleted", "removed"])
+def test_result_is_written_whatever_became_of_the_history(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    """Killed after step 3, and the row of the first evaluation damaged then; or checkpoints copied without it."""
+    settings = tiny_settings(save_steps=3, save_total_limit=9)
+    whole = train(settings)
+    expected = step_losses(settings.output_dir)
+    folder = tmp_path / "damaged"
+    shutil.copytree(settings.output_dir, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    shutil.rmtree(folder / "model")
+    lines = (folder / "history.jsonl").read_text().splitlines(keepends=True)
+    assert '"evaluation"' in lines[1]
+    if fault == "removed":
+        (folder / "history.jsonl").unlink()
+        (folder / "settings.json").unlink()
+    else:
+        lines[1] = lines[1][:30] + "\n" if fault == "garbled" else ""
+        (folder / "history.jsonl").write_text("".join(lines))
+    result = train(TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True}))
+    assert result.validation_loss == whole.validation_loss
+    assert (folder / "model" / "model.safetensors").read_bytes() == (
+        Path(settings.output_dir) / "model" / "model.safetensors"
+    ).read_bytes()
+    assert (folder / "loss.png").is_file()
+    assert (folder / "settings.json").is_file()
+    assert step_losses(folder) == (expected[3:] if fault == "removed" else expected)
+    word = "is missing: it begins anew at step 3" if fault == "removed" else "kept as history.damaged.jsonl"
+    assert word in capsys.readouterr().err
+    assert [row["global_step"] for row in rows(folder, "evaluation")] == ([6] if fault == "removed" else [3, 6])
+
+
+def test_history_removed_during_a_run_does_not_cost_the_result(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sample = loop.write_sample
+
+    def remove_and_sample(run: loop.Run) -> None:
+        run.history.path.unlink()
+        write_sample(run)
+
+    monkeypatch.setattr(loop, "write_sample", remove_and_sample)
+    settings = tiny_settings()
+    train(settings)
+    card = (Path(settings.output_dir) / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.count("| 3 | ") == card.count("| 6 | ") == 1  # its table of losses
+    assert step_losses(settings.output_dir)[-1] > 0
+
+
 def test_run_leaves_everything_it_promises(
     tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
 ) -> None:
