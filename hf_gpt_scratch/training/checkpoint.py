@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
@@ -253,6 +253,13 @@ def read_state(path: Path) -> SavedState:
         return SavedState(**facts, **{**values, "progress": Progress(**values["progress"])})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path / 'state.json'} cannot be read: {error}") from None
+
+
+def dtype_of_weights(path: Path) -> torch.dtype:
+    """Read from the header in which dtype a checkpoint has the weights, all alike."""
+    with safe_open(path / "model.safetensors", "pt") as file:
+        name = next(iter(file.keys()))
+        return file.get_slice(name)[:0].dtype
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from hf_gpt_scratch.files import errors_name
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.launching import leave_process_group
 from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
 
 from .bad_steps import may_be_applied
 from .card import card_details
@@ -266,6 +266,7 @@ def write_sample(run: Run) -> None:
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=min(settings.sample_tokens, room),
             do_sample=False,
+            suppress_tokens=(run.base.rows_without_token if run.base else None) or None,
             synced_gpus=run.accelerator.is_fsdp2,
         )
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
@@ -294,7 +295,9 @@ def finish(run: Run) -> TrainingResult:
 
 def write_repository(run: Run, folder: Path) -> None:
     """Draw the losses and write the folder that loads without this package; all processes call it."""
-    model = whole_model(run.accelerator, run.bare_model)
+    settings = run.settings
+    dtype = getattr(torch, settings.result_dtype or settings.weights_dtype)
+    model = whole_model(run.accelerator, run.bare_model, dtype)
 
     def write() -> None:
         with errors_name(run.output_dir / "loss.png"):
@@ -305,12 +308,11 @@ def write_repository(run: Run, folder: Path) -> None:
             loss = row["validation_loss"]
             facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
             facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
-        settings = run.settings
         with errors_name(folder):
             build_repository(
                 model,
                 folder,
-                tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
+                tokenizer=run.tokenizer,
                 facts=facts,
                 base_model=settings.model_name_or_path,
                 card=card_details(settings, run.history),

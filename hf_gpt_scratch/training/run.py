@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tiktoken
 import torch
@@ -21,7 +21,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.data import (
     StepSampler,
@@ -34,19 +34,21 @@ from hf_gpt_scratch.data import (
     split_text,
 )
 from hf_gpt_scratch.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
-from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
+from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding, text_to_token_ids
 
 from .allocator import keep_freed_memory_after_step, return_freed_memory
 from .backward_steps import StepsInBackward, refuse_where_impossible
-from .base_model import load_base_model, with_base_architecture
+from .base_model import BaseModel, load_base_model, read_base_model, with_base_model
 from .card import describe_texts
 from .checkpoint import (
     PREFIX,
     Progress,
     SavedState,
+    dtype_of_weights,
     find_checkpoints,
     load_checkpoint,
     load_weights,
@@ -72,13 +74,18 @@ from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
 
 
+if TYPE_CHECKING:
+    from hf_gpt_scratch.tokenizer import AnyTokenizer
+
+
 @dataclass
 class Run:
     """Everything the loop works with; `model`, `optimizer` and the loaders as Accelerate prepared them."""
 
     settings: TrainingSettings
     accelerator: Accelerator
-    encoding: tiktoken.Encoding
+    base: BaseModel | None
+    encoding: "AnyTokenizer"
     model: nn.Module
     optimizer: Optimizer
     train_loader: DataLoader  # a batch is this process's share of one optimizer step
@@ -109,6 +116,13 @@ class Run:
     def checkpoint_dir(self) -> Path:
         """Folder of the checkpoints."""
         return self.output_dir / "checkpoints"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the result: a base model's own."""
+        if self.base is not None:
+            return self.base.tokenizer
+        return build_tokenizer(self.settings.max_position_embeddings, self.settings.vocabulary)
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -187,13 +201,13 @@ class Run:
         self.say(f"took the weights of {path}: validation loss {self.progress.best_validation_loss:.3f}")
 
 
-def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tuple[TokenWindows, TokenWindows]:
+def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple[TokenWindows, TokenWindows]:
     """Read, split and cut the tokens: training and validation windows.
 
     Raises:
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
     """
-    separator = encoding.eot_token if settings.separate_documents else None
+    separator = end_of_text_id(encoding) if settings.separate_documents else None
     windows = []
     for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
         # Training wants one full window; a short validation text is scored as it is.
@@ -208,19 +222,31 @@ def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tu
 
 
 def read_tokens(
-    settings: TrainingSettings, encoding: tiktoken.Encoding
+    settings: TrainingSettings, encoding: "AnyTokenizer"
 ) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
     """The tokens to train and to validate on: texts in memory, shards by memory map."""
-    validation = encode_text(read_texts(settings.validation_file), encoding) if settings.validation_file else None
+    validation = to_ids(read_texts(settings.validation_file), encoding) if settings.validation_file else None
     if settings.train_data:
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train")
         return training, ShardedTokens(folder, "validation") if validation is None else validation
     text = read_texts(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
-        return encode_text(text, encoding), validation
+        return to_ids(text, encoding), validation
     train_text, validation_text = split_text(text, settings.train_split)
-    return encode_text(train_text, encoding), encode_text(validation_text, encoding)
+    return to_ids(train_text, encoding), to_ids(validation_text, encoding)
+
+
+def to_ids(text: str, encoding: "AnyTokenizer") -> torch.Tensor:
+    """Turn a text into token ids, int64 [N], also by the tokenizer of a base model, which takes it in pieces."""
+    if isinstance(encoding, tiktoken.Encoding):
+        return encode_text(text, encoding)
+    return torch.cat([token_ids for token_ids, _ in tokenize_in_pieces([text], encoding)])
+
+
+def end_of_text_id(encoding: "AnyTokenizer") -> int:
+    """Return the id of the token between documents."""
+    return encoding.eot_token if isinstance(encoding, tiktoken.Encoding) else encoding.eos_token_id
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -257,7 +283,9 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
         model = load_base_model(settings)
     else:
         model = AutoModelForCausalLM.from_config(
-            settings.model_config(), attn_implementation=settings.attn_implementation
+            settings.model_config(),
+            attn_implementation=settings.attn_implementation,
+            dtype=getattr(torch, settings.weights_dtype),
         )
     if settings.weight_init == "torch":
         torch.manual_seed(settings.seed)
@@ -308,8 +336,9 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     """
     accelerator = build_accelerator(settings)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
-    settings = with_base_architecture(settings)
-    encoding = load_encoding(settings.vocabulary)
+    base = read_base_model(settings)
+    settings = with_base_model(settings, base)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
 
     micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
@@ -328,6 +357,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
             f"--sample_prompt has {num_prompt_tokens} tokens, but must have at least 1 and fewer than the context of "
             f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
         )
+    num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader)
+    settings = settings.with_num_steps(num_steps)
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
     model = build_model(settings, accelerator.process_index)
@@ -336,10 +367,11 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     run = Run(
         settings,
         accelerator,
+        base,
         encoding,
         *accelerator.prepare(model, optimizer, train_loader, train_eval_loader, validation_loader),
         *samplers,
-        num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
+        num_steps=num_steps,
         flops=model_flops(model, settings, accelerator),
         text_sha256=text_sha256(train_windows, validation_windows),
     )
@@ -409,12 +441,25 @@ def resume(run: Run, path: Path) -> None:
             f"{run.output_dir / 'settings.json'}, for --config) or start anew in another --output_dir"
         )
     load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
+    stored = dtype_of_weights(path)
+    if stored != run.bare_model.dtype:
+        run.say(
+            f"warning: {path} has weights in {stored}, as an older version trained them: they go on in "
+            f"{run.bare_model.dtype}"
+        )
     run.progress = saved.progress
     on_main_process(run.accelerator, lambda: restore_records(run))
     run.say(f"resumed from {path}")
     for notice in other_digits(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
+
+
+def weights_line(settings: TrainingSettings, base_dtype: str | None) -> str:
+    """Say in which dtype weights are stored, trained and written."""
+    base = f", begin as {settings.model_name_or_path} has them in {base_dtype}" if base_dtype else ""
+    result = settings.result_dtype or settings.weights_dtype
+    return f"weights are trained in {settings.weights_dtype}{base}; the result will be in {result}"
 
 
 def restore_records(run: Run) -> None:
@@ -434,6 +479,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "processes": accelerator.num_processes,
         "sharding": run.sharding,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
+        "base_dtype": run.base.stored_dtype if run.base else None,
         "versions": key_versions(),
         "parameters": run.bare_model.num_parameters(),
         "train_tokens": len(train_windows.token_ids),
@@ -450,6 +496,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
     processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
     run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
+    run.say(weights_line(settings, facts["base_dtype"]))
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "
