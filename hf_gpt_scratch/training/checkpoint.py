@@ -33,7 +33,7 @@ from .sharding import gather, spread_like, spread_optimizer_state
 PREFIX = "step-"
 REPLACED = ".replaced"  # ends the name of a checkpoint that another of the same step takes the place of
 UNFINISHED = ".unfinished-"  # begins the name of what is being written, or being deleted
-IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256")
+IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
 
 
 @dataclass
@@ -65,6 +65,7 @@ class SavedState:
     grad_scaler: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)  # versions and device
     text_sha256: str = ""  # of the token ids of training and validation
+    model_sha256: str = ""  # of what its config says of the model; empty: written by a version that did not hash it
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -25,7 +25,9 @@ def windows_of_step(state: SavedState) -> int:
 def other_run(saved: SavedState, now: SavedState) -> Iterator[str]:
     """Name what would make the resumed run another one, besides changed settings."""
     if saved.text_sha256 != now.text_sha256:
-        yield "the training or validation text has changed"
+        yield "the training or validation text has changed (its tokens are others, whatever its path)"
+    if saved.model_sha256 not in ("", now.model_sha256):
+        yield "the model is another one: --model_name_or_path has another config"
     if windows_of_step(saved) != windows_of_step(now):
         yield (
             f"a step had {described(saved)}, has {described(now)}: choose --per_device_train_batch_size and "

@@ -21,7 +21,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.data import (
     StepSampler,
@@ -62,13 +62,13 @@ from .cpu_attention import use_blockwise_attention
 from .cpu_dropout import use_fast_dropout
 from .cpu_linear import is_float32_on_cpu, use_fast_linear
 from .history import History
-from .manifest import damage
+from .manifest import damage, digest
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
-from .settings import TrainingSettings
+from .settings import ARCHITECTURE, TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
@@ -175,6 +175,7 @@ class Run:
                 "sharding": self.sharding,
             },
             text_sha256=self.text_sha256,
+            model_sha256=model_sha256(self.bare_model.config),
         )
 
     def note_validation_loss(self, loss: float) -> bool:
@@ -391,6 +392,12 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
 def text_sha256(*parts: TokenWindows) -> str:
     """SHA-256 over the token ids of all parts, to know on resume that they are the same."""
     return hashlib.sha256(b"".join(part.fingerprint() for part in parts)).hexdigest()
+
+
+def model_sha256(config: PretrainedConfig) -> str:
+    """SHA-256 of all that decides what the weights of a model compute."""
+    names = (*ARCHITECTURE, "vocab_size", "intermediate_size", "layer_norm_eps")
+    return digest({name: getattr(config, name) for name in names})
 
 
 def begin(run: Run) -> None:

@@ -34,9 +34,10 @@ NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
 
 # Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
-# the number of processes counts: resume.py compares it.
+# the number of processes counts: resume.py compares it. Paths may change: it compares hashes of what they name.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
+    ("train_file", "sample_text", "train_data", "validation_file", "model_name_or_path")
+    + ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
     + ("dry_run", "on_bad_step", "spike_threshold")  # the last two are of the steps to come
     + ("optimizer_in_backward", "result_dtype")  # the same weights to the last bit

@@ -282,6 +282,26 @@ def test_checkpoint_of_a_version_that_trained_in_half_precision_goes_on_in_float
     )
 
 
+def test_base_at_another_path_is_the_same_run_and_another_config_is_not(
+    tiny_settings: Callable[..., TrainingSettings], converted: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(converted, tmp_path / "base"))
+    fresh = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"))
+    settings = tiny_settings(**fresh, model_name_or_path=str(base), save_steps=3, max_steps=4)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    shutil.rmtree(Path(settings.output_dir) / "checkpoints" / "step-00000004")
+    moved = TrainingSettings(
+        **{**settings.to_dict(), "model_name_or_path": str(base.rename(tmp_path / "moved")), "resume": True}
+    )
+    train(moved)
+    assert step_losses(settings.output_dir) == expected
+    config = json.loads((tmp_path / "moved" / "config.json").read_text())
+    (tmp_path / "moved" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
+    with pytest.raises(ValueError, match="the model is another one: --model_name_or_path has another config"):
+        train(moved)
+
+
 def test_fresh_weights_over_a_model_are_refused() -> None:
     with pytest.raises(ValueError, match="--weight_init torch would overwrite"):
         TrainingSettings(model_name_or_path="some", weight_init="torch")

@@ -40,7 +40,7 @@ def trained(config: GPTScratchConfig, steps: int) -> tuple[GPTScratchForCausalLM
 def save(folder: Path, config: GPTScratchConfig, step: int) -> Path:
     model, optimizer = trained(config, steps=2)
     progress = Progress(global_step=step, epoch=1, step_in_epoch=2, tokens_seen=99, order_seed=2**62, history_bytes=5)
-    saved = SavedState(progress, {"seed": 1}, 1, environment={"torch": "x"}, text_sha256="y")
+    saved = SavedState(progress, {"seed": 1}, 1, environment={"torch": "x"}, text_sha256="y", model_sha256="z")
     return save_checkpoint(folder, Accelerator(), model, optimizer, saved)
 
 
@@ -83,6 +83,7 @@ def test_state_is_json_and_safetensors_only(tmp_path: Path, tiny_config: GPTScra
         "num_processes": 1,
         "environment": {"torch": "x"},
         "text_sha256": "y",
+        "model_sha256": "z",
     }
     saved = read_state(path)
     assert (saved.settings, saved.num_processes, saved.environment) == ({"seed": 1}, 1, {"torch": "x"})

@@ -147,6 +147,28 @@ def test_changed_text_is_another_run(tiny_settings: Callable[..., TrainingSettin
         train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
 
 
+def test_same_text_at_another_path_is_the_same_run(
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, tmp_path: Path
+) -> None:
+    text, held_out = tmp_path / "text.txt", tmp_path / "held_out.txt"
+    for path in (text, held_out):
+        shutil.copy(short_text, path)
+    texts = {"train_file": [str(text)], "validation_file": [str(held_out)]}
+    settings = tiny_settings(**texts, save_steps=3, save_total_limit=9)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    shutil.rmtree(Path(settings.output_dir) / "checkpoints" / "step-00000006")
+    (tmp_path / "elsewhere").mkdir()
+    moved = [str(path.rename(tmp_path / "elsewhere" / f"{path.stem}-2.txt")) for path in (text, held_out)]
+    texts = {"train_file": moved[:1], "validation_file": moved[1:]}
+    train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
+    assert step_losses(settings.output_dir) == expected
+    # The control: the other way round it is another text.
+    Path(moved[0]).write_text(Path(moved[0]).read_text().replace("lamp", "ship"))
+    with pytest.raises(ValueError, match="the training or validation text has changed"):
+        train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
+
+
 def test_another_split_goes_on_with_the_same_batches_and_says_so(
     tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -55,10 +55,21 @@ def test_order_drawn_after_dropout_does_not_survive_another_split() -> None:
 def test_other_text_and_other_versions_are_named() -> None:
     other = state()
     other.text_sha256, other.environment = "b", {"torch": "2.14.0", "device": "cpu (1 threads)"}
-    assert list(other_run(state(), other)) == ["the training or validation text has changed"]
+    assert list(other_run(state(), other)) == [
+        "the training or validation text has changed (its tokens are others, whatever its path)"
+    ]
     assert list(other_digits(state(), other)) == [
         "torch was 2.13.0, is 2.14.0: losses may differ in their last digits"
     ]
+
+
+def test_another_model_is_another_run_where_its_hash_is_known() -> None:
+    first, second = state(), state()
+    first.model_sha256, second.model_sha256 = "a", "b"
+    (line,) = other_run(first, second)
+    assert line == "the model is another one: --model_name_or_path has another config"
+    first.model_sha256 = ""
+    assert list(other_run(first, second)) == []
 
 
 class Process:
