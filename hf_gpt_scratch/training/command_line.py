@@ -43,7 +43,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be parsed, or holds a key that is no setting; the line suggests the nearest one.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise ValueError(f"--config {path} is a folder: name a YAML or JSON file")
+    if not path.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -55,6 +57,14 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     unknown = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
     if unknown:
         raise ValueError(f"--config {path}: {', '.join(unknown)}")
+    lists = {item.name for item in fields(TrainingSettings) if "list" in str(item.type)}
+    many = [
+        f"{key} takes one value, got {value}"
+        for key, value in values.items()
+        if isinstance(value, (list, dict)) and key not in lists
+    ]
+    if many:
+        raise ValueError(f"--config {path}: {', '.join(many)}")
     return values
 
 
@@ -85,8 +95,8 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         raise ValueError(str(error)) from None
     file_values = read_settings_file(sources.config) if sources.config else {}
     recipe = sources.recipe or file_values.pop("recipe", None)
-    if recipe is not None and recipe not in RECIPES:
-        raise ValueError(f"--recipe {recipe} is unknown{nearest(recipe, RECIPES)}; there is {', '.join(RECIPES)}")
+    if recipe is not None and str(recipe) not in RECIPES:
+        raise ValueError(f"--recipe {recipe} is unknown{nearest(str(recipe), RECIPES)}; there is {', '.join(RECIPES)}")
     recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
     parser = build_parser()
     by_recipe, by_file, by_flags = (

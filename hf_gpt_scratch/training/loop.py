@@ -75,6 +75,8 @@ def train_run(run: Run) -> TrainingResult:
             with torch.random.fork_rng():
                 torch.manual_seed(settings.seed)
                 evaluate(run, settings.initial_eval_iter)
+        elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
+            record_evaluation(run, *progress.whole_losses)
         display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
         with closing(display):
             while progress.global_step < run.num_steps:
@@ -99,7 +101,7 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         progress.global_step += 1
         progress.step_in_epoch += 1
         progress.tokens_seen += num_tokens
-        run.whole_losses = None
+        progress.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
         record_step(run, display, loss, grad_norm, is_applied, learning_rate, tokens_per_second)
         is_best = False
@@ -216,31 +218,33 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
 
     0 batches means the whole validation text, and as many batches of the training text.
     """
-    is_whole = num_batches == 0
+    progress, is_whole = run.progress, num_batches == 0
     num_batches = num_batches or len(run.validation_loader)
     run.train_eval_sampler.order_seed = run.draw_order_seed(None)
     train_loss = mean_loss(run, run.train_eval_loader, num_batches)
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
     validation_loss = mean_loss(run, run.validation_loader, num_batches)
-    progress = run.progress
+    record_evaluation(run, train_loss, validation_loss)
+    run.accelerator.log({"train_loss": train_loss, "validation_loss": validation_loss}, step=progress.global_step)
+    refresh_loss_plot(run)
+    progress.whole_losses = [train_loss, validation_loss] if is_whole else None
+    return train_loss, validation_loss
+
+
+def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> None:
+    """Show the losses of this moment, and write them into the history unless they are its last ones already."""
+    step = run.progress.global_step
     with tqdm.external_write_mode():
         run.say(
-            f"epoch {run.epoch:.2f}, step {progress.global_step}: "
+            f"epoch {run.epoch:.2f}, step {step}: "
             f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}"
         )
-    values = {"train_loss": train_loss, "validation_loss": validation_loss}
-    run.history.append(
-        "evaluation",
-        global_step=progress.global_step,
-        epoch=run.epoch,
-        tokens_seen=progress.tokens_seen,
-        **values,
-    )
-    run.accelerator.log(values, step=progress.global_step)
-    refresh_loss_plot(run)
-    run.whole_losses = (train_loss, validation_loss) if is_whole else None
-    return train_loss, validation_loss
+    losses = {"train_loss": train_loss, "validation_loss": validation_loss}
+    values = {"global_step": step, "epoch": run.epoch, "tokens_seen": run.progress.tokens_seen, **losses}
+    last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
+    if last != [{"event": "evaluation", **values}]:
+        run.history.append("evaluation", **values)
 
 
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
@@ -278,7 +282,9 @@ def write_sample(run: Run) -> None:
 def finish(run: Run) -> TrainingResult:
     """Evaluate on the whole validation text and write the repository folder."""
     run.load_best_weights()
-    train_loss, validation_loss = run.whole_losses or evaluate(run, 0)
+    if run.progress.whole_losses is None:
+        evaluate(run, 0)
+    train_loss, validation_loss = run.progress.whole_losses
     seconds = time.perf_counter() - run.started
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"

@@ -110,6 +110,8 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
 def clear_leftovers(folder: Path) -> None:
     """Delete what a run that was killed left half written in its output folder."""
     for path in [*folder.glob(f"checkpoints/{UNFINISHED}*"), *folder.glob(".*model-*")]:
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
     for path in folder.glob("*.tmp"):
-        path.unlink()
+        if path.is_file():
+            path.unlink()

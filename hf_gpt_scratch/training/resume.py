@@ -47,9 +47,9 @@ def other_digits(saved: SavedState, now: SavedState) -> Iterator[str]:
             f"floats are rounded otherwise{dropout}"
         )
     changed = [
-        f"{name} was {saved.environment.get(name)}, is {value}"
+        f"{name} was {saved.environment[name]}, is {value}"
         for name, value in now.environment.items()
-        if saved.environment.get(name) != value
+        if saved.environment.get(name, value) != value  # an older version did not write down all
     ]
     if changed:
         yield f"{', '.join(changed)}: losses may differ in their last digits"

@@ -33,7 +33,7 @@ from hf_gpt_scratch.data import (
     read_texts,
     split_text,
 )
-from hf_gpt_scratch.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.environment import as_line, describe_device, describe_processor, key_versions
 from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
@@ -98,7 +98,6 @@ class Run:
     text_sha256: str  # of the token ids
     steps_in_backward: StepsInBackward | None = None
     progress: Progress = field(default_factory=Progress)
-    whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
     drawing_seconds: float = 0.5  # spent on plots, and expected of the first
     pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
@@ -172,6 +171,7 @@ class Run:
             environment={
                 **key_versions(),
                 "device": describe_device(self.accelerator.device),
+                **({"processor": describe_processor()} if self.accelerator.device.type == "cpu" else {}),
                 "sharding": self.sharding,
             },
             text_sha256=self.text_sha256,
@@ -198,7 +198,7 @@ class Run:
             self.say(f"warning: {path}, the best checkpoint, cannot be used ({fault}): keeping the last weights")
             return
         load_weights(path, self.bare_model)
-        self.whole_losses = None
+        self.progress.whole_losses = None
         self.say(f"took the weights of {path}: validation loss {self.progress.best_validation_loss:.3f}")
 
 

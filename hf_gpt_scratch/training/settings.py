@@ -242,6 +242,10 @@ class TrainingSettings:
                         yield f"--{name} must be {rule}, got {value}"
                 if get_origin(part) is Literal and value is not None and value not in get_args(part):
                     yield f"--{name} must be one of {', '.join(get_args(part))}, got {value!r}"
+        for name in ("train_file", "train_data", "validation_file", "model_name_or_path", "output_dir"):
+            value = getattr(self, name)
+            if "" in (value if isinstance(value, list) else [value]):  # the current folder to Path
+                yield f"--{name} is empty: name a path or leave it out"
         if not 0 < self.train_split < 1:
             yield f"--train_split must be above 0 and below 1, got {self.train_split}"
         if self.max_steps != -1 and self.max_steps < 1:

@@ -144,6 +144,31 @@ def test_damaged_later_checkpoint_is_not_kept_for_the_one_just_written(
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000004"]
 
 
+def test_what_only_has_the_name_of_a_checkpoint_is_left_alone(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:
+    """A file, a folder and a link; they used to end the run at its first save."""
+    for name in ("step-99999999", "step-00000002"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "step-00000099").mkdir()
+    (tmp_path / "step-00000099" / "thesis.txt").write_text("mine")
+    (tmp_path / "step-7").mkdir()
+    (tmp_path / "step-00000000").symlink_to(save(tmp_path / "elsewhere", tiny_config, 0), target_is_directory=True)
+    path = save(tmp_path, tiny_config, 1)
+    remove_old_checkpoints(path, keep=1)
+    path = save(tmp_path, tiny_config, 2)
+    remove_old_checkpoints(path, keep=1)
+    assert newest_valid_checkpoint(tmp_path)[0] == path
+    assert {entry.name: entry.is_dir() for entry in tmp_path.iterdir()} == {
+        "elsewhere": True,
+        "step-00000002": True,
+        "step-00000002.file": False,
+        "step-00000099": True,
+        "step-7": True,
+        "step-99999999": False,
+    }
+    assert (tmp_path / "step-00000099" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "elsewhere" / "step-00000000" / "state.json").is_file()
+
+
 def test_checkpoint_of_the_same_step_is_replaced_without_a_moment_without_one(
     tmp_path: Path, tiny_config: GPTScratchConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

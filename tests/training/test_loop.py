@@ -126,6 +126,24 @@ def test_finished_run_can_be_resumed_without_harm(
     assert len(step_losses(settings.output_dir)) == 6
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_steps": 7}, {"eval_iter": 1}, {"load_best_model_at_end": True}], ids=str
+)
+def test_evaluations_are_the_same_after_a_resume_at_the_end(
+    tiny_settings: Callable[..., TrainingSettings], changes: dict, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the last step has an evaluation, where it comes after the checkpoint, and where it is of a part."""
+    settings = tiny_settings(data_order="torch_dataloader", **changes)
+    first = train(settings)
+    expected = rows(settings.output_dir, "evaluation")
+    capsys.readouterr()
+    for _ in range(2):
+        again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+        assert rows(settings.output_dir, "evaluation") == expected
+        assert (again.train_loss, again.validation_loss) == (first.train_loss, first.validation_loss)
+        assert f"validation loss {first.validation_loss:.3f}" in capsys.readouterr().out
+
+
 def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
     settings = tiny_settings()
     train(settings)

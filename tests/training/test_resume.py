@@ -63,6 +63,15 @@ def test_other_text_and_other_versions_are_named() -> None:
     ]
 
 
+def test_another_kind_of_processor_is_named_where_the_old_one_is_known() -> None:
+    before, now = state(), state()
+    before.environment, now.environment = {"processor": "AVX512 x"}, {"processor": "AVX2 x"}
+    (line,) = other_digits(before, now)
+    assert line == "processor was AVX512 x, is AVX2 x: losses may differ in their last digits"
+    before.environment = {}  # of an older version
+    assert list(other_digits(before, now)) == []
+
+
 def test_another_model_is_another_run_where_its_hash_is_known() -> None:
     first, second = state(), state()
     first.model_sha256, second.model_sha256 = "a", "b"

@@ -84,6 +84,14 @@ def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None
     assert settings.qkv_bias is False
 
 
+@pytest.mark.parametrize("recipe", ["5", "tutoral"])
+def test_unknown_recipe_of_a_file_is_named(tmp_path: Path, recipe: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"recipe: {recipe}\n")
+    with pytest.raises(ValueError, match=f"--recipe {recipe} is unknown"):
+        parse_settings(["--config", str(path)])
+
+
 def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     settings = parse_settings(["--recipe", "tutorial", "--train_file", "x.txt", "--sample_prompt", ""])
     path = tmp_path / "settings.json"
@@ -101,6 +109,13 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
         (["--seed"], "expected one argument"),
         (["--learning", "1"], "--learning is no flag"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--config", "."], "--config . is a folder"),
+        (["--output_dir", ""], "--output_dir is empty"),
+        (["--train_file", ""], "--train_file is empty"),
+        (["--train_file", "a.txt", ""], "--train_file is empty"),
+        (["--validation_file", ""], "--validation_file is empty"),
+        (["--train_data", ""], "--train_data is empty"),
+        (["--model_name_or_path", ""], "--model_name_or_path is empty"),
     ],
 )
 def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reason: str) -> None:
@@ -115,6 +130,9 @@ def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reaso
         ("lerning_rate: 1", "'lerning_rate' is no setting; did you mean learning_rate"),
         ("a: [", "is not valid YAML or JSON"),
         ("- 1", "must hold lines of the form setting: value"),
+        ("eval_steps: [1, 2]", r"eval_steps takes one value, got \[1, 2\]"),
+        ("recipe: [tutorial]", r"recipe takes one value, got \['tutorial'\]"),
+        ("recipe: {tutorial: 1}", "recipe takes one value"),
     ],
 )
 def test_wrong_settings_files_are_refused_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
