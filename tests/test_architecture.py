@@ -23,7 +23,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
+    | {"repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching", "out_of_memory"}
     | {"token_folder", "registration", ""},
     "preparation": {"tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"model", "tokenizer", "vocabulary", "files", ""},

@@ -8,17 +8,18 @@ from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hf_gpt_scratch.data import StepSampler
 from hf_gpt_scratch.environment import describe_device
 from hf_gpt_scratch.tokenizer import load_encoding
 
 from .base_model import BaseModel, read_base_model, with_base_model
 from .mfu import flops_per_token, measure_peak_flops, product_dtype
 from .output_folder import refuse_used_folder
+from .plan import check_prompt, cut_line, fit_to_text
 from .rehearsal import rehearse
 from .run import build_accelerator, build_windows
 from .settings import TrainingSettings
 from .trackers import check_trackers
+from .trial import check_attention
 
 
 # Memory that an allocator holds for a byte in use, since blocks are freed in another order than they were taken;
@@ -35,28 +36,29 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     Raises:
         ValueError, OSError: what would stop the run before its first step.
     """
+    check_attention(settings)
+    refuse_used_folder(settings)
+    check_trackers(settings.report_to or [])
     base = read_base_model(settings)
     settings = with_base_model(settings, base)
     encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
-    refuse_used_folder(settings)
-    check_trackers(settings.report_to or [])
+    check_prompt(settings, encoding)
     accelerator = build_accelerator(settings)
+    num_windows, num_processes, asked = len(train_windows), accelerator.num_processes, settings
+    settings, steps_an_epoch, num_steps = fit_to_text(settings, num_windows, num_processes)
     if not accelerator.is_main_process:
         return []
-    windows_a_step = (
-        settings.per_device_train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
-    )
-    steps_an_epoch = len(StepSampler(len(train_windows), windows_a_step, settings.drop_last))
-    num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * steps_an_epoch
-    settings = settings.with_num_steps(num_steps)
+    windows_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
     config = model_config(settings, base)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
     # Before the memory: it computes, and so loads the libraries that a step will load.
     time = time_estimate(tokens * flops_per_token(model, settings.window_size), settings, accelerator)
+    cut = cut_line(asked, settings, num_windows)
     return [
+        *([f"warning: {cut}"] if cut else []),
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
         f"model {model.num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
         f"text {train_windows.num_targets:,} training tokens an epoch, {validation_windows.num_targets:,} validation "

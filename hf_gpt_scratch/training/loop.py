@@ -23,6 +23,7 @@ from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_
 from hf_gpt_scratch.files import errors_name
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.launching import leave_process_group
+from hf_gpt_scratch.out_of_memory import is_out_of_memory, out_of_memory_line
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
 
@@ -55,13 +56,37 @@ def train(settings: TrainingSettings) -> TrainingResult:
     """Train a model as the settings say; every process calls this.
 
     Raises:
-        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
+        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written. Or memory has
+            run out.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
         Diverged: a step's loss or gradient was not finite or a spike.
     """
     check_trackers(settings.report_to or [])
+    run = None
     with FolderLock(Path(settings.output_dir)) as lock:
-        return train_run(set_up(settings, lock))
+        try:
+            run = set_up(settings, lock)
+            return train_run(run)
+        except Exception as error:
+            is_started = run is not None and run.progress.global_step > 0
+            if not (is_started or isinstance(error, Interrupted)):
+                lock.withdraw()
+            if is_out_of_memory(error):
+                raise OSError(out_of_memory_line(error, less_memory(settings, is_started))) from error
+            raise
+
+
+def less_memory(settings: TrainingSettings, is_started: bool) -> str:
+    """Say what makes a run take less memory."""
+    ways = [
+        f"--per_device_train_batch_size {settings.per_device_train_batch_size} (with more micro-batches in a step)"
+    ]
+    ways += [f"--{name}" for name in ("block_size", "hidden_size", "num_hidden_layers")]
+    saving = [
+        f"--{name}" for name in ("gradient_checkpointing", "optimizer_in_backward") if not getattr(settings, name)
+    ]
+    resumed = "; the last checkpoint is as it was: --resume goes on from it" if is_started else ""
+    return f"turn down {', '.join(ways)}{', or add ' * bool(saving)}{' or '.join(saving)}{resumed}"
 
 
 def train_run(run: Run) -> TrainingResult:

@@ -22,13 +22,16 @@ def windows_of_step(state: SavedState) -> int:
     return processes * micro_batch * accumulated
 
 
-def other_run(saved: SavedState, now: SavedState) -> Iterator[str]:
-    """Name what would make the resumed run another one, besides changed settings."""
+def other_run(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[str]:
+    """Name what would make the resumed run another one, besides changed settings.
+
+    A step has at most the `num_windows` of the training text.
+    """
     if saved.text_sha256 != now.text_sha256:
         yield "the training or validation text has changed (its tokens are others, whatever its path)"
     if saved.model_sha256 not in ("", now.model_sha256):
         yield "the model is another one: --model_name_or_path has another config"
-    if windows_of_step(saved) != windows_of_step(now):
+    if min(windows_of_step(saved), num_windows) != min(windows_of_step(now), num_windows):
         yield (
             f"a step had {described(saved)}, has {described(now)}: choose --per_device_train_batch_size and "
             "--gradient_accumulation_steps so that the product stays"

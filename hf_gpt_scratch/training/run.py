@@ -38,7 +38,7 @@ from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
-from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding, text_to_token_ids
+from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
 
 from .allocator import keep_freed_memory_after_step, return_freed_memory
 from .backward_steps import StepsInBackward, refuse_where_impossible
@@ -66,12 +66,14 @@ from .manifest import damage, digest
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
+from .plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
 from .settings import ARCHITECTURE, TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
+from .trial import check_attention, is_compiled, try_step
 
 
 if TYPE_CHECKING:
@@ -310,13 +312,14 @@ def save_on_cpu(
         return_freed_memory()
     else:
         keep_freed_memory_after_step(optimizer)
-    use_fast_linear(model, accelerator, settings.torch_compile)
-    if settings.fast_dropout and not settings.torch_compile:
+    compiles = is_compiled(settings, accelerator)
+    use_fast_linear(model, accelerator, compiles)
+    if settings.fast_dropout and not compiles:
         use_fast_dropout(model)
-    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, settings.torch_compile)
+    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, compiles)
     if is_sdpa and settings.fast_dropout and settings.dropout > 0:
         use_blockwise_attention(model)
-    join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
+    join_tied_gradients(model, accelerator, compiles or settings.optimizer_in_backward)
 
 
 def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
@@ -335,6 +338,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
     """
+    check_attention(settings)
     accelerator = build_accelerator(settings)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
     base = read_base_model(settings)
@@ -342,24 +346,18 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
 
-    micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
+    check_prompt(settings, encoding)
+    num_windows, num_processes = len(train_windows), accelerator.num_processes
+    asked = settings
+    settings, _, num_steps = fit_to_text(settings, num_windows, num_processes)
+    accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
+
+    micro_batch_size = settings.per_device_train_batch_size * num_processes
     batch_size = micro_batch_size * settings.gradient_accumulation_steps
     train_loader = build_loader(train_windows, batch_size, settings.drop_last)
     train_eval_loader = build_loader(train_windows, micro_batch_size, settings.drop_last)
-    validation_loader = build_loader(validation_windows, micro_batch_size)
-    if len(train_loader) == 0:
-        raise ValueError(
-            f"the training text has {len(train_windows)} windows, but with --drop_last one step needs {batch_size}: "
-            "give a longer text or a smaller batch"
-        )
-    num_prompt_tokens = text_to_token_ids(settings.sample_prompt, encoding).shape[1]
-    if settings.sample_tokens and not 0 < num_prompt_tokens < settings.max_position_embeddings:
-        raise ValueError(
-            f"--sample_prompt has {num_prompt_tokens} tokens, but must have at least 1 and fewer than the context of "
-            f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
-        )
-    num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader)
-    settings = settings.with_num_steps(num_steps)
+    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
+    validation_loader = build_loader(validation_windows, validation_batch_size)
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
     model = build_model(settings, accelerator.process_index)
@@ -376,6 +374,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
         flops=model_flops(model, settings, accelerator),
         text_sha256=text_sha256(train_windows, validation_windows),
     )
+    try_step(run.model, settings, accelerator)
     if settings.optimizer_in_backward:
         run.steps_in_backward = StepsInBackward(run.bare_model, run.optimizer.optimizer)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
@@ -385,6 +384,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
         begin(run)
     else:
         resume(run, checkpoint)
+    if line := cut_line(asked, settings, num_windows):
+        run.say(f"warning: {line}")
     describe(run, train_windows, validation_windows)
     return run
 
@@ -441,7 +442,7 @@ def resume(run: Run, path: Path) -> None:
         ValueError: settings, text, processes or random state would make it another run.
     """
     saved, now = read_state(path), run.saved_state()
-    differences = [*run.settings.differences(saved.settings), *other_run(saved, now)]
+    differences = [*run.settings.differences(saved.settings), *other_run(saved, now, run.train_sampler.num_windows)]
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def refuse_deepspeed() -> None:
-    """Stop before anything is set up if the launcher was asked for DeepSpeed.
+    """Stop before anything is set up if the launcher was asked for DeepSpeed, or for splitting of another kind.
 
     Raises:
         ValueError: it was; the line names what to use instead.
@@ -25,6 +25,9 @@ def refuse_deepspeed() -> None:
             "DeepSpeed is not supported, because its weights and optimizer state do not fit these checkpoints: launch "
             "with scripts/configs/fsdp2.yaml, which spreads them as well"
         )
+    for variable, what in (("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "a parallelism config")):
+        if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
+            raise ValueError(f"{what} is not supported: launch with scripts/configs/ddp.yaml or fsdp2.yaml")
 
 
 def complete_fsdp(accelerator: Accelerator) -> None:

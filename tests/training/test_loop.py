@@ -404,6 +404,65 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not Path(settings.output_dir).exists()
 
 
+@pytest.mark.parametrize("was_there", ["nothing", "folder", "folder with lock"])
+@pytest.mark.parametrize("place", ["evaluate", "optimizer_step", "start_trackers", "describe"])
+def test_run_that_fails_before_its_first_step_leaves_nothing_behind(
+    tiny_settings: Callable[..., TrainingSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    was_there: str,
+) -> None:
+    settings = tiny_settings(output_dir=str(tmp_path / "new" / "run"), report_to=["tensorboard"])
+    folder = Path(settings.output_dir)
+    if was_there != "nothing":
+        folder.mkdir(parents=True)
+    if was_there == "folder with lock":
+        (folder / ".lock").touch()
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*_: object) -> None:
+        assert (folder / "settings.json").is_file()
+        raise RuntimeError("not to be foreseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module if place == "describe" else loop, place, fail)
+        with pytest.raises(RuntimeError, match="not to be foreseen"):
+            train(settings)
+    assert sorted(tmp_path.rglob("*")) == before
+    train(settings)  # the corrected command
+
+
+def test_refused_start_takes_its_lock_back(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError):
+        train(tiny_settings(train_file=["missing.txt"]))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_memory_that_is_not_there_is_one_line_and_the_checkpoint_stays(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = tiny_settings(hidden_size=2_000_000, num_attention_heads=2)
+    with pytest.raises(OSError, match="out of memory: .* GB more asked for, .* GB are free: turn down --per_device"):
+        train(huge)
+    assert not Path(huge.output_dir).exists()
+    settings = tiny_settings(save_steps=2)
+    optimizer_step = loop.optimizer_step
+
+    def fail_at_step_4(run: loop.Run, *arguments: object) -> tuple[float, float, bool]:
+        if run.progress.global_step == 3:
+            torch.empty(2**56, dtype=torch.uint8)
+        return optimizer_step(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", fail_at_step_4)
+        with pytest.raises(OSError, match="the last checkpoint is as it was: --resume goes on from it"):
+            train(settings)
+    train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    assert len(step_losses(settings.output_dir)) == 6
+
+
 def test_used_folder_is_never_written_into(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
     settings = tiny_settings(max_steps=3, warmup_steps=0)
     train(settings)
