@@ -58,7 +58,6 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     time = time_estimate(tokens * flops_per_token(model, settings.window_size), settings, accelerator)
     cut = cut_line(asked, settings, num_windows)
     return [
-        *([f"warning: {cut}"] if cut else []),
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
         f"model {model.num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
         f"text {train_windows.num_targets:,} training tokens an epoch, {validation_windows.num_targets:,} validation "
@@ -66,6 +65,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
         f"memory of a process about {memory_estimate(config, settings, accelerator) / 1e9:.2f} GB at its peak",
         time,
+        *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
     ]
 
