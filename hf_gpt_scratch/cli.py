@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from .interrupts import Stopped
+from .out_of_memory import is_out_of_memory, out_of_memory_line
 
 
 LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
@@ -173,7 +174,10 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
             raise
         say(f"error: {describe(error)}")
         sys.exit(1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error) and os.environ.get("HF_GPT_SCRATCH_TRACEBACK") != "1":
+            say(f"error: {out_of_memory_line(error)}")
+            sys.exit(1)
         if not is_lost_process(error) or os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
             raise
         # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
@@ -187,7 +191,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
             leave_process_group()
 
 
-def is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process of this run did not answer; gloo's has no type of its own."""
     from torch.distributed import DistError
 

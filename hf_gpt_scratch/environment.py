@@ -26,6 +26,12 @@ def describe_device(device: torch.device) -> str:
     return str(device)
 
 
+def describe_processor() -> str:
+    """Name what decides how a CPU sums: the widest instructions that PyTorch uses, and the maker, which MKL asks."""
+    model = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    return f"{torch.backends.cpu.get_cpu_capability()} {model}".strip()
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes that this process has held at most: on a GPU what PyTorch allocated there, else what was resident.
 

@@ -23,7 +23,18 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MAY_IMPORT = {
     "model": set(),
     "training": {"model", "data", "evaluation", "plots", "tokenizer", "sample_texts", "environment", "interrupts"}
-    | {"cli", "repository", "loading", "model_card", "files", "vocabulary", "hub", "hub_upload", "launching"}
+    | {
+        "cli",
+        "repository",
+        "loading",
+        "model_card",
+        "files",
+        "vocabulary",
+        "hub",
+        "hub_upload",
+        "launching",
+        "out_of_memory",
+    }
     | {"token_folder", "registration", "linear_cross_entropy", ""},
     "preparation": {"cli", "tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", "shipped_code", ""},

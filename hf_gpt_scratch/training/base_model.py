@@ -1,26 +1,57 @@
-"""Starting from a model that exists: its architecture into the settings, its weights into the run."""
+"""Starting from a model that exists: its architecture and vocabulary into the settings, its weights into the run."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.loading import load_model_and_tokenizer
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
 
 from .settings import ARCHITECTURE, TrainingSettings
 
 
-def with_base_architecture(settings: TrainingSettings) -> TrainingSettings:
-    """Fill in the architecture of `model_name_or_path`, so that settings and history say what is trained.
+if TYPE_CHECKING:
+    from hf_gpt_scratch.tokenizer import AnyTokenizer
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a model before its weights are loaded."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: str | None  # "gpt2" or "bytes"; None: a tokenizer of its own
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The dtype that its folder has the weights in, as its config says."""
+        return None if self.config.dtype is None else str(self.config.dtype).removeprefix("torch.")
+
+    @property
+    def rows_without_token(self) -> list[int]:
+        """Ids of embeddings that the tokenizer has no token for, such as those that round a vocabulary up."""
+        return sorted(set(range(self.config.vocab_size)) - set(self.tokenizer.get_vocab().values()))
+
+    @property
+    def encoding(self) -> "AnyTokenizer":
+        """What turns texts into its token ids: tiktoken, if that gives the same ones."""
+        return self.tokenizer if self.vocabulary is None else load_encoding(self.vocabulary)
+
+
+def read_base_model(settings: TrainingSettings) -> BaseModel | None:
+    """Read config and tokenizer of `model_name_or_path`; None without one.
 
     Raises:
-        ValueError: a setting contradicts the model, or it is no model of ours with the vocabulary of the settings.
-        OSError: it cannot be read.
+        ValueError: it is no model of ours, or its tokenizer has more tokens than it has embeddings.
+        OSError: config or tokenizer cannot be read.
     """
     name = settings.model_name_or_path
     if name is None:
-        return settings
+        return None
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -29,32 +60,74 @@ def with_base_architecture(settings: TrainingSettings) -> TrainingSettings:
         raise ValueError(
             f"--model_name_or_path {name} is a {config.model_type} model: convert it with scripts/convert_gpt2.py"
         )
-    vocab_size = END_OF_TEXT_IDS[settings.vocabulary] + 1
-    if config.vocab_size != vocab_size:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"cannot read the tokenizer of --model_name_or_path {name}: {reason}") from None
+    if tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise OSError(f"cannot read the tokenizer of --model_name_or_path {name}: it is not complete")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
         raise ValueError(
-            f"--model_name_or_path {name} has {config.vocab_size} tokens, --vocabulary {settings.vocabulary} has "
-            f"{vocab_size}: choose the vocabulary that the model was trained with"
+            f"--model_name_or_path {name} has {config.vocab_size} embeddings and its tokenizer the id {largest}: save "
+            f"it after model.resize_token_embeddings({largest + 1})"
         )
-    defaults = TrainingSettings()
-    for field in ARCHITECTURE:
-        wanted, own = getattr(settings, field), getattr(config, field)
-        if wanted not in (own, getattr(defaults, field)):
-            raise ValueError(f"--{field} {wanted} contradicts {name}, which has {own}: leave it out")
-    return replace(settings, **{field: getattr(config, field) for field in ARCHITECTURE})
+    return BaseModel(config, tokenizer, known_vocabulary(tokenizer))
+
+
+def known_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Name the vocabulary of the package that has the same ids for every text; None if there is none."""
+    for name, last_id in END_OF_TEXT_IDS.items():
+        if len(tokenizer) == last_id + 1 and text_rules(tokenizer) == text_rules(build_tokenizer(vocabulary=name)):
+            return name
+    return None
+
+
+def text_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """Read the parts of a fast tokenizer that ids depend on; None of one that is not fast."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    rules = json.loads(backend.to_str())
+    return {name: rules[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+
+
+def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> TrainingSettings:
+    """Fill in the architecture and vocabulary of the base model, so that settings and history say what is trained.
+
+    Raises:
+        ValueError: a setting contradicts the model, or the prepared tokens are not its tokens.
+    """
+    if base is None:
+        return settings
+    name = settings.model_name_or_path
+    own = {field: getattr(base.config, field) for field in ARCHITECTURE}
+    wrong = [
+        f"--{field} {getattr(settings, field)} contradicts {name}, which has {value}: leave it out"
+        for field, value in own.items()
+        if getattr(settings, field) not in (None, value)
+    ]
+    if settings.vocabulary not in (None, base.vocabulary):
+        has = f"the vocabulary {base.vocabulary}" if base.vocabulary else "a tokenizer of its own"
+        wrong.append(f"--vocabulary {settings.vocabulary} contradicts {name}, which has {has}: leave it out")
+    if settings.train_data is not None and base.vocabulary is None:
+        known = build_tokenizer().get_vocab().items()
+        if not known <= base.tokenizer.get_vocab().items():
+            wrong.append(f"--train_data holds GPT-2's tokens, which are not those of {name}: use --train_file")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return replace(settings, vocabulary=base.vocabulary, **own)
 
 
 def load_base_model(settings: TrainingSettings) -> PreTrainedModel:
-    """Load the weights of `model_name_or_path`, with the dropout and attention of the settings.
+    """Load the weights of `model_name_or_path`, with the dropout, attention and dtype of the settings.
 
     Raises:
         OSError: weights or tokenizer cannot be read or are not complete.
-        ValueError: its tokenizer is another one.
     """
     changes = {"dropout": settings.dropout, "attn_implementation": settings.attn_implementation}
-    model, tokenizer = load_model_and_tokenizer(settings.model_name_or_path, **changes)
-    if tokenizer.get_vocab() != build_tokenizer(vocabulary=settings.vocabulary).get_vocab():
-        raise ValueError(
-            f"--model_name_or_path {settings.model_name_or_path} has another tokenizer than --vocabulary "
-            f"{settings.vocabulary}"
-        )
+    # How a folder was stored does not decide how a run computes.
+    changes["dtype"] = getattr(torch, settings.weights_dtype)
+    model, _ = load_model_and_tokenizer(settings.model_name_or_path, **changes)
     return model

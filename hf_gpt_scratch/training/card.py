@@ -112,7 +112,9 @@ def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
 def recipe(settings: TrainingSettings) -> str:
     """The settings that make the result; free text is left out, as it may name files of this machine."""
     hints = get_type_hints(type(settings))
-    unused = FREE_ON_RESUME | ({"sample_text"} if settings.train_file or settings.train_data else set())
+    unused = FREE_ON_RESUME - {"sample_text"} | (
+        {"sample_text"} if settings.train_file or settings.train_data else set()
+    )
     lines = [
         f"{name}: {json.dumps(value)}"
         for name, value in settings.to_dict().items()

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
 from hf_gpt_scratch.files import errors_name, flush
 
-from .manifest import damage, read_manifest, strangers, write_manifest
+from .manifest import MANIFEST, damage, read_manifest, strangers, write_manifest
 from .processes import on_main_process
 from .sharding import gather, spread_like, spread_optimizer_state
 
@@ -33,7 +33,7 @@ from .sharding import gather, spread_like, spread_optimizer_state
 PREFIX = "step-"
 REPLACED = ".replaced"  # ends the name of a checkpoint that another of the same step takes the place of
 UNFINISHED = ".unfinished-"  # begins the name of what is being written, or being deleted
-IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256")
+IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
 
 
 @dataclass
@@ -51,6 +51,8 @@ class Progress:
     skipped_steps: int = 0  # completed steps that were not applied
     skipped_in_a_row: int = 0  # of them, the newest without an applied one in between
     recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
+    whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text
+    history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
 
 
 @dataclass
@@ -64,6 +66,7 @@ class SavedState:
     grad_scaler: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)  # versions and device
     text_sha256: str = ""  # of the token ids of training and validation
+    model_sha256: str = ""  # of what its config says of the model; empty: written by a version that did not hash it
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -178,6 +181,8 @@ def write_state(saved: SavedState, folder: Path) -> None:
 def publish(unfinished: Path, path: Path) -> None:
     """Give a finished checkpoint its name. One of the same step makes room without ever being away."""
     replaced = path.with_name(path.name + REPLACED)
+    if path.exists() and not path.is_dir():  # somebody else's
+        path.rename(path.with_name(f"{path.name}.file"))
     if path.exists():
         discard(replaced)
         path.rename(replaced)
@@ -188,7 +193,9 @@ def publish(unfinished: Path, path: Path) -> None:
 
 def discard(path: Path) -> None:
     """Delete a checkpoint, if it is there; one half deleted is never seen under its name."""
-    if path.exists():
+    if path.is_symlink():  # what it leads to was laid there by hand
+        path.unlink()
+    elif path.exists():
         doomed = path.with_name(f"{UNFINISHED}{path.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
@@ -196,8 +203,9 @@ def discard(path: Path) -> None:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, newest step first, whole or damaged."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+({REPLACED})?", path.name)]
+    """All checkpoints, newest step first, whole or damaged; a file of such a name is none, and is left alone."""
+    pattern = rf"{PREFIX}[0-9]{{8,}}({re.escape(REPLACED)})?"
+    found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(pattern, path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (-step_of(path), path.name))
 
 
@@ -214,10 +222,15 @@ def remove_old_checkpoints(newest: Path, keep: int, best_step: int | None = None
         keep: how many to keep, the newest among them.
         best_step: step of one more to keep.
     """
-    past = [path for path in find_checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
+    past = [path for path in find_checkpoints(newest.parent) if step_of(path) <= step_of(newest) and is_ours(path)]
     for path in find_checkpoints(newest.parent):
-        if path not in past[:keep] and step_of(path) != best_step:
+        if path not in past[:keep] and step_of(path) != best_step and is_ours(path):
             discard(path)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds anything of a checkpoint, whole or damaged."""
+    return any((path / name).exists() for name in (MANIFEST, "state.json", "model.safetensors"))
 
 
 def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
@@ -252,6 +265,13 @@ def read_state(path: Path) -> SavedState:
         return SavedState(**facts, **{**values, "progress": Progress(**values["progress"])})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path / 'state.json'} cannot be read: {error}") from None
+
+
+def dtype_of_weights(path: Path) -> torch.dtype:
+    """Read from the header in which dtype a checkpoint has the weights, all alike."""
+    with safe_open(path / "model.safetensors", "pt") as file:
+        name = next(iter(file.keys()))
+        return file.get_slice(name)[:0].dtype
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """Settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
 
+import argparse
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,11 +14,14 @@ from transformers import HfArgumentParser
 
 from hf_gpt_scratch.cli import OneLineParser
 
-from .settings import TrainingSettings
+from .settings import ARCHITECTURE, TrainingSettings
 
 
 # Settings that make a known run, each a YAML file; the command line can still change each of them.
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
+
+TRAINING_TEXT = {"train_file", "train_data", "sample_text"}  # ways to name it
+DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
 
 
 class SettingsParser(OneLineParser, HfArgumentParser):
@@ -84,9 +88,19 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
     sources, flags = first.parse_known_args(arguments)
     file_values = read_settings_file(sources.config) if sources.config else {}
     recipe = sources.recipe or file_values.pop("recipe", None)
-    if recipe is not None and recipe not in RECIPES:
-        raise ValueError(f"--recipe {recipe} is unknown{nearest(recipe, RECIPES)}; there is {', '.join(RECIPES)}")
+    if recipe is not None and str(recipe) not in RECIPES:
+        raise ValueError(f"--recipe {recipe} is unknown{nearest(str(recipe), RECIPES)}; there is {', '.join(RECIPES)}")
+    recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
+    parser = build_parser()
+    by_recipe, by_file, by_flags = (
+        given(parser, words) for words in (as_flags(recipe_values), as_flags(file_values), flags)
+    )
+    by_user = without_replaced(by_file, by_flags) | by_flags
+    return TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
 
+
+def build_parser() -> SettingsParser:
+    """Build the parser of all flags."""
     parser = SettingsParser(
         TrainingSettings,
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
@@ -98,14 +112,62 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         help="settings of a known run, to start from; a YAML file in hf_gpt_scratch/recipes",
     )
     parser.add_argument("--config", help="YAML or JSON file with any of these settings; flags override it")
-    recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
-    all_flags = [*as_flags(recipe_values), *as_flags(file_values), *flags]
-    _, unknown = parser.parse_known_args(all_flags)
+    for action in list(parser._actions):
+        # The library has `--x` and `--no_x` only for what is true where nothing is said, and not for what is derived.
+        if action.dest in DERIVED_BOOLS:
+            action.nargs, action.const = "?", True
+            words = {"action": "store_false", "dest": action.dest, "default": None, "help": argparse.SUPPRESS}
+            parser.add_argument(f"--no_{action.dest}", f"--no-{action.dest.replace('_', '-')}", **words)
+    return parser
+
+
+def given(parser: OneLineParser, words: Sequence[str]) -> dict[str, Any]:
+    """Parse flags into the settings that they name, without any default.
+
+    Raises:
+        ValueError: an unknown flag, or a value that cannot be parsed.
+    """
+    known = [option for action in parser._actions for option in action.option_strings]
+    nothing = argparse.Namespace(**{action.dest: MISSING for action in parser._actions})
+    found, unknown = parser.parse_known_args(words, nothing)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
         raise ValueError(f"{unknown[0]} is no flag{nearest(unknown[0], known)}; --help lists all flags")
-    settings, *_ = parser.parse_args_into_dataclasses(all_flags, look_for_args_file=False)
-    return settings
+    return {name: value for name, value in vars(found).items() if value is not MISSING}
+
+
+def without_replaced(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of settings what those above them say in another way: the training text, the length of the run."""
+    replaced = set()
+    if TRAINING_TEXT & set(upper):
+        replaced |= {"train_file", "train_data"}
+    if "num_train_epochs" in upper:
+        replaced.add("max_steps")
+    return {name: value for name, value in lower.items() if name not in replaced}
+
+
+def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
+    """Fit a recipe's settings to those of the user that they depend on.
+
+    Raises:
+        ValueError: of the recipe's pair of texts, only the one for validation is named.
+    """
+    recipe = dict(recipe)
+    if TRAINING_TEXT & set(user):
+        recipe.pop("validation_file", None)
+    elif "validation_file" in user and "validation_file" in recipe:
+        raise ValueError("--validation_file replaces both texts of the recipe: give --train_file or --train_data too")
+    if "model_name_or_path" in user:
+        for name in (*ARCHITECTURE, "vocabulary", "weight_init"):
+            recipe.pop(name, None)
+    if "learning_rate" in user and "min_learning_rate" in recipe:
+        lowest = recipe["min_learning_rate"] / recipe["learning_rate"] * user["learning_rate"]
+        recipe["min_learning_rate"] = float(f"{lowest:.12g}")
+    if user.get("max_steps", 0) > 0 and "warmup_steps" in recipe:
+        recipe["warmup_steps"] = min(recipe["warmup_steps"], user["max_steps"] // 2)
+    heads = recipe.get("num_attention_heads", 1)
+    if "hidden_size" in user and user["hidden_size"] % heads:
+        del recipe["num_attention_heads"]
+    return recipe
 
 
 def settings_json(settings: TrainingSettings) -> str:

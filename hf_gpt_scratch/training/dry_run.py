@@ -3,21 +3,23 @@
 from datetime import timedelta
 
 import psutil
+import torch
 from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hf_gpt_scratch.data import StepSampler
 from hf_gpt_scratch.environment import describe_device
 from hf_gpt_scratch.tokenizer import load_encoding
 
-from .base_model import with_base_architecture
+from .base_model import BaseModel, read_base_model, with_base_model
 from .mfu import flops_per_token, measure_peak_flops, product_dtype
 from .output_folder import refuse_used_folder
+from .plan import check_prompt, cut_line, fit_to_text
 from .rehearsal import rehearse
 from .run import build_accelerator, build_windows
 from .settings import TrainingSettings
 from .trackers import check_trackers
+from .trial import check_attention
 
 
 # Memory that an allocator holds for a byte in use, since blocks are freed in another order than they were taken;
@@ -34,24 +36,27 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     Raises:
         ValueError, OSError: what would stop the run before its first step.
     """
-    settings = with_base_architecture(settings)
-    train_windows, validation_windows = build_windows(settings, load_encoding(settings.vocabulary))
+    check_attention(settings)
     refuse_used_folder(settings)
     check_trackers(settings.report_to or [])
+    base = read_base_model(settings)
+    settings = with_base_model(settings, base)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
+    train_windows, validation_windows = build_windows(settings, encoding)
+    check_prompt(settings, encoding)
     accelerator = build_accelerator(settings)
+    num_windows, num_processes, asked = len(train_windows), accelerator.num_processes, settings
+    settings, steps_an_epoch, num_steps = fit_to_text(settings, num_windows, num_processes)
     if not accelerator.is_main_process:
         return []
-    windows_a_step = (
-        settings.per_device_train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
-    )
-    steps_an_epoch = len(StepSampler(len(train_windows), windows_a_step, settings.drop_last))
-    num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * steps_an_epoch
-    config = model_config(settings)
+    windows_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    config = model_config(settings, base)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
     # Before the memory: it computes, and so loads the libraries that a step will load.
     time = time_estimate(tokens * flops_per_token(model, settings.window_size), settings, accelerator)
+    cut = cut_line(asked, settings, num_windows)
     return [
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
         f"model {model.num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
@@ -60,15 +65,16 @@ def dry_run(settings: TrainingSettings) -> list[str]:
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
         f"memory of a process about {memory_estimate(config, settings, accelerator) / 1e9:.2f} GB at its peak",
         time,
+        *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
     ]
 
 
-def model_config(settings: TrainingSettings) -> PretrainedConfig:
+def model_config(settings: TrainingSettings, base: BaseModel | None) -> PretrainedConfig:
     """Config of the model that would be trained: that of the base model, or fresh."""
-    if settings.model_name_or_path is not None:
-        return AutoConfig.from_pretrained(settings.model_name_or_path, dropout=settings.dropout)
-    return settings.model_config()
+    config = settings.model_config() if base is None else base.config
+    config.dropout, config.dtype = settings.dropout, getattr(torch, settings.weights_dtype)
+    return config
 
 
 def memory_estimate(config: PretrainedConfig, settings: TrainingSettings, accelerator: Accelerator) -> int:
@@ -80,7 +86,7 @@ def memory_estimate(config: PretrainedConfig, settings: TrainingSettings, accele
     num_bytes = round(GAPS * rehearse(config, settings, device, accelerator.mixed_precision))
     if accelerator.num_processes > 1:
         with FakeTensorMode():
-            num_bytes += 4 * AutoModelForCausalLM.from_config(config).num_parameters()
+            num_bytes += config.dtype.itemsize * AutoModelForCausalLM.from_config(config).num_parameters()
     # By now the libraries and the text are loaded, as in the run.
     return num_bytes + (psutil.Process().memory_info().rss if device.type == "cpu" else 0)
 

@@ -23,8 +23,9 @@ from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_
 from hf_gpt_scratch.files import errors_name
 from hf_gpt_scratch.interrupts import Interrupted, StopSignals
 from hf_gpt_scratch.launching import leave_process_group
+from hf_gpt_scratch.out_of_memory import is_out_of_memory, out_of_memory_line
 from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
 
 from .bad_steps import may_be_applied
 from .card import card_details
@@ -55,13 +56,37 @@ def train(settings: TrainingSettings) -> TrainingResult:
     """Train a model as the settings say; every process calls this.
 
     Raises:
-        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
+        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written. Or memory has
+            run out.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
         Diverged: a step's loss or gradient was not finite or a spike.
     """
     check_trackers(settings.report_to or [])
+    run = None
     with FolderLock(Path(settings.output_dir)) as lock:
-        return train_run(set_up(settings, lock))
+        try:
+            run = set_up(settings, lock)
+            return train_run(run)
+        except Exception as error:
+            is_started = run is not None and run.progress.global_step > 0
+            if not (is_started or isinstance(error, Interrupted)):
+                lock.withdraw()
+            if is_out_of_memory(error):
+                raise OSError(out_of_memory_line(error, less_memory(settings, is_started))) from error
+            raise
+
+
+def less_memory(settings: TrainingSettings, is_started: bool) -> str:
+    """Say what makes a run take less memory."""
+    ways = [
+        f"--per_device_train_batch_size {settings.per_device_train_batch_size} (with more micro-batches in a step)"
+    ]
+    ways += [f"--{name}" for name in ("block_size", "hidden_size", "num_hidden_layers")]
+    saving = [
+        f"--{name}" for name in ("gradient_checkpointing", "optimizer_in_backward") if not getattr(settings, name)
+    ]
+    resumed = "; the last checkpoint is as it was: --resume goes on from it" if is_started else ""
+    return f"turn down {', '.join(ways)}{', or add ' * bool(saving)}{' or '.join(saving)}{resumed}"
 
 
 def train_run(run: Run) -> TrainingResult:
@@ -75,6 +100,8 @@ def train_run(run: Run) -> TrainingResult:
             with torch.random.fork_rng():
                 torch.manual_seed(settings.seed)
                 evaluate(run, settings.initial_eval_iter)
+        elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
+            record_evaluation(run, *progress.whole_losses)
         display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
         with closing(display):
             while progress.global_step < run.num_steps:
@@ -99,7 +126,7 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         progress.global_step += 1
         progress.step_in_epoch += 1
         progress.tokens_seen += num_tokens
-        run.whole_losses = None
+        progress.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
         record_step(run, display, loss, grad_norm, is_applied, learning_rate, tokens_per_second)
         is_best = False
@@ -216,31 +243,33 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
 
     0 batches means the whole validation text, and as many batches of the training text.
     """
-    is_whole = num_batches == 0
+    progress, is_whole = run.progress, num_batches == 0
     num_batches = num_batches or len(run.validation_loader)
     run.train_eval_sampler.order_seed = run.draw_order_seed(None)
     train_loss = mean_loss(run, run.train_eval_loader, num_batches)
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
     validation_loss = mean_loss(run, run.validation_loader, num_batches)
-    progress = run.progress
+    record_evaluation(run, train_loss, validation_loss)
+    run.accelerator.log({"train_loss": train_loss, "validation_loss": validation_loss}, step=progress.global_step)
+    refresh_loss_plot(run)
+    progress.whole_losses = [train_loss, validation_loss] if is_whole else None
+    return train_loss, validation_loss
+
+
+def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> None:
+    """Show the losses of this moment, and write them into the history unless they are its last ones already."""
+    step = run.progress.global_step
     with tqdm.external_write_mode():
         run.say(
-            f"epoch {run.epoch:.2f}, step {progress.global_step}: "
+            f"epoch {run.epoch:.2f}, step {step}: "
             f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}"
         )
-    values = {"train_loss": train_loss, "validation_loss": validation_loss}
-    run.history.append(
-        "evaluation",
-        global_step=progress.global_step,
-        epoch=run.epoch,
-        tokens_seen=progress.tokens_seen,
-        **values,
-    )
-    run.accelerator.log(values, step=progress.global_step)
-    refresh_loss_plot(run)
-    run.whole_losses = (train_loss, validation_loss) if is_whole else None
-    return train_loss, validation_loss
+    losses = {"train_loss": train_loss, "validation_loss": validation_loss}
+    values = {"global_step": step, "epoch": run.epoch, "tokens_seen": run.progress.tokens_seen, **losses}
+    last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
+    if last != [{"event": "evaluation", **values}]:
+        run.history.append("evaluation", **values)
 
 
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
@@ -266,6 +295,7 @@ def write_sample(run: Run) -> None:
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=min(settings.sample_tokens, room),
             do_sample=False,
+            suppress_tokens=(run.base.rows_without_token if run.base else None) or None,
             synced_gpus=run.accelerator.is_fsdp2,
         )
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
@@ -277,7 +307,9 @@ def write_sample(run: Run) -> None:
 def finish(run: Run) -> TrainingResult:
     """Evaluate on the whole validation text and write the repository folder."""
     run.load_best_weights()
-    train_loss, validation_loss = run.whole_losses or evaluate(run, 0)
+    if run.progress.whole_losses is None:
+        evaluate(run, 0)
+    train_loss, validation_loss = run.progress.whole_losses
     seconds = time.perf_counter() - run.started
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
@@ -294,24 +326,24 @@ def finish(run: Run) -> TrainingResult:
 
 def write_repository(run: Run, folder: Path) -> None:
     """Draw the losses and write the folder that loads without this package; all processes call it."""
-    model = whole_model(run.accelerator, run.bare_model)
+    settings = run.settings
+    dtype = getattr(torch, settings.result_dtype or settings.weights_dtype)
+    model = whole_model(run.accelerator, run.bare_model, dtype)
 
     def write() -> None:
         with errors_name(run.output_dir / "loss.png"):
             run.history.plot_losses(run.output_dir / "loss")
-        evaluation, progress = run.history.rows("evaluation")[-1], run.progress
-        train_loss, validation_loss = evaluation["train_loss"], evaluation["validation_loss"]
-        facts = {
-            "training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens",
-            "training loss": f"{train_loss:.3f} nats per token",
-            "validation loss": f"{validation_loss:.3f} nats per token, perplexity {perplexity(validation_loss):.1f}",
-        }
-        settings = run.settings
+        progress = run.progress
+        facts = {"training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens"}
+        for row in run.history.rows("evaluation")[-1:]:  # none where an unfinished model has lost its history
+            loss = row["validation_loss"]
+            facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
+            facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
         with errors_name(folder):
             build_repository(
                 model,
                 folder,
-                tokenizer=build_tokenizer(settings.max_position_embeddings, settings.vocabulary),
+                tokenizer=run.tokenizer,
                 facts=facts,
                 base_model=settings.model_name_or_path,
                 card=card_details(settings, run.history),

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +31,9 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_NAME
         self._lock = FileLock(self.path)
+        self.is_new = False  # the file was not there before
+        self.is_begun = False  # all that is in the folder is of this run
+        self.made: list[Path] = []  # the folder and those above it that were not there before, deepest first
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -47,6 +51,7 @@ class FolderLock:
         """
         if self._lock.is_locked:
             return
+        self.is_new = not self.path.exists()
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -55,6 +60,23 @@ class FolderLock:
             ) from None
         with errors_name(self.path):
             self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+    def withdraw(self) -> None:
+        """Leave the folder as it was before a run that never came to its first step; one that goes on stays."""
+        if not self._lock.is_locked:
+            return
+        for path in self.path.parent.iterdir() if self.is_begun else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != self.path:
+                path.unlink()
+        if self.is_new:
+            with suppress(OSError):  # Windows does not let a locked file be deleted
+                self.path.unlink()
+        self._lock.release()
+        for folder in self.made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
 
     def _owner(self) -> str:
         try:
@@ -101,15 +123,19 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
         refuse_used_folder(settings)  # not even a lock is written into a folder that is not ours
     folder = lock.path.parent
     if make:
+        lock.made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     if folder.is_dir():
         lock.take()
     refuse_used_folder(settings)
+    lock.is_begun = make and not settings.resume
 
 
 def clear_leftovers(folder: Path) -> None:
     """Delete what a run that was killed left half written in its output folder."""
     for path in [*folder.glob(f"checkpoints/{UNFINISHED}*"), *folder.glob(".*model-*")]:
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
     for path in folder.glob("*.tmp"):
-        path.unlink()
+        if path.is_file():
+            path.unlink()

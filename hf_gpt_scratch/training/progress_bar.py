@@ -56,3 +56,9 @@ class StepDisplay:
     def close(self) -> None:
         """Leave the bar as it is and end its line."""
         self.bar.close()
+
+
+def warn(line: str) -> None:
+    """Print a line on stderr without breaking the progress bar."""
+    with tqdm.external_write_mode():
+        print(f"warning: {line}", file=sys.stderr, flush=True)

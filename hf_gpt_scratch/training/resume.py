@@ -22,11 +22,16 @@ def windows_of_step(state: SavedState) -> int:
     return processes * micro_batch * accumulated
 
 
-def other_run(saved: SavedState, now: SavedState) -> Iterator[str]:
-    """Name what would make the resumed run another one, besides changed settings."""
+def other_run(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[str]:
+    """Name what would make the resumed run another one, besides changed settings.
+
+    A step has at most the `num_windows` of the training text.
+    """
     if saved.text_sha256 != now.text_sha256:
-        yield "the training or validation text has changed"
-    if windows_of_step(saved) != windows_of_step(now):
+        yield "the training or validation text has changed (its tokens are others, whatever its path)"
+    if saved.model_sha256 not in ("", now.model_sha256):
+        yield "the model is another one: --model_name_or_path has another config"
+    if min(windows_of_step(saved), num_windows) != min(windows_of_step(now), num_windows):
         yield (
             f"a step had {described(saved)}, has {described(now)}: choose --per_device_train_batch_size and "
             "--gradient_accumulation_steps so that the product stays"
@@ -45,9 +50,9 @@ def other_digits(saved: SavedState, now: SavedState) -> Iterator[str]:
             f"floats are rounded otherwise{dropout}"
         )
     changed = [
-        f"{name} was {saved.environment.get(name)}, is {value}"
+        f"{name} was {saved.environment[name]}, is {value}"
         for name, value in now.environment.items()
-        if saved.environment.get(name) != value
+        if saved.environment.get(name, value) != value  # an older version did not write down all
     ]
     if changed:
         yield f"{', '.join(changed)}: losses may differ in their last digits"

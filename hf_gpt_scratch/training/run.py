@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tiktoken
 import torch
@@ -22,7 +22,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.cli import say_once
 from hf_gpt_scratch.data import (
@@ -35,21 +35,23 @@ from hf_gpt_scratch.data import (
     read_texts,
     split_text,
 )
-from hf_gpt_scratch.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.environment import as_line, describe_device, describe_processor, key_versions
+from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.files import write_text
 from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
-from hf_gpt_scratch.tokenizer import load_encoding, text_to_token_ids
+from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
 
 from .allocator import keep_freed_memory_after_step, return_freed_memory
 from .backward_steps import StepsInBackward, refuse_where_impossible
-from .base_model import load_base_model, with_base_architecture
+from .base_model import BaseModel, load_base_model, read_base_model, with_base_model
 from .card import describe_texts
 from .checkpoint import (
     PREFIX,
     Progress,
     SavedState,
+    dtype_of_weights,
     find_checkpoints,
     load_checkpoint,
     load_weights,
@@ -63,16 +65,22 @@ from .cpu_attention import use_blockwise_attention
 from .cpu_dropout import use_fast_dropout
 from .cpu_linear import is_float32_on_cpu, use_fast_linear
 from .history import History
-from .manifest import damage
+from .manifest import damage, digest
 from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from .optim import build_optimizer, reset_to_torch_defaults
 from .output_folder import FolderLock, claim_folder, clear_leftovers
+from .plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
 from .processes import on_main_process
 from .resume import other_digits, other_run, restore_draws
-from .settings import TrainingSettings
+from .settings import ARCHITECTURE, TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
+from .trial import check_attention, is_compiled, try_step
+
+
+if TYPE_CHECKING:
+    from hf_gpt_scratch.tokenizer import AnyTokenizer
 
 
 @dataclass
@@ -81,7 +89,8 @@ class Run:
 
     settings: TrainingSettings
     accelerator: Accelerator
-    encoding: tiktoken.Encoding
+    base: BaseModel | None
+    encoding: "AnyTokenizer"
     model: nn.Module
     optimizer: Optimizer
     train_loader: DataLoader  # a batch is this process's share of one optimizer step
@@ -94,10 +103,13 @@ class Run:
     text_sha256: str  # of the token ids
     steps_in_backward: StepsInBackward | None = None
     progress: Progress = field(default_factory=Progress)
-    whole_losses: tuple[float, float] | None = None  # of the present weights, if they are known
     started: float = field(default_factory=time.perf_counter)
     drawing_seconds: float = 0.5  # spent on plots, and expected of the first
     pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
+    history: History = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.history = History(self.output_dir / "history.jsonl", writes=self.accelerator.is_main_process)
 
     @property
     def output_dir(self) -> Path:
@@ -110,9 +122,11 @@ class Run:
         return self.output_dir / "checkpoints"
 
     @property
-    def history(self) -> History:
-        """The file of what happened; only the main process writes it."""
-        return History(self.output_dir / "history.jsonl", writes=self.accelerator.is_main_process)
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the result: a base model's own."""
+        if self.base is not None:
+            return self.base.tokenizer
+        return build_tokenizer(self.settings.max_position_embeddings, self.settings.vocabulary)
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -144,8 +158,7 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint of this moment, then delete old ones; to be called by all processes."""
-        self.history.flush()
-        self.progress.history_bytes = self.history.size()
+        self.progress.history_bytes, self.progress.history_sha256 = self.history.mark()
         optimizer = self.optimizer.optimizer
         path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, optimizer, self.saved_state())
         keep, best_step = self.settings.save_total_limit, self.progress.best_step
@@ -163,9 +176,11 @@ class Run:
             environment={
                 **key_versions(),
                 "device": describe_device(self.accelerator.device),
+                **({"processor": describe_processor()} if self.accelerator.device.type == "cpu" else {}),
                 "sharding": self.sharding,
             },
             text_sha256=self.text_sha256,
+            model_sha256=model_sha256(self.bare_model.config),
         )
 
     def note_validation_loss(self, loss: float) -> bool:
@@ -188,17 +203,17 @@ class Run:
             self.say(f"warning: {path}, the best checkpoint, cannot be used ({fault}): keeping the last weights")
             return
         load_weights(path, self.bare_model)
-        self.whole_losses = None
+        self.progress.whole_losses = None
         self.say(f"took the weights of {path}: validation loss {self.progress.best_validation_loss:.3f}")
 
 
-def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tuple[TokenWindows, TokenWindows]:
+def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple[TokenWindows, TokenWindows]:
     """Read, split and cut the tokens: training and validation windows.
 
     Raises:
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
     """
-    separator = encoding.eot_token if settings.separate_documents else None
+    separator = end_of_text_id(encoding) if settings.separate_documents else None
     windows = []
     for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
         # Training wants one full window; a short validation text is scored as it is.
@@ -213,23 +228,35 @@ def build_windows(settings: TrainingSettings, encoding: tiktoken.Encoding) -> tu
 
 
 def read_tokens(
-    settings: TrainingSettings, encoding: tiktoken.Encoding
+    settings: TrainingSettings, encoding: "AnyTokenizer"
 ) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
     """The tokens to train and to validate on: texts in memory, shards by memory map."""
 
     def read(paths: Sequence[str | Path]) -> str:
         return read_texts(paths, settings.text_column, say_once)
 
-    validation = encode_text(read(settings.validation_file), encoding) if settings.validation_file else None
+    validation = to_ids(read(settings.validation_file), encoding) if settings.validation_file else None
     if settings.train_data:
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train")
         return training, ShardedTokens(folder, "validation") if validation is None else validation
     text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
-        return encode_text(text, encoding), validation
+        return to_ids(text, encoding), validation
     train_text, validation_text = split_text(text, settings.train_split)
-    return encode_text(train_text, encoding), encode_text(validation_text, encoding)
+    return to_ids(train_text, encoding), to_ids(validation_text, encoding)
+
+
+def to_ids(text: str, encoding: "AnyTokenizer") -> torch.Tensor:
+    """Turn a text into token ids, int64 [N], also by the tokenizer of a base model, which takes it in pieces."""
+    if isinstance(encoding, tiktoken.Encoding):
+        return encode_text(text, encoding)
+    return torch.cat([token_ids for token_ids, _ in tokenize_in_pieces([text], encoding)])
+
+
+def end_of_text_id(encoding: "AnyTokenizer") -> int:
+    """Return the id of the token between documents."""
+    return encoding.eot_token if isinstance(encoding, tiktoken.Encoding) else encoding.eos_token_id
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -266,7 +293,9 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
         model = load_base_model(settings)
     else:
         model = AutoModelForCausalLM.from_config(
-            settings.model_config(), attn_implementation=settings.attn_implementation
+            settings.model_config(),
+            attn_implementation=settings.attn_implementation,
+            dtype=getattr(torch, settings.weights_dtype),
         )
     if settings.weight_init == "torch":
         torch.manual_seed(settings.seed)
@@ -291,13 +320,14 @@ def save_on_cpu(
         return_freed_memory()
     else:
         keep_freed_memory_after_step(optimizer)
-    use_fast_linear(model, accelerator, settings.torch_compile)
-    if settings.fast_dropout and not settings.torch_compile:
+    compiles = is_compiled(settings, accelerator)
+    use_fast_linear(model, accelerator, compiles)
+    if settings.fast_dropout and not compiles:
         use_fast_dropout(model)
-    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, settings.torch_compile)
+    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, compiles)
     if is_sdpa and settings.fast_dropout and settings.dropout > 0:
         use_blockwise_attention(model)
-    join_tied_gradients(model, accelerator, settings.torch_compile or settings.optimizer_in_backward)
+    join_tied_gradients(model, accelerator, compiles or settings.optimizer_in_backward)
 
 
 def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
@@ -316,28 +346,26 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
     """
+    check_attention(settings)
     accelerator = build_accelerator(settings)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
-    settings = with_base_architecture(settings)
-    encoding = load_encoding(settings.vocabulary)
+    base = read_base_model(settings)
+    settings = with_base_model(settings, base)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
     train_windows, validation_windows = build_windows(settings, encoding)
 
-    micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
+    check_prompt(settings, encoding)
+    num_windows, num_processes = len(train_windows), accelerator.num_processes
+    asked = settings
+    settings, _, num_steps = fit_to_text(settings, num_windows, num_processes)
+    accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
+
+    micro_batch_size = settings.per_device_train_batch_size * num_processes
     batch_size = micro_batch_size * settings.gradient_accumulation_steps
     train_loader = build_loader(train_windows, batch_size, settings.drop_last)
     train_eval_loader = build_loader(train_windows, micro_batch_size, settings.drop_last)
-    validation_loader = build_loader(validation_windows, micro_batch_size)
-    if len(train_loader) == 0:
-        raise ValueError(
-            f"the training text has {len(train_windows)} windows, but with --drop_last one step needs {batch_size}: "
-            "give a longer text or a smaller batch"
-        )
-    num_prompt_tokens = text_to_token_ids(settings.sample_prompt, encoding).shape[1]
-    if settings.sample_tokens and not 0 < num_prompt_tokens < settings.max_position_embeddings:
-        raise ValueError(
-            f"--sample_prompt has {num_prompt_tokens} tokens, but must have at least 1 and fewer than the context of "
-            f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
-        )
+    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
+    validation_loader = build_loader(validation_windows, validation_batch_size)
     samplers = train_loader.batch_sampler, train_eval_loader.batch_sampler
 
     model = build_model(settings, accelerator.process_index)
@@ -346,13 +374,15 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
     run = Run(
         settings,
         accelerator,
+        base,
         encoding,
         *accelerator.prepare(model, optimizer, train_loader, train_eval_loader, validation_loader),
         *samplers,
-        num_steps=settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * len(train_loader),
+        num_steps=num_steps,
         flops=model_flops(model, settings, accelerator),
         text_sha256=text_sha256(train_windows, validation_windows),
     )
+    try_step(run.model, settings, accelerator)
     if settings.optimizer_in_backward:
         run.steps_in_backward = StepsInBackward(run.bare_model, run.optimizer.optimizer)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
@@ -362,6 +392,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock) -> Run:
         begin(run)
     else:
         resume(run, checkpoint)
+    if line := cut_line(asked, settings, num_windows):
+        run.say(f"warning: {line}")
     describe(run, train_windows, validation_windows)
     return run
 
@@ -371,12 +403,18 @@ def text_sha256(*parts: TokenWindows) -> str:
     return hashlib.sha256(b"".join(part.fingerprint() for part in parts)).hexdigest()
 
 
+def model_sha256(config: PretrainedConfig) -> str:
+    """SHA-256 of all that decides what the weights of a model compute."""
+    names = (*ARCHITECTURE, "vocab_size", "intermediate_size", "layer_norm_eps")
+    return digest({name: getattr(config, name) for name in names})
+
+
 def begin(run: Run) -> None:
     """Write down the settings, and begin the history."""
 
     def write() -> None:
         write_text(run.output_dir / "settings.json", settings_json(run.settings))
-        run.history.truncate(0)
+        run.history.clear()
 
     on_main_process(run.accelerator, write)
 
@@ -392,8 +430,8 @@ def find_resumable(run: Run) -> Path | None:
     """
 
     def look() -> tuple[Path | None, list[str]]:
-        repeated, interval = run.history.rows("step"), run.settings.save_steps or run.num_steps
-        if not find_checkpoints(run.checkpoint_dir) and len(repeated) <= interval:
+        interval = run.settings.save_steps or run.num_steps
+        if not find_checkpoints(run.checkpoint_dir) and run.history.count("step") <= interval:
             return None, []
         return newest_valid_checkpoint(run.checkpoint_dir)
 
@@ -412,19 +450,40 @@ def resume(run: Run, path: Path) -> None:
         ValueError: settings, text, processes or random state would make it another run.
     """
     saved, now = read_state(path), run.saved_state()
-    differences = [*run.settings.differences(saved.settings), *other_run(saved, now)]
+    differences = [*run.settings.differences(saved.settings), *other_run(saved, now, run.train_sampler.num_windows)]
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
             f"{run.output_dir / 'settings.json'}, for --config) or start anew in another --output_dir"
         )
     load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
+    stored = dtype_of_weights(path)
+    if stored != run.bare_model.dtype:
+        run.say(
+            f"warning: {path} has weights in {stored}, as an older version trained them: they go on in "
+            f"{run.bare_model.dtype}"
+        )
     run.progress = saved.progress
-    on_main_process(run.accelerator, lambda: run.history.truncate(saved.progress.history_bytes))
+    on_main_process(run.accelerator, lambda: restore_records(run))
     run.say(f"resumed from {path}")
     for notice in other_digits(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
+
+
+def weights_line(settings: TrainingSettings, base_dtype: str | None) -> str:
+    """Say in which dtype weights are stored, trained and written."""
+    base = f", begin as {settings.model_name_or_path} has them in {base_dtype}" if base_dtype else ""
+    result = settings.result_dtype or settings.weights_dtype
+    return f"weights are trained in {settings.weights_dtype}{base}; the result will be in {result}"
+
+
+def restore_records(run: Run) -> None:
+    """Put history and settings.json back to the moment of a checkpoint; where they are missing, write them anew."""
+    progress, settings_file = run.progress, run.output_dir / "settings.json"
+    run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
+    if not settings_file.is_file():
+        write_text(settings_file, settings_json(run.settings))
 
 
 def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:
@@ -436,6 +495,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "processes": accelerator.num_processes,
         "sharding": run.sharding,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
+        "base_dtype": run.base.stored_dtype if run.base else None,
         "versions": key_versions(),
         "parameters": run.bare_model.num_parameters(),
         "train_tokens": len(train_windows.token_ids),
@@ -452,6 +512,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
     processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
     run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
+    run.say(weights_line(settings, facts["base_dtype"]))
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -1,7 +1,8 @@
 """Every knob of a training run: declared once, with default, unit and rule."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_gpt_scratch.cli import Range
@@ -21,25 +22,29 @@ NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
 
 # Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
-# the number of processes counts: resume.py compares it.
+# the number of processes counts: resume.py compares it. Paths may change: it compares hashes of what they name.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
+    ("train_file", "sample_text", "train_data", "validation_file", "model_name_or_path")
+    + ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
     + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
     + ("dry_run", "on_bad_step", "spike_threshold")  # the last two are of the steps to come
-    + ("optimizer_in_backward",)  # the same weights to the last bit
+    + ("optimizer_in_backward", "result_dtype")  # the same weights to the last bit
     + ("per_device_train_batch_size", "gradient_accumulation_steps")
 )
 
-# Settings that an existing model brings with it.
-ARCHITECTURE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "qkv_bias",
-    "tie_word_embeddings",
-)
+# Settings that an existing model brings with it, and what a fresh one has where nothing is said.
+FRESH_ARCHITECTURE = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 128,
+    "hidden_act": "gelu_pytorch_tanh",
+    "qkv_bias": True,
+    "tie_word_embeddings": True,
+}
+ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
+HEAD_WIDTH = 64  # GPT-2's, in all its sizes
+WARMUP_STEPS = 20  # where nothing is said, if the run has twice as many
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -77,18 +82,38 @@ class TrainingSettings:
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
-    vocabulary: Literal["gpt2", "bytes"] = setting("gpt2", "GPT-2's 50,257 tokens, or one token for each byte")
+    vocabulary: Literal["gpt2", "bytes"] | None = setting(
+        None, "GPT-2's 50,257 tokens, or one token for each byte; none: that of model_name_or_path, or gpt2"
+    )
     model_name_or_path: str | None = setting(
         None, "model to start from, a folder or Hub name: it brings weights and architecture; none: fresh weights"
     )
-    hidden_size: PositiveInt = setting(192, "width of the residual stream")
-    num_hidden_layers: PositiveInt = setting(4, "number of decoder layers")
-    num_attention_heads: PositiveInt = setting(6, "number of attention heads of a layer")
-    max_position_embeddings: PositiveInt = setting(128, "longest context of the model in tokens")
-    hidden_act: str = setting("gelu_pytorch_tanh", "activation of the MLP, a name of transformers' ACT2FN")
+    hidden_size: PositiveInt | None = setting(
+        None, "width of the residual stream; none: that of model_name_or_path, or 192"
+    )
+    num_hidden_layers: PositiveInt | None = setting(
+        None, "number of decoder layers; none: that of model_name_or_path, or 4"
+    )
+    num_attention_heads: PositiveInt | None = setting(
+        None,
+        "number of attention heads of a layer; none: that of model_name_or_path, or 6 where that divides hidden_size, "
+        "else as many as make a head about 64 wide",
+    )
+    max_position_embeddings: PositiveInt | None = setting(
+        None, "longest context of the model in tokens; none: that of model_name_or_path, or 128"
+    )
+    hidden_act: str | None = setting(
+        None,
+        "activation of the MLP, a name of transformers' ACT2FN; none: that of model_name_or_path, or "
+        "gelu_pytorch_tanh",
+    )
     dropout: UnitFloat = setting(0.1, "probability of zeroing an activation, at least 0 and below 1")
-    qkv_bias: bool = setting(True, "give query, key and value projections a bias")
-    tie_word_embeddings: bool = setting(True, "use the token embedding as language-model head")
+    qkv_bias: bool | None = setting(
+        None, "give query, key and value projections a bias; none: as model_name_or_path has it, or true"
+    )
+    tie_word_embeddings: bool | None = setting(
+        None, "use the token embedding as language-model head; none: as model_name_or_path has it, or true"
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = setting(
         "sdpa", "how attention is computed"
     )
@@ -100,9 +125,13 @@ class TrainingSettings:
     per_device_train_batch_size: PositiveInt = setting(2, "windows of a micro-batch on each device")
     gradient_accumulation_steps: PositiveInt = setting(1, "micro-batches of an optimizer step")
     learning_rate: NonNegativeFloat = setting(1.5e-3, "peak learning rate")
-    min_learning_rate: NonNegativeFloat = setting(1.5e-4, "learning rate at the end of the cosine")
+    min_learning_rate: NonNegativeFloat | None = setting(
+        None, "learning rate at the end of the cosine; none: a tenth of learning_rate"
+    )
     lr_scheduler_type: Literal["cosine", "constant"] = setting("cosine", "course of the rate after warm-up")
-    warmup_steps: NonNegativeInt = setting(20, "optimizer steps of linear warm-up")
+    warmup_steps: NonNegativeInt | None = setting(
+        None, "optimizer steps of linear warm-up; none: 20, or half of a run of fewer than 40 steps"
+    )
     weight_decay: NonNegativeFloat = setting(0.1, "decoupled weight decay per step, times the learning rate")
     decay_all_parameters: bool = setting(False, "decay biases, LayerNorms and embeddings too, not only matrices")
     optim: Literal["adamw_torch_fused", "adamw_torch", "muon"] = setting(
@@ -126,6 +155,12 @@ class TrainingSettings:
     # device
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "none: as accelerate launch says")
+    weights_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "dtype in which weights and optimizer state are kept and stepped, however a base model is stored"
+    )
+    result_dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
+        None, "dtype of the weights in the result; none: as they were trained"
+    )
     ddp_timeout: Seconds = setting(600, "seconds after which a process gives up waiting for the others")
     chunked_loss: bool = setting(
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
@@ -169,10 +204,25 @@ class TrainingSettings:
     push_timeout: Seconds = setting(6 * 3600, "seconds after which a push is given up; the run goes on")
 
     def __post_init__(self) -> None:
+        self._derive()
         problems = [*self._wrong_values(), *self._contradictions()]
         if problems:
             raise ValueError("; ".join(problems))
-        self.model_config()  # has rules of its own, and raises by them
+        if self.model_name_or_path is None:
+            self.model_config()  # has rules of its own, and raises by them
+
+    def _derive(self) -> None:
+        """Fill in what depends on other settings; of a model that exists, what it brings is not known yet."""
+        if self.min_learning_rate is None:
+            self.min_learning_rate = float(f"{self.learning_rate / 10:.12g}")
+        if self.model_name_or_path is not None:
+            return
+        self.vocabulary = self.vocabulary or "gpt2"
+        if self.num_attention_heads is None and (self.hidden_size or 0) > 0:
+            self.num_attention_heads = fitting_heads(self.hidden_size)
+        for name, value in FRESH_ARCHITECTURE.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _wrong_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
@@ -192,30 +242,35 @@ class TrainingSettings:
             yield f"--max_steps must be -1 or at least 1, got {self.max_steps}"
 
     def _contradictions(self) -> Iterator[str]:
-        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+        heads = self.num_attention_heads or 1
+        if self.hidden_size is not None and self.hidden_size % heads:
+            yield f"--hidden_size {self.hidden_size} is no multiple of --num_attention_heads {heads}"
+        context = self.max_position_embeddings or math.inf
+        if self.block_size is not None and self.block_size > context:
+            owner = self.model_name_or_path or "the model"
             yield (
-                f"--hidden_size {self.hidden_size} is no multiple of --num_attention_heads {self.num_attention_heads}"
-            )
-        if self.block_size is not None and self.block_size > self.max_position_embeddings:
-            yield (
-                f"--block_size {self.block_size} is longer than the context of the model, "
-                f"--max_position_embeddings {self.max_position_embeddings}"
+                f"--block_size {self.block_size} is longer than the context of {owner}, "
+                f"--max_position_embeddings {context}"
             )
         if self.train_data is not None and self.train_file is not None:
             yield "give --train_file or --train_data, not both"
-        if self.train_data is not None and self.vocabulary != "gpt2":
+        if self.train_data is not None and self.vocabulary not in (None, "gpt2"):
             yield f"--train_data holds GPT-2's tokens: --vocabulary {self.vocabulary} needs --train_file"
         if self.train_data is not None and self.data_order == "torch_dataloader":
             yield "--data_order torch_dataloader is the order of texts: with --train_data use seeded"
-        if self.min_learning_rate > self.learning_rate:
-            yield f"--min_learning_rate {self.min_learning_rate} is above --learning_rate {self.learning_rate}"
         if self.model_name_or_path is not None and self.weight_init != "gpt2":
             yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
-        if 0 < self.max_steps <= self.warmup_steps:
-            yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
+        yield from self._wrong_rates()
         if self.optimizer_in_backward:
             yield from self._wrong_steps_in_backward()
         yield from self._wrong_pushes()
+
+    def _wrong_rates(self) -> Iterator[str]:
+        lowest = self.min_learning_rate or 0.0
+        if lowest > self.learning_rate and self.lr_scheduler_type != "constant":  # which has no lowest
+            yield f"--min_learning_rate {lowest} is above --learning_rate {self.learning_rate}"
+        if 0 < self.max_steps <= (self.warmup_steps or 0):
+            yield f"--warmup_steps {self.warmup_steps} leaves none of --max_steps {self.max_steps} for training"
 
     def _wrong_steps_in_backward(self) -> Iterator[str]:
         needed = {"max_grad_norm": 0, "gradient_accumulation_steps": 1, "on_bad_step": "stop", "spike_threshold": 0}
@@ -243,6 +298,19 @@ class TrainingSettings:
         """Tokens of a training window."""
         return self.block_size or self.max_position_embeddings
 
+    def with_num_steps(self, num_steps: int) -> "TrainingSettings":
+        """Return the settings of a run of that many steps: with its warm-up.
+
+        Raises:
+            ValueError: warm-up would be all of it.
+        """
+        warmup_steps = self.warmup_steps
+        if warmup_steps is None:
+            warmup_steps = min(WARMUP_STEPS, num_steps // 2)
+        elif warmup_steps >= num_steps:
+            raise ValueError(f"--warmup_steps {warmup_steps} leaves none of the {num_steps} steps for training")
+        return replace(self, warmup_steps=warmup_steps)
+
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""
         # Imported here, because --help and most mistakes shall not wait seconds for torch; from there, because the
@@ -265,3 +333,12 @@ class TrainingSettings:
             for item in fields(self)
             if item.name not in FREE_ON_RESUME and saved.get(item.name, item.default) != getattr(self, item.name)
         ]
+
+
+def fitting_heads(hidden_size: int) -> int:
+    """Return a number of heads that divides a width: the usual one, or that whose heads are nearest to GPT-2's."""
+    usual = FRESH_ARCHITECTURE["num_attention_heads"]
+    if hidden_size % usual == 0:
+        return usual
+    divisors = [heads for heads in range(1, hidden_size + 1) if hidden_size % heads == 0]
+    return min(divisors, key=lambda heads: abs(hidden_size / heads - HEAD_WIDTH))

@@ -4,6 +4,7 @@ A checkpoint and a repository folder always hold whole tensors, so that neither 
 """
 
 import os
+from copy import deepcopy
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def refuse_deepspeed() -> None:
-    """Stop before anything is set up if the launcher was asked for DeepSpeed.
+    """Stop before anything is set up if the launcher was asked for DeepSpeed, or for splitting of another kind.
 
     Raises:
         ValueError: it was; the line names what to use instead.
@@ -24,6 +25,9 @@ def refuse_deepspeed() -> None:
             "DeepSpeed is not supported, because its weights and optimizer state do not fit these checkpoints: launch "
             "with scripts/configs/fsdp2.yaml, which spreads them as well"
         )
+    for variable, what in (("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "a parallelism config")):
+        if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
+            raise ValueError(f"{what} is not supported: launch with scripts/configs/ddp.yaml or fsdp2.yaml")
 
 
 def complete_fsdp(accelerator: Accelerator) -> None:
@@ -85,18 +89,20 @@ def spread_optimizer_state(
     }
 
 
-def whole_model(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel:
-    """A model that the main process can save: the bare `model` itself, or a whole copy in host memory if it is spread.
+def whole_model(accelerator: Accelerator, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model that the main process can save: the bare `model` itself, or a copy in host memory.
 
-    To be called by all processes; what the others get is not to be used.
+    It is a copy where weights are spread, or are to have another dtype. To be called by all processes; what the others
+    get is not to be used.
     """
-    if not accelerator.is_fsdp2:
+    if not accelerator.is_fsdp2 and model.dtype == dtype:
         return model
-    state = accelerator.get_state_dict(model)
+    state = accelerator.get_state_dict(model) if accelerator.is_fsdp2 else model.state_dict()
     if not accelerator.is_main_process:
         return model
+    state = {name: values.to("cpu", dtype) for name, values in state.items()}
     with torch.device("meta"):
-        copy = AutoModelForCausalLM.from_config(model.config)
+        copy = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype)
     copy.load_state_dict(state, assign=True)
     copy.tie_weights()
     return copy

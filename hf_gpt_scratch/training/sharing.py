@@ -1,14 +1,12 @@
 """Pushes from a run: what goes wrong with them is a line of warning, and never the end of the run."""
 
 import shutil
-import sys
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from hf_gpt_scratch.hub import PushProcess, describe_push, prepare_push, push_folder
 from hf_gpt_scratch.hub_upload import why_no_push
 
+from .progress_bar import warn
 from .settings import TrainingSettings
 
 
@@ -35,12 +33,6 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
             f"--revision {settings.hub_revision}{private}",
         ]
     return describe_push(pushed, folder, repo_id)
-
-
-def warn(line: str) -> None:
-    """Print a line on stderr without breaking the progress bar."""
-    with tqdm.external_write_mode():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def warn_early(settings: TrainingSettings) -> None:

@@ -131,6 +131,22 @@ def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(
     assert step_losses(tmp_path / "stopped") == step_losses(tmp_path / "whole")
 
 
+def test_resume_on_a_processor_of_another_kind_is_warned_of(
+    launch: Callable, short_text: Path, tmp_path: Path, environment: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch told to use no vector instructions stands for the other machine."""
+    arguments = [*TINY, "--train_file", short_text, "--max_steps", 3, "--output_dir", tmp_path / "run"]
+    assert launch("train.py", *arguments).returncode == 0
+    again = launch("train.py", *arguments, "--resume")
+    assert "warning" not in again.stdout
+    monkeypatch.setitem(environment, "ATEN_CPU_CAPABILITY", "default")
+    other = launch("train.py", *arguments, "--resume")
+    assert other.returncode == 0, other.stderr
+    assert re.search(
+        r"warning: processor was \S+.*, is DEFAULT.*: losses may differ in their last digits", other.stdout
+    )
+
+
 # (arguments, words of the one line); {text} is a good text, {tmp} a folder.
 MISTAKES = {
     "missing file": (["--train_file", "{tmp}/none.txt"], "none.txt does not exist"),

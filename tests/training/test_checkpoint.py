@@ -40,7 +40,7 @@ def trained(config: GPTScratchConfig, steps: int) -> tuple[GPTScratchForCausalLM
 def save(folder: Path, config: GPTScratchConfig, step: int) -> Path:
     model, optimizer = trained(config, steps=2)
     progress = Progress(global_step=step, epoch=1, step_in_epoch=2, tokens_seen=99, order_seed=2**62, history_bytes=5)
-    saved = SavedState(progress, {"seed": 1}, 1, environment={"torch": "x"}, text_sha256="y")
+    saved = SavedState(progress, {"seed": 1}, 1, environment={"torch": "x"}, text_sha256="y", model_sha256="z")
     return save_checkpoint(folder, Accelerator(), model, optimizer, saved)
 
 
@@ -83,6 +83,7 @@ def test_state_is_json_and_safetensors_only(tmp_path: Path, tiny_config: GPTScra
         "num_processes": 1,
         "environment": {"torch": "x"},
         "text_sha256": "y",
+        "model_sha256": "z",
     }
     saved = read_state(path)
     assert (saved.settings, saved.num_processes, saved.environment) == ({"seed": 1}, 1, {"torch": "x"})
@@ -141,6 +142,31 @@ def test_damaged_later_checkpoint_is_not_kept_for_the_one_just_written(
     (paths[2] / "state.json").unlink()
     remove_old_checkpoints(paths[1], keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_what_only_has_the_name_of_a_checkpoint_is_left_alone(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:
+    """A file, a folder and a link; they used to end the run at its first save."""
+    for name in ("step-99999999", "step-00000002"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "step-00000099").mkdir()
+    (tmp_path / "step-00000099" / "thesis.txt").write_text("mine")
+    (tmp_path / "step-7").mkdir()
+    (tmp_path / "step-00000000").symlink_to(save(tmp_path / "elsewhere", tiny_config, 0), target_is_directory=True)
+    path = save(tmp_path, tiny_config, 1)
+    remove_old_checkpoints(path, keep=1)
+    path = save(tmp_path, tiny_config, 2)
+    remove_old_checkpoints(path, keep=1)
+    assert newest_valid_checkpoint(tmp_path)[0] == path
+    assert {entry.name: entry.is_dir() for entry in tmp_path.iterdir()} == {
+        "elsewhere": True,
+        "step-00000002": True,
+        "step-00000002.file": False,
+        "step-00000099": True,
+        "step-7": True,
+        "step-99999999": False,
+    }
+    assert (tmp_path / "step-00000099" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "elsewhere" / "step-00000000" / "state.json").is_file()
 
 
 def test_checkpoint_of_the_same_step_is_replaced_without_a_moment_without_one(

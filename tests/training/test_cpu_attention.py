@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -189,7 +189,8 @@ CPU = {"mixed_precision": "no", "is_fsdp2": False, "num_processes": 1, "device":
 def test_which_runs_have_it(changes: dict, accelerator: dict, name: str, dropout_name: str) -> None:
     settings = TrainingSettings(**{"dropout": 0.1} | changes)
     model = model_of(64, settings.dropout, attn_implementation=settings.attn_implementation)
-    accelerator = SimpleNamespace(**CPU | accelerator, distributed_type=DistributedType.NO)
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator = SimpleNamespace(**{"state": state} | CPU | accelerator, distributed_type=DistributedType.NO)
     save_on_cpu(model, build_optimizer(model, settings), settings, accelerator)
     assert model.config._attn_implementation == name
     assert type(model.model.dropout).__name__ == type(model.model.layers[0].dropout).__name__ == dropout_name

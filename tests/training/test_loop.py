@@ -126,6 +126,24 @@ def test_finished_run_can_be_resumed_without_harm(
     assert len(step_losses(settings.output_dir)) == 6
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_steps": 7}, {"eval_iter": 1}, {"load_best_model_at_end": True}], ids=str
+)
+def test_evaluations_are_the_same_after_a_resume_at_the_end(
+    tiny_settings: Callable[..., TrainingSettings], changes: dict, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the last step has an evaluation, where it comes after the checkpoint, and where it is of a part."""
+    settings = tiny_settings(data_order="torch_dataloader", **changes)
+    first = train(settings)
+    expected = rows(settings.output_dir, "evaluation")
+    capsys.readouterr()
+    for _ in range(2):
+        again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+        assert rows(settings.output_dir, "evaluation") == expected
+        assert (again.train_loss, again.validation_loss) == (first.train_loss, first.validation_loss)
+        assert f"validation loss {first.validation_loss:.3f}" in capsys.readouterr().out
+
+
 def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
     settings = tiny_settings()
     train(settings)
@@ -145,6 +163,28 @@ def test_changed_text_is_another_run(tiny_settings: Callable[..., TrainingSettin
     text.write_text(text.read_text().replace("lamp", "ship"))
     with pytest.raises(ValueError, match="the training or validation text has changed"):
         train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+
+
+def test_same_text_at_another_path_is_the_same_run(
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, tmp_path: Path
+) -> None:
+    text, held_out = tmp_path / "text.txt", tmp_path / "held_out.txt"
+    for path in (text, held_out):
+        shutil.copy(short_text, path)
+    texts = {"train_file": [str(text)], "validation_file": [str(held_out)]}
+    settings = tiny_settings(**texts, save_steps=3, save_total_limit=9)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    shutil.rmtree(Path(settings.output_dir) / "checkpoints" / "step-00000006")
+    (tmp_path / "elsewhere").mkdir()
+    moved = [str(path.rename(tmp_path / "elsewhere" / f"{path.stem}-2.txt")) for path in (text, held_out)]
+    texts = {"train_file": moved[:1], "validation_file": moved[1:]}
+    train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
+    assert step_losses(settings.output_dir) == expected
+    # The control: the other way round it is another text.
+    Path(moved[0]).write_text(Path(moved[0]).read_text().replace("lamp", "ship"))
+    with pytest.raises(ValueError, match="the training or validation text has changed"):
+        train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
 
 
 def test_another_split_goes_on_with_the_same_batches_and_says_so(
@@ -213,6 +253,56 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert "step-00000006 is left out: model.safetensors is damaged" in output
     assert "step-00000003" in output
     assert step_losses(settings.output_dir) == expected
+
+
+@pytest.mark.parametrize("fault", ["garbled", "deleted", "removed"])
+def test_result_is_written_whatever_became_of_the_history(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    """Killed after step 3, and the row of the first evaluation damaged then; or checkpoints copied without it."""
+    settings = tiny_settings(save_steps=3, save_total_limit=9)
+    whole = train(settings)
+    expected = step_losses(settings.output_dir)
+    folder = tmp_path / "damaged"
+    shutil.copytree(settings.output_dir, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    shutil.rmtree(folder / "model")
+    lines = (folder / "history.jsonl").read_text().splitlines(keepends=True)
+    assert '"evaluation"' in lines[1]
+    if fault == "removed":
+        (folder / "history.jsonl").unlink()
+        (folder / "settings.json").unlink()
+    else:
+        lines[1] = lines[1][:30] + "\n" if fault == "garbled" else ""
+        (folder / "history.jsonl").write_text("".join(lines))
+    result = train(TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True}))
+    assert result.validation_loss == whole.validation_loss
+    assert (folder / "model" / "model.safetensors").read_bytes() == (
+        Path(settings.output_dir) / "model" / "model.safetensors"
+    ).read_bytes()
+    assert (folder / "loss.png").is_file()
+    assert (folder / "settings.json").is_file()
+    assert step_losses(folder) == (expected[3:] if fault == "removed" else expected)
+    word = "is missing: it begins anew at step 3" if fault == "removed" else "kept as history.damaged.jsonl"
+    assert word in capsys.readouterr().err
+    assert [row["global_step"] for row in rows(folder, "evaluation")] == ([6] if fault == "removed" else [3, 6])
+
+
+def test_history_removed_during_a_run_does_not_cost_the_result(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sample = loop.write_sample
+
+    def remove_and_sample(run: loop.Run) -> None:
+        run.history.path.unlink()
+        write_sample(run)
+
+    monkeypatch.setattr(loop, "write_sample", remove_and_sample)
+    settings = tiny_settings()
+    train(settings)
+    card = (Path(settings.output_dir) / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.count("| 3 | ") == card.count("| 6 | ") == 1  # its table of losses
+    assert step_losses(settings.output_dir)[-1] > 0
 
 
 def test_run_leaves_everything_it_promises(
@@ -312,6 +402,65 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises((ValueError, OSError, ImportError), match=reason):
         train(settings)
     assert not Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize("was_there", ["nothing", "folder", "folder with lock"])
+@pytest.mark.parametrize("place", ["evaluate", "optimizer_step", "start_trackers", "describe"])
+def test_run_that_fails_before_its_first_step_leaves_nothing_behind(
+    tiny_settings: Callable[..., TrainingSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    was_there: str,
+) -> None:
+    settings = tiny_settings(output_dir=str(tmp_path / "new" / "run"), report_to=["tensorboard"])
+    folder = Path(settings.output_dir)
+    if was_there != "nothing":
+        folder.mkdir(parents=True)
+    if was_there == "folder with lock":
+        (folder / ".lock").touch()
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*_: object) -> None:
+        assert (folder / "settings.json").is_file()
+        raise RuntimeError("not to be foreseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module if place == "describe" else loop, place, fail)
+        with pytest.raises(RuntimeError, match="not to be foreseen"):
+            train(settings)
+    assert sorted(tmp_path.rglob("*")) == before
+    train(settings)  # the corrected command
+
+
+def test_refused_start_takes_its_lock_back(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError):
+        train(tiny_settings(train_file=["missing.txt"]))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_memory_that_is_not_there_is_one_line_and_the_checkpoint_stays(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = tiny_settings(hidden_size=2_000_000, num_attention_heads=2)
+    with pytest.raises(OSError, match="out of memory: .* GB more asked for, .* GB are free: turn down --per_device"):
+        train(huge)
+    assert not Path(huge.output_dir).exists()
+    settings = tiny_settings(save_steps=2)
+    optimizer_step = loop.optimizer_step
+
+    def fail_at_step_4(run: loop.Run, *arguments: object) -> tuple[float, float, bool]:
+        if run.progress.global_step == 3:
+            torch.empty(2**56, dtype=torch.uint8)
+        return optimizer_step(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", fail_at_step_4)
+        with pytest.raises(OSError, match="the last checkpoint is as it was: --resume goes on from it"):
+            train(settings)
+    train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    assert len(step_losses(settings.output_dir)) == 6
 
 
 def test_used_folder_is_never_written_into(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:

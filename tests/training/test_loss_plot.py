@@ -61,6 +61,7 @@ def write_history(folder: Path, shift: float) -> Path:
         history.append(
             "evaluation",
             global_step=step,
+            epoch=step / 2,
             tokens_seen=step * 10,
             train_loss=9 - step - shift,
             validation_loss=9 - shift,
@@ -108,6 +109,20 @@ def test_curves_are_those_of_the_folders(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(lines[2].get_ydata()) == [7, 6, 5, 4]
     assert lines[2].get_color() == lines[3].get_color() != lines[0].get_color()
     assert [line.get_linestyle() for line in lines] == ["-", "-.", "-", "-."]
+
+
+def test_damaged_row_is_named_and_the_others_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = write_history(tmp_path / "run", 0)
+    lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "history.jsonl").write_bytes(lines[0] + lines[1][:40] + b"\x00\xff\n" + lines[2] + lines[3])
+    figures: list = []
+    make = loss_plot.runs_figure
+    monkeypatch.setattr(loss_plot, "runs_figure", lambda *arguments: figures.append(make(*arguments)) or figures[-1])
+    plot_runs([folder], tmp_path / "runs.png", "steps")
+    assert list(figures[0].axes[0].lines[0].get_xdata()) == [0, 2, 3]
+    assert capsys.readouterr().err == f"warning: {folder / 'history.jsonl'}: line 2 cannot be read, left out\n"
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_run_that_began_between_the_look_and_the_lock_is_seen(tmp_path: Path, mo
         claim_folder(TrainingSettings(output_dir=str(folder)), lock, make=True)
 
 
+def test_what_has_the_name_of_a_leftover_and_another_kind_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".unfinished-notes").write_text("x")
+    (tmp_path / ".my-model-card").write_text("x")
+    (tmp_path / "folder.tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    clear_leftovers(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_a_kill_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
     for name in ("checkpoints/.unfinished-step-00000002", "checkpoints/step-00000001", ".model-x1", "model"):
         (tmp_path / name).mkdir(parents=True)

@@ -1,0 +1,82 @@
+"""What the text makes of the settings of a run: its steps, and a batch that is no larger than it."""
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hf_gpt_scratch.data import StepSampler
+from hf_gpt_scratch.tokenizer import text_to_token_ids
+
+from .settings import TrainingSettings
+
+
+if TYPE_CHECKING:
+    from hf_gpt_scratch.tokenizer import AnyTokenizer
+
+
+def fit_to_text(settings: TrainingSettings, num_windows: int, num_processes: int) -> tuple[TrainingSettings, int, int]:
+    """Fit batch and warm-up to the text.
+
+    Args:
+        settings: of the run.
+        num_windows: windows of the training text.
+        num_processes: of the run.
+
+    Returns:
+        The settings, the steps of an epoch and those of the run.
+
+    Raises:
+        ValueError: an epoch has no step, or the run only warm-up.
+    """
+    settings = with_fitting_batch(settings, num_windows, num_processes)
+    batch_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    steps_per_epoch = len(StepSampler(num_windows, batch_size, settings.drop_last))
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"the training text has {num_windows} windows, but with --drop_last one step needs {batch_size}: give a "
+            "longer text or a smaller batch"
+        )
+    num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * steps_per_epoch
+    return settings.with_num_steps(num_steps), steps_per_epoch, num_steps
+
+
+def with_fitting_batch(settings: TrainingSettings, num_windows: int, num_processes: int) -> TrainingSettings:
+    """Cut a batch of more windows than there are, which would be filled up with empty ones; the step is the same."""
+    windows, micro_batches = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    if windows * micro_batches * num_processes <= num_windows or settings.drop_last:
+        return settings
+    windows = min(windows, math.ceil(num_windows / num_processes))
+    micro_batches = math.ceil(num_windows / (windows * num_processes))
+    return replace(settings, per_device_train_batch_size=windows, gradient_accumulation_steps=micro_batches)
+
+
+def cut_line(asked: TrainingSettings, cut: TrainingSettings, num_windows: int) -> str | None:
+    """Say that a batch was cut; None where it was not."""
+    sizes = [(s.per_device_train_batch_size, s.gradient_accumulation_steps) for s in (asked, cut)]
+    if sizes[0] == sizes[1]:
+        return None
+    (windows, micro_batches), (fewer_windows, fewer_micro_batches) = sizes
+    return (
+        f"the text has {num_windows:,} windows, fewer than a step asks for: {windows:,} windows x {micro_batches:,} "
+        f"micro-batches are cut to {fewer_windows:,} x {fewer_micro_batches:,}"
+    )
+
+
+def evaluation_batch_size(settings: TrainingSettings, num_windows: int, num_processes: int) -> int:
+    """Return the windows of a batch of an evaluation over all processes, no more than would be filled."""
+    windows = min(settings.per_device_train_batch_size, math.ceil(num_windows / num_processes))
+    return windows * num_processes
+
+
+def check_prompt(settings: TrainingSettings, encoding: "AnyTokenizer") -> None:
+    """Refuse a sample prompt that leaves no room in the context, or has nothing to continue.
+
+    Raises:
+        ValueError: it does.
+    """
+    num_tokens = text_to_token_ids(settings.sample_prompt, encoding).shape[1]
+    if settings.sample_tokens and not 0 < num_tokens < settings.max_position_embeddings:
+        raise ValueError(
+            f"--sample_prompt has {num_tokens} tokens, but must have at least 1 and fewer than the context of "
+            f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
+        )

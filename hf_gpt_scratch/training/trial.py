@@ -1,0 +1,66 @@
+"""Whether this machine can compute a step as the settings ask for: found out before anything is written."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import nn
+from transformers.utils import is_flash_attn_2_available
+
+from hf_gpt_scratch.evaluation import evaluation_mode
+from hf_gpt_scratch.out_of_memory import is_out_of_memory
+
+from .settings import TrainingSettings
+
+
+def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
+    """Whether the model is compiled, by our own flag or by what the launcher was told (`--dynamo_backend`)."""
+    return settings.torch_compile or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+
+
+def check_attention(settings: TrainingSettings) -> None:
+    """Refuse an attention whose package is missing, which the library would tell of in a traceback.
+
+    Raises:
+        ValueError: it is.
+    """
+    if settings.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "--attn_implementation flash_attention_2 needs a GPU and its package: pip install flash-attn, or leave it "
+            "out"
+        )
+
+
+def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> None:
+    """Compute a micro-batch forward and backward and forget it, where that may not work; all processes call it.
+
+    Attention other than PyTorch's depends on device, dtype and dropout, and compiling on a compiler. Draws are undone.
+
+    Raises:
+        ValueError: it does not work here.
+    """
+    compiles = is_compiled(settings, accelerator)
+    unusual = [f"--attn_implementation {settings.attn_implementation}"]
+    unusual = unusual if settings.attn_implementation in ("flash_attention_2", "flex_attention") else []
+    if compiles:
+        unusual.append("--torch_compile" if settings.torch_compile else "the launcher's --dynamo_backend")
+    if not unusual:
+        return
+    shape = settings.per_device_train_batch_size, settings.window_size
+    tokens = torch.zeros(shape, dtype=torch.long, device=accelerator.device)
+    batch = {"input_ids": tokens, "shift_labels": tokens, "use_cache": False, "skip_logits": settings.chunked_loss}
+    if settings.separate_documents:
+        batch["position_ids"] = torch.arange(shape[1], device=accelerator.device).repeat(shape[0], 1)
+    try:
+        with torch.random.fork_rng():
+            accelerator.backward(model(**batch, num_items_in_batch=tokens.numel()).loss)
+            with evaluation_mode(model):
+                model(**batch)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ValueError(
+            f"a step cannot be computed here with {' and '.join(unusual)} ({reason.rstrip('.: ')}): leave it out"
+        ) from error
+    finally:
+        model.zero_grad(set_to_none=True)

@@ -1,0 +1,98 @@
+"""Proves that a batch is no larger than the text, that the step stays the same by it, and that a prompt fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from histories import rows, step_losses
+
+from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.training.dry_run import dry_run
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.plan import (
+    check_prompt,
+    cut_line,
+    evaluation_batch_size,
+    fit_to_text,
+    with_fitting_batch,
+)
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+def sizes(settings: TrainingSettings) -> tuple[int, int]:
+    return settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+
+
+@pytest.mark.parametrize(
+    ("windows", "micro_batches", "processes", "expected"),
+    [
+        (5000, 1, 1, (47, 1)),
+        (1_000_000, 8, 1, (47, 1)),
+        (8, 100, 1, (8, 6)),
+        (5000, 1, 2, (24, 1)),
+        (4, 100, 3, (4, 4)),
+        (47, 1, 1, (47, 1)),
+        (2, 20, 1, (2, 20)),  # 40 windows, the last step has 7
+    ],
+)
+def test_batch_is_cut_to_the_windows_that_there_are(
+    windows: int, micro_batches: int, processes: int, expected: tuple[int, int]
+) -> None:
+    asked = TrainingSettings(per_device_train_batch_size=windows, gradient_accumulation_steps=micro_batches)
+    cut = with_fitting_batch(asked, 47, processes)
+    assert sizes(cut) == expected
+    assert (cut_line(asked, cut, 47) is None) == (expected == (windows, micro_batches))
+    _, steps_per_epoch, num_steps = fit_to_text(asked, 47, processes)
+    assert num_steps == 10 * steps_per_epoch
+
+
+def test_batch_of_an_evaluation_is_cut_too() -> None:
+    assert evaluation_batch_size(TrainingSettings(per_device_train_batch_size=50), 5, 1) == 5
+    assert evaluation_batch_size(TrainingSettings(per_device_train_batch_size=50), 5, 2) == 6
+    assert evaluation_batch_size(TrainingSettings(), 5, 1) == 2
+
+
+def test_text_without_a_full_step_is_refused() -> None:
+    settings = TrainingSettings(per_device_train_batch_size=99, drop_last=True)
+    with pytest.raises(ValueError, match="has 47 windows, but with --drop_last one step needs 99"):
+        fit_to_text(settings, 47, 1)
+
+
+def test_huge_batch_takes_the_steps_of_a_fitting_one_and_says_so(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A million windows never came to an end: the text has 34."""
+    common = {"max_steps": 3, "dropout": 0.1, "sample_tokens": 0}
+    fitting = tiny_settings(**common, per_device_train_batch_size=34, output_dir=str(tmp_path / "fitting"))
+    train(fitting)
+    assert "warning" not in capsys.readouterr().out
+    huge = tiny_settings(**common, per_device_train_batch_size=1_000_000, output_dir=str(tmp_path / "huge"))
+    line = "warning: the text has 34 windows, fewer than a step asks for: 1,000,000 windows x 1 micro-batches are cut"
+    assert any(line in said for said in dry_run(huge))
+    train(huge)
+    assert line in capsys.readouterr().out
+    assert step_losses(huge.output_dir) == step_losses(fitting.output_dir)
+    assert rows(huge.output_dir, "run")[0]["settings"]["per_device_train_batch_size"] == 34
+    again = train(TrainingSettings(**{**huge.to_dict(), "resume": True}))
+    assert again.validation_loss == rows(fitting.output_dir, "end")[0]["validation_loss"]
+
+
+def test_micro_batches_that_would_be_empty_are_cut(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    common = {"max_steps": 3, "sample_tokens": 0, "per_device_train_batch_size": 17}
+    two = tiny_settings(**common, gradient_accumulation_steps=2, output_dir=str(tmp_path / "two"))
+    many = tiny_settings(**common, gradient_accumulation_steps=500, output_dir=str(tmp_path / "many"))
+    for settings in (two, many):
+        train(settings)
+    assert step_losses(many.output_dir) == step_losses(two.output_dir)
+    checkpoints = [Path(settings.output_dir) / "checkpoints" / "step-00000003" for settings in (two, many)]
+    weights = [(path / "model.safetensors").read_bytes() for path in checkpoints]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("prompt", ["", "word " * 200])
+def test_prompt_that_does_not_fit_is_refused_unless_there_is_no_sample(prompt: str) -> None:
+    with pytest.raises(ValueError, match="--sample_prompt has"):
+        check_prompt(TrainingSettings(sample_prompt=prompt), load_encoding())
+    check_prompt(TrainingSettings(sample_prompt=prompt, sample_tokens=0), load_encoding())
