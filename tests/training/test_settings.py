@@ -136,7 +136,6 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
         (["--seed"], "expected one argument"),
         (["--learning", "1"], "--learning is no flag"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
-        (["--config", "."], "--config . is a folder"),
         (["--output_dir", ""], "--output_dir is empty"),
         (["--train_file", ""], "--train_file is empty"),
         (["--train_file", "a.txt", ""], "--train_file is empty"),
@@ -160,8 +159,6 @@ def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reaso
         ("train_file: {a: b}", r"train_file takes one value, got \{'a': 'b'\}"),
         ("a: [", "is not valid YAML or JSON"),
         ("- 1", "must hold lines of the form setting: value"),
-        ("eval_steps: [1, 2]", r"eval_steps takes one value, got \[1, 2\]"),
-        ("recipe: [tutorial]", r"recipe takes one value, got \['tutorial'\]"),
         ("recipe: {tutorial: 1}", "recipe takes one value"),
     ],
 )
