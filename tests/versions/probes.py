@@ -558,8 +558,8 @@ def half(**options: Any) -> None:
     assert tied(own)
     wanted = model()(IDS).logits
     error = (own(IDS).logits.float() - wanted).abs() / wanted.std()
-    assert error.mean() < 0.01  # bfloat16 has 8 bits
-    assert error.max() < 0.1
+    assert error.mean() < 0.03  # bfloat16 has 8 bits; 0.0098 and 0.093 were seen
+    assert error.max() < 0.3
 
 
 @probe
