@@ -127,13 +127,13 @@ class GPTScratchPastContext(GenerationMixin):
         past_context: str | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit.
-
-        Raises:
-            ValueError: `past_context` is no mode, or does not go with the way of decoding; one line.
+        """Choose the tokens [B, T] and the cache of the next forward pass, as the library does if they fit; raise
+        ValueError if `past_context` is no mode, or does not go with the way of decoding.
         """
+        kwargs["attention_mask"] = attention_mask
         cache, context = past_key_values if cache is None else cache, self.config.max_position_embeddings
         if past_context is not None:
             refuse_past_context(past_context, cache, inputs_embeds, **kwargs)

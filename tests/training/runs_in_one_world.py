@@ -19,10 +19,9 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch import GPTScratchForCausalLM, linear_cross_entropy
 from hf_gpt_scratch.interrupts import Stopped
 from hf_gpt_scratch.launching import leave_process_group
-from hf_gpt_scratch.model import loss_gpt_scratch
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -42,7 +41,7 @@ def describe(run: loop.Run) -> dict:
     }
 
 
-class CountedLoss(loss_gpt_scratch.LinearCrossEntropy):
+class CountedLoss(linear_cross_entropy.LinearCrossEntropy):
     """The loss without logits, which a head that is not an ordinary matrix would not use."""
 
     calls = 0
@@ -109,7 +108,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ["FORK_LAUNCHED"] = "1"  # Accelerate then leaves the group of processes as it is
     torch.distributed.init_process_group("gloo")
-    loss_gpt_scratch.LinearCrossEntropy = CountedLoss
+    linear_cross_entropy.LinearCrossEntropy = CountedLoss
     results = {case["name"]: train(case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.training.tied_embedding import TiedEmbedding, join_tied_gradients
 
 
@@ -24,6 +25,8 @@ def build(**changes):
 
 def both():
     plain, joined = build(), build()
+    use_fused_loss(plain)
+    use_fused_loss(joined)
     join_tied_gradients(joined, CPU, acts_on_gradients=False)
     assert type(joined.model.embed_tokens) is TiedEmbedding
     return plain, joined
