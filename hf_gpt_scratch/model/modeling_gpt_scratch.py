@@ -116,8 +116,7 @@ def causal_mask(
     is_seen = (keys <= slots[:, None])[None, None]  # [1, 1, T, S]
     if attention_mask is not None:
         is_real = nn.functional.pad(attention_mask.bool(), (0, len(keys) - attention_mask.shape[1]), value=True)
-        # Padding sees itself: softmax over nothing would be NaN.
-        is_seen = (is_seen & is_real[:, None, None, :]) | (keys == slots[:, None])
+        is_seen = (is_seen & is_real[:, None, None, :]) | (keys == slots[:, None])  # padding sees itself: no NaN
     elif position_ids is not None and cache is None:
         text = nn.functional.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0)).cumsum(-1)  # [B, T]
         is_seen = is_seen & (text[:, None, :, None] == text[:, None, None, :])
@@ -221,13 +220,14 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:  # trf-ignore: TRF018
-        """Draw normal(0, initializer_range); residual projections get GPT-2's 1/sqrt(number of residual additions).
-
-        The flag is the Linear's own: the library does not ask modules without parameters, such as the MLP around it.
+        """Draw normal(0, initializer_range), residual projections again by GPT-2's 1/sqrt(number of additions). They
+        are flagged themselves: the library does not ask modules without parameters, such as the MLP around them.
         """
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            num_additions = 2 * self.config.num_hidden_layers if hasattr(module, "is_residual_projection") else 1
-            nn.init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(num_additions))
+            std = self.config.initializer_range
+            nn.init.normal_(module.weight, std=std)
+            if hasattr(module, "is_residual_projection"):
+                nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
         if getattr(module, "bias", None) is not None:
