@@ -14,7 +14,7 @@ def test_versions_are_those_installed() -> None:
     versions = key_versions()
     assert versions["transformers"] == version("transformers")
     assert list(versions) == ["python", *KEY_PACKAGES]
-    assert as_line(versions).startswith(f"python {versions['python']}, torch {torch.__version__}")
+    assert as_line(versions).startswith(f"python {versions['python']}, torch {version('torch')}")
 
 
 def test_cpu_is_named_with_its_threads() -> None:

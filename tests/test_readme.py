@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -287,3 +288,19 @@ def run_one(block: Block, folder: Path, environment: dict[str, str]) -> str:
     outputs, errors = run_blocks([block], folder, environment)
     assert outputs, f"this fails:\n{block.text}\n{errors}"
     return outputs[0]
+
+
+def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
+    """Oldest versions as pyproject.toml has them, CI's as its constraints have them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needs = project["project"]["dependencies"]
+    oldest = {name: version for name, _, version in (need.partition(">=") for need in needs)}
+    python = project["project"]["requires-python"].removeprefix(">=")
+    pins = dict(pin.split("==") for pin in (ROOT / ".ci" / "constraints.txt").read_text().split() if "==" in pin)
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"It takes Python {python}, torch {oldest['torch']} and transformers {oldest['transformers']} or newer; "
+        f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}."
+    ) in text
+    assert project["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
+    assert project["project"]["classifiers"][0] == f"Programming Language :: Python :: {python}"
