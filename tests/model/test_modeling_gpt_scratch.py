@@ -535,6 +535,15 @@ class TestInitialization:
         for name, parameter in model_class(config).named_parameters():
             self.assert_drawn(name, parameter)
 
+    def test_a_seed_draws_the_weights_that_it_always_drew(self) -> None:
+        """Residual projections are drawn twice: drawn once, the weights of a seed would be others."""
+        torch.manual_seed(123)
+        sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+        model = GPTScratchForCausalLM(GPTScratchConfig(**sizes, **ends)).model
+        assert_equal(model.embed_tokens.weight[0, :2], torch.tensor([-0.0370253, -0.0362973]))
+        assert_equal(model.layers[1].mlp.down_proj.weight[0, :3], torch.tensor([-0.0093458, -0.0076951, -0.0016891]))
+
     def test_initializer_range_scales_all_of_it(self, config: GPTScratchConfig) -> None:
         config.initializer_range = 0.1
         torch.manual_seed(0)
