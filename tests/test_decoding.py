@@ -82,7 +82,7 @@ def test_empty_prompt_starts_from_end_of_text(model: GPTScratchForCausalLM) -> N
         ({"max_new_tokens": 31, "past_context": None}, "do not fit the context of 32 tokens: ask for at most 30"),
         ({"past_context": "endless"}, "past_context must be exact or rolling, got 'endless'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
+        ({"temperature": -1.0}, "temperature must be a number, at least 0 and finite, got -1.0"),
         ({"top_k": -2}, "top_k must be an integer of at least 0"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
         ({"seed": 2**63}, r"seed must be from 0 to 2\*\*63 - 1, got 9223372036854775808"),

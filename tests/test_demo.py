@@ -78,7 +78,10 @@ def test_a_text_ends_with_what_gives_it_again(demo: DemoModel) -> None:
 @pytest.mark.parametrize(
     ("request_", "line"),
     [
-        (("The lamp", -1.0, 25, 20, 7), "error: temperature must be at least 0 and finite, got -1.0; 0 means greedy"),
+        (
+            ("The lamp", -1.0, 25, 20, 7),
+            "error: temperature must be a number, at least 0 and finite, got -1.0; 0 is greedy",
+        ),
         (("The lamp", 1.0, -3, 20, 7), "error: top_k must be an integer of at least 0 or None, got -3"),
         (("The lamp", 1.0, 25, 0, 7), "error: max_new_tokens must be at least 1, got 0"),
         (("The lamp", 1.0, 25, 20, -7), "error: seed must be from 0 to 2**63 - 1, got -7"),

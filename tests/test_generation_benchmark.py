@@ -34,7 +34,7 @@ def report(project_root, tmp_path_factory):
 
 def test_all_add_the_same_tokens(report):
     details = {name: samples[-1]["details"] for name, samples in report["contestants"].items()}
-    names = {"ours", "ours, int8", "ours, without generate()", "transformers"}
+    names = {"ours", "ours, int8", "ours, without generate()", "ours, without the package", "transformers"}
     assert set(details) == names | {READING}
     assert {details[name]["tokens"] for name in names} == {80}
     assert len({details[name]["ids"] for name in names - {"ours, int8"}}) == 1

@@ -98,7 +98,7 @@ def test_a_session(terminal: Terminal, folder: Path) -> None:
     terminal.wait_for("> ")
     expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
     terminal.type("/temperature -3\n")
-    assert "not changed: temperature must be at least 0" in terminal.wait_for("> ")
+    assert "not changed: temperature must be a number, at least 0" in terminal.wait_for("> ")
     expect(max_new_tokens=6, temperature=1.4, top_k=25, seed=123)
 
     terminal.type("/max_new_tokens 100000\n")

@@ -45,7 +45,7 @@ ENTRIES = {
     OURS: Entry("make_ours", limit=None),
     INT8: Entry("make_ours", {"int8": True}, same_ids=False, limit=None),
     BARE: Entry("make_bare_loop", limit=None),
-    PAYLOAD: Entry("make_payload"),
+    PAYLOAD: Entry("make_payload", limit=None),
     READING: Entry("make_reading", same_ids=False, limit=None),
     STOCK: Entry("make_transformers"),
     "litgpt (rotary positions)": Entry("make_litgpt", needs="peer_python", same_ids=False),
