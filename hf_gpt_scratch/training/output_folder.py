@@ -16,6 +16,8 @@ from .settings import TrainingSettings
 
 
 LOCK_NAME = ".lock"
+# What a run writes beside it; the last one is tensorboard's, named after the project.
+WRITTEN = ("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", "hf_gpt_scratch")
 
 
 class FolderLock:
@@ -32,7 +34,7 @@ class FolderLock:
         self.path = folder / LOCK_NAME
         self._lock = FileLock(self.path)
         self.is_new = False  # the file was not there before
-        self.is_begun = False  # all that is in the folder is of this run
+        self.is_begun = False  # the folder was empty, and is this run's to fill
         self.made: list[Path] = []  # the folder and those above it that were not there before, deepest first
 
     def __enter__(self) -> "FolderLock":
@@ -62,14 +64,17 @@ class FolderLock:
             self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def withdraw(self) -> None:
-        """Leave the folder as it was before a run that never came to its first step; one that goes on stays."""
+        """Leave the folder as it was before a run that never came to its first step; one that goes on stays.
+
+        What somebody else has put there meanwhile stays too.
+        """
         if not self._lock.is_locked:
             return
-        for path in self.path.parent.iterdir() if self.is_begun else ():
+        for path in map(self.path.with_name, WRITTEN if self.is_begun else ()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path != self.path:
-                path.unlink()
+            else:
+                path.unlink(missing_ok=True)
         if self.is_new:
             with suppress(OSError):  # Windows does not let a locked file be deleted
                 self.path.unlink()

@@ -434,6 +434,23 @@ def test_run_that_fails_before_its_first_step_leaves_nothing_behind(
     train(settings)  # the corrected command
 
 
+def test_run_that_fails_before_its_first_step_deletes_nothing_of_others(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings()
+    folder = Path(settings.output_dir)
+
+    def fail(*_: object) -> None:
+        (folder / "notes.txt").write_text("of somebody else", encoding="utf-8")
+        (folder / "logs").mkdir()
+        raise RuntimeError("not to be foreseen")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="not to be foreseen"):
+        train(settings)
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "notes.txt"]
+
+
 def test_refused_start_takes_its_lock_back(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(FileNotFoundError):
