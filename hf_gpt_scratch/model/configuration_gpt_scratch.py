@@ -101,10 +101,7 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
         "drop_rate": "dropout",
     }
     # No base_model_pp_plan: a pipeline would add the learned positions again on every stage.
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
+    base_model_tp_plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"} | {
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",

@@ -8,7 +8,7 @@ H attention heads, D head size (C = H * D), V vocab_size, L labels. It is shippe
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, modeling_outputs, modeling_utils
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto import modeling_auto
 
 from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchFields
 from .generation_gpt_scratch import CACHE, GPTScratchPastContext
@@ -141,11 +142,7 @@ class GPTScratchAttention(nn.Module):
         self.o_proj.is_residual_projection = True
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        self, hidden_states: torch.Tensor, attention_mask: Any, past_key_values: Cache | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         # -1 instead of the number of heads: under tensor parallelism each device holds some of them.
@@ -161,11 +158,9 @@ class GPTScratchAttention(nn.Module):
         # trf-ignore: TRF051
         elif VERSION < (5, 0) and "cache" in kwargs and "paged" not in self.config._attn_implementation:
             raise ValueError('continuous batching needs attn_implementation="sdpa_paged" with this transformers')
-        attend = eager_attention_forward
-        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+        attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # refuses unknown ones
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        elif self.config._attn_implementation in ALL_ATTENTION_FUNCTIONS:  # trf-ignore: TRF051
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         options = {"dropout": self.config.dropout if self.training else 0.0, "scaling": self.scaling} | kwargs
         attn_output, attn_weights = attend(self, query_states, key_states, value_states, attention_mask, **options)
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()  # [B, T, H, D] -> [B, T, C]
@@ -220,13 +215,11 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:  # trf-ignore: TRF018
-        """Draw normal(0, initializer_range), residual projections again by GPT-2's 1/sqrt(number of additions). They
-        are flagged themselves: the library does not ask modules without parameters, such as the MLP around them.
-        """
+        """Draw normal(0, initializer_range), residual projections again by GPT-2's 1/sqrt(number of additions)."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = self.config.initializer_range
             nn.init.normal_(module.weight, std=std)
-            if hasattr(module, "is_residual_projection"):
+            if hasattr(module, "is_residual_projection"):  # flagged: the library does not ask for the MLP around it
                 nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
@@ -303,8 +296,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         """
         if isinstance(kwargs.get("cache"), Cache):  # a paged one is the attention's own business
             past_key_values = kwargs.pop("cache")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        inputs, num_dimensions = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
+        if (input_ids is None) == (inputs_embeds is None) or inputs.ndim != num_dimensions:
+            raise ValueError("give exactly one of input_ids [batch, tokens] and inputs_embeds [batch, tokens, width]")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, C]
         num_tokens = inputs_embeds.shape[1]
@@ -326,7 +320,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         if past_key_values is None and use_cache and not (self.gradient_checkpointing and self.training):
             past_key_values = DynamicCache()
 
-        layer_inputs, attentions = self.collectors(kwargs)
+        asked = [(name, kwargs.pop(name, None)) for name in ("output_hidden_states", "output_attentions")]
+        is_asked = (getattr(self.config, name) if value is None else value for name, value in asked)
+        layer_inputs, attentions = ([] if one else None for one in is_asked)
         kwargs |= {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids}
         kwargs |= {"attentions": attentions} | ({"cache_position": slots} if TAKES_SLOTS else {})
         hidden_states = self.dropout(inputs_embeds + self.embed_positions(position_ids))
@@ -339,12 +335,6 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         attentions = None if attentions is None else tuple(attentions)
         outputs = {"hidden_states": collected, "attentions": attentions, CACHE: past_key_values}
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **outputs)
-
-    def collectors(self, kwargs: dict[str, Any]) -> Iterator[list | None]:
-        """Take `output_hidden_states` and `output_attentions` out of `kwargs`; make a list for each one asked for."""
-        for name in ("output_hidden_states", "output_attentions"):
-            asked = kwargs.pop(name, None)
-            yield [] if (getattr(self.config, name) if asked is None else asked) else None
 
 
 # trf-ignore: TRF004
@@ -384,7 +374,6 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Any,
@@ -395,9 +384,8 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
         computed of the last `logits_to_keep` tokens, 0 for all. `skip_logits=True` computes the loss in less memory
         and leaves them None; with `Trainer`, let the data collator put it into the batches.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        inputs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
-        outputs = dict(self.model(**inputs, return_dict=True, **kwargs))
+        kwargs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+        outputs = dict(self.model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states, logits = outputs.pop("last_hidden_state")[:, kept], None
         has_labels = labels is not None or kwargs.get("shift_labels") is not None
@@ -435,13 +423,11 @@ class GPTScratchClassifier(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> modeling_outputs.ModelOutput:
         """Compute logits [B, T, L] of tokens or [B, L] of texts, and with labels their `classification_loss`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        inputs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
-        outputs = dict(self.model(**inputs, return_dict=True, **kwargs))
+        kwargs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+        outputs = dict(self.model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs))
         logits = self.score(self.dropout(outputs.pop("last_hidden_state")))
         padding, last = self.config.pad_token_id, -1
         if not self.is_for_tokens:
@@ -472,3 +458,5 @@ GPTScratchModel.register_for_auto_class("AutoModel")
 GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 GPTScratchForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+# Trainer's label smoothing shifts the labels of models in this table only: others would learn to repeat their input.
+getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})["gpt_scratch"] = "GPTScratchForCausalLM"

@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from hf_gpt_scratch import GPTScratchForCausalLM, TemperatureTopKLogitsProcessor
+from hf_gpt_scratch.model.generation_gpt_scratch import OneDNNProducts
 
 
 ModelBuilder = Callable[..., GPTScratchForCausalLM]
@@ -349,3 +350,80 @@ class TestInContinuousBatching:
         processors = LogitsProcessorList([TemperatureTopKLogitsProcessor(0.5), Unsupported(0.5)])
         kept = ContinuousBatchingLogitsProcessorList(processors).logits_processor
         assert [type(processor) for processor in kept] == [TemperatureTopKLogitsProcessor]
+
+
+def num_onednn_products(call: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::mkldnn_linear")
+
+
+class Subclass(torch.Tensor):
+    """A tensor that has ways of its own, as quantized ones do."""
+
+
+@pytest.mark.usefixtures("no_grad")
+class TestProductsOfOneDNN:
+    LARGE = 2**19 // 128  # rows of a weight with 128 columns
+
+    def generate_both_ways(self, model: GPTScratchForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of six greedy steps by the model's own generate() and by the library's."""
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "output_logits": True}
+        options |= {"return_dict_in_generate": True, "pad_token_id": 0}
+        ours, library = model.generate(ids, **options), GenerationMixin.generate(model, ids, **options)
+        assert torch.equal(ours.sequences, library.sequences)
+        return torch.stack(ours.logits), torch.stack(library.logits)
+
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    def test_the_same_text(self, build_model: ModelBuilder, input_ids: torch.Tensor, num_rows: int) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE)
+        ours, library = self.generate_both_ways(model, input_ids[:num_rows])
+        torch.testing.assert_close(ours, library, atol=1e-5, rtol=1e-5)
+        # The head, once a step; the control is the library's own way, which has none.
+        assert (
+            num_onednn_products(lambda: model.generate(input_ids[:num_rows], max_new_tokens=6, min_new_tokens=6)) == 6
+        )
+        assert num_onednn_products(lambda: GenerationMixin.generate(model, input_ids, max_new_tokens=6)) == 0
+        assert num_onednn_products(lambda: model(input_ids)) == 0
+
+    def test_hooks_run(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE)
+        shapes = []
+        model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+        model.generate(input_ids, max_new_tokens=2, min_new_tokens=2)
+        assert shapes == [(3, 1, self.LARGE)] * 2
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_other_dtypes_are_left_to_the_library(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE).to(dtype)
+        assert torch.equal(*self.generate_both_ways(model, input_ids))
+
+    def test_under_autocast(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(*self.generate_both_ways(model, input_ids))
+
+    def test_with_a_compiled_forward(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE)
+        expected = model.generate(input_ids, max_new_tokens=6)
+        model.forward = torch.compile(model.forward, backend="eager")
+        assert torch.equal(model.generate(input_ids, max_new_tokens=6), expected)
+
+    @pytest.mark.parametrize(
+        ("rows", "change"),
+        [
+            pytest.param(LARGE - 1, lambda tensor: tensor, id="small"),
+            pytest.param(LARGE, lambda tensor: tensor.t().contiguous().t(), id="turned"),
+            pytest.param(LARGE, lambda tensor: tensor.as_subclass(Subclass), id="subclass"),
+            pytest.param(LARGE, lambda tensor: tensor.to(torch.bfloat16), id="bfloat16"),
+            pytest.param(LARGE, lambda tensor: tensor.to("meta"), id="meta"),
+            pytest.param(LARGE, lambda tensor: tensor.to_sparse_csr(), id="sparse"),
+        ],
+    )
+    def test_what_is_left_alone(self, rows: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        weight = change(torch.randn(rows, 128))
+        inputs = torch.randn(2, 128).to(weight.device, weight.dtype)
+        with OneDNNProducts():
+            assert num_onednn_products(lambda: torch.nn.functional.linear(inputs, weight, None)) == 0

@@ -1,5 +1,8 @@
 """Proves the losses of the shipped files: against transformers' own, whole and a chunk of tokens at a time."""
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +10,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss, ForSequenceClassificationLoss, ForTokenClassification
+from transformers.models.auto import modeling_auto
 
+from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.model.loss_gpt_scratch import (
     CHUNK_SIZE,
     causal_lm_loss,
@@ -105,3 +111,26 @@ def test_labels_of_tokens_are_scored_as_the_library_does() -> None:
     labels = torch.tensor([[0, 1, 2, -100, 0], [2, 2, 1, 0, -100]])
     config = SimpleNamespace(num_labels=3, problem_type=None)
     assert classification_loss(logits, labels, config) == ForTokenClassification(logits, labels, config)
+
+
+def loss_of_a_step(model: GPTScratchForCausalLM, input_ids: torch.Tensor, folder: Path) -> float:
+    options = {"max_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True, "save_strategy": "no"}
+    arguments = TrainingArguments(str(folder), label_smoothing_factor=0.1, report_to=[], disable_tqdm=True, **options)
+    rows = [{"input_ids": row, "labels": row} for row in input_ids]
+    return Trainer(model, arguments, train_dataset=rows).train().training_loss
+
+
+def test_label_smoothing_of_trainer_is_of_the_next_token(
+    build_model: Callable[..., GPTScratchForCausalLM],
+    input_ids: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_model(dropout=0.0)
+    with torch.no_grad():
+        rows, targets = model(input_ids).logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+    expected = nn.functional.cross_entropy(rows, targets, label_smoothing=0.1).item()
+    assert loss_of_a_step(copy.deepcopy(model), input_ids, tmp_path) == pytest.approx(expected, rel=1e-5)
+    # What Trainer does with a class that it does not know: it compares each score with the token it was made from.
+    monkeypatch.delitem(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "gpt_scratch")
+    assert loss_of_a_step(model, input_ids, tmp_path) != pytest.approx(expected, rel=1e-3)

@@ -403,11 +403,16 @@ class TestPaddingAndPacking:
 
     def test_exactly_one_input_is_taken(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
         model = build_model()
-        rule = r"^give exactly one of input_ids and inputs_embeds$"
+        rule = r"^give exactly one of input_ids \[batch, tokens\] and inputs_embeds"
         with pytest.raises(ValueError, match=rule):
             model()
         with pytest.raises(ValueError, match=rule):
             model(input_ids, inputs_embeds=model.get_input_embeddings()(input_ids))
+        for ids in (input_ids[0], input_ids[0, :1], torch.arange(model.config.hidden_size)):  # of a width's length too
+            with pytest.raises(ValueError, match=rule):
+                model(ids)
+            with pytest.raises(ValueError, match=rule):
+                model(inputs_embeds=model.get_input_embeddings()(ids))
 
 
 @pytest.mark.usefixtures("no_grad")

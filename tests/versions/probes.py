@@ -535,21 +535,32 @@ def pipeline() -> dict[str, Any]:
     return {"texts": [output[0]["generated_text"] for output in batched]}
 
 
-@probe
-def trainer() -> dict[str, Any]:
+def train_one_step(own: Any, **options: Any) -> torch.Tensor:
     arguments = transformers.TrainingArguments(
         "trained", max_steps=1, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
+        save_strategy="no", disable_tqdm=True, **options,
     )  # fmt: skip
-    own = load()
     rows = [{"input_ids": row, "labels": labels} for row, labels in zip(IDS, LABELS, strict=True)]
     with torch.enable_grad():
-        loss = transformers.Trainer(own, arguments, train_dataset=rows).train().training_loss
-    close(torch.tensor(loss), model()(IDS, labels=LABELS).loss)
+        return torch.tensor(transformers.Trainer(own, arguments, train_dataset=rows).train().training_loss)
+
+
+@probe
+def trainer() -> dict[str, Any]:
+    own = load()
+    loss = train_one_step(own)
+    close(loss, model()(IDS, labels=LABELS).loss)
     after = own.eval()(IDS, labels=LABELS).loss
     assert after < loss
     assert tied(own)
     return {"after": after}
+
+
+@probe
+def trainer_label_smoothing() -> None:
+    loss = train_one_step(load(), label_smoothing_factor=0.1)
+    rows, targets = model()(IDS).logits[:, :-1].flatten(0, 1), LABELS[:, 1:].flatten()
+    close(loss, torch.nn.functional.cross_entropy(rows, targets, label_smoothing=0.1))
 
 
 def half(**options: Any) -> None:
