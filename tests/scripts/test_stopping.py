@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from loopback_hub import LoopbackHub
 
 from hf_gpt_scratch.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.manifest import damage
@@ -48,6 +50,11 @@ def outcome(folder: Path) -> tuple:
     return [{key: row[key] for key in row if key not in speed} for row in found], last.name, tensors
 
 
+def heed_hang_up() -> None:
+    """Also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Started:
     """A run of scripts/train.py, in a session of its own."""
 
@@ -59,6 +66,7 @@ class Started:
                 [*command, "--output_dir", str(folder)],
                 env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True,
+                preexec_fn=heed_hang_up,
             )  # fmt: skip
         self.everyone: list[psutil.Process] = []
 
@@ -130,7 +138,7 @@ def start(environment: dict[str, str], project_root: Path, tmp_path: Path) -> It
 def test_evaluation_is_left_and_done_again_bit_for_bit(start: Callable, texts: dict, launcher: list[str]) -> None:
     """An evaluation of seconds after step 4, which draws its windows; of two processes only the second is told."""
     arguments = ["--train_file", texts["middle"], "--validation_file", texts["short"], "--max_steps", "6"]
-    arguments += ["--eval_steps", "4", "--eval_iter", "1000", "--data_order", "torch_dataloader"]
+    arguments += ["--eval_steps", "4", "--eval_iter", "500", "--data_order", "torch_dataloader"]
     stopped = start(launcher, *arguments, name="stopped").wait_for_steps(4)
     time.sleep(0.5)
     (stopped.process if launcher is PYTHON else stopped.rank(1)).send_signal(signal.SIGTERM)
@@ -261,3 +269,116 @@ def test_ctrl_c_in_a_terminal_that_closes_with_the_launcher(
     newest = max((run / "checkpoints").glob("step-*"))
     assert damage(newest) is None
     assert int(newest.name.removeprefix("step-")) == len(rows(run, "step"))
+
+
+def test_text_being_tokenized_is_left_at_once(start: Callable, tmp_path: Path) -> None:
+    """In one call of the tokenizer, of ten seconds and more, no handler of Python's is run."""
+    text = tmp_path / "large.txt"
+    with text.open("w", encoding="utf-8") as file:
+        for _ in range(200):
+            file.write(bundled_text_path().read_text(encoding="utf-8") * 25)
+    run = start(PYTHON, "--train_file", str(text), "--vocabulary", "gpt2")
+    memory = psutil.Process(run.process.pid).memory_info
+    run.wait_until(lambda: memory().rss > 7e8)  # the text is read
+    run.process.send_signal(signal.SIGINT)
+    pressed = time.monotonic()
+    assert run.wait() == 130
+    assert time.monotonic() - pressed < 7
+    assert run.said() == "stopped by signal before the first step: start again with the same command\n"
+    assert not run.folder.exists()
+
+
+SWALLOWING = """
+import time
+from hf_gpt_scratch.cli import run
+
+def main():
+    print("begun", flush=True)
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            pass
+
+run(main)
+"""
+
+
+def test_ctrl_c_that_a_library_swallows_ends_a_script_all_the_same(environment: dict) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWING],
+        env={**environment, "HF_GPT_SCRATCH_REGISTER": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.resilience
+@pytest.mark.parametrize("seconds", [0.5, 6])
+@pytest.mark.parametrize("script", ["evaluate.py", "generate.py", "prepare_data.py"])
+def test_ctrl_c_ends_any_script_with_one_line(
+    environment: dict, project_root: Path, finished_folder: Path, texts: dict, tmp_path: Path, script: str,
+    seconds: float,
+) -> None:  # fmt: skip
+    """While it loads what it needs, and at work."""
+    (tmp_path / "source.txt").write_text(Path(texts["long"]).read_text(encoding="utf-8") * 100, encoding="utf-8")
+    arguments = {
+        "evaluate.py": ["--model", finished_folder, "--file", tmp_path / "source.txt"],
+        "generate.py": ["--model", finished_folder, "--prompt", "The", "--max-new-tokens", "1000000"],
+        "prepare_data.py": ["--source", tmp_path / "source.txt", "--output", tmp_path / "tokens"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(project_root / "scripts" / script), *map(str, arguments[script])],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while psutil.Process(process.pid).num_threads() < 2:  # one of them listens
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    pressed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - pressed < 10
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert process.returncode == 130
+
+
+@pytest.mark.resilience
+def test_first_process_of_a_container_saves(start: Callable, texts: dict) -> None:
+    """Where the kernel hands it only signals that it handles."""
+    container = ["unshare", "--fork", "--pid", sys.executable]
+    if shutil.which("unshare") is None or subprocess.run([*container[:-1], "true"]).returncode != 0:
+        pytest.skip("no process namespaces here")
+    run = start(container, "--train_file", texts["short"], *ENDLESS).wait_for_steps(5)
+    run.everyone[0].send_signal(signal.SIGTERM)
+    assert run.wait() == 143
+    assert run.checkpoint() == len(rows(run.folder, "step")) >= 5
+
+
+@pytest.mark.hub
+def test_push_to_a_hub_that_hangs_is_left(start: Callable, hub: LoopbackHub, texts: dict, environment: dict) -> None:
+    """Beside the run, which waits for it at its end, and of the result."""
+    variables = hub.environment(Path(environment["HF_HOME"]), hub.token_of("alice"))
+    launcher = ["env", *(f"{name}={value}" for name, value in variables.items()), *PYTHON]
+    hang = hub.fault("GET refs", "hang", times=99)
+    options = ["--train_file", texts["short"], "--max_steps", "3", "--push_to_hub", "alice/lamp"]
+    beside = start(launcher, *options, "--push_steps", "2").wait_for_steps(3)
+    beside.wait_until(lambda: hang.hits and (beside.folder / "model").is_dir())
+    time.sleep(1)
+    beside.process.send_signal(signal.SIGTERM)
+    assert beside.wait() == 143
+    assert "stopped by signal after the last step, which is saved: continue with" in beside.said()
+    seen = len(hang.hits)
+    result = start(launcher, *options, "--resume")
+    result.wait_until(lambda: len(hang.hits) > seen)
+    result.process.send_signal(signal.SIGTERM)
+    assert result.wait() == 143
+    assert result.said().splitlines()[-1] == (
+        "stopped by signal: the model is saved; push it again: python scripts/push_to_hub.py "
+        f"{result.folder / 'model'} alice/lamp --revision main"
+    )
