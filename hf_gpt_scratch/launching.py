@@ -119,7 +119,7 @@ def run_torchrun(arguments: list[str]) -> NoReturn:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # it would kill after 30 seconds
-    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
     # What is ignored stays so, as SIGHUP under nohup.
     heeded = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     try:
