@@ -67,9 +67,9 @@ def stop_with_launcher() -> None:
     A launcher that is killed hands nothing on: the process would go on unseen and hold the output folder. Where a
     shell started it there is none, and it outlives the shell.
     """
-    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
-        return
     launcher = os.getppid()
+    if "TORCHELASTIC_RUN_ID" not in os.environ and not is_accelerate(launcher):
+        return
 
     def look() -> None:
         while os.getppid() == launcher:
@@ -78,6 +78,14 @@ def stop_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def is_accelerate(process_id: int) -> bool:
+    """Whether a process is `accelerate launch`; what that leaves in the environment, users set too."""
+    try:
+        return any("accelerate" in word for word in psutil.Process(process_id).cmdline())
+    except psutil.Error:  # it is gone, or may not be looked at
+        return False
 
 
 def start_as_asked() -> None:
