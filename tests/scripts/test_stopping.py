@@ -312,10 +312,13 @@ def test_ctrl_c_that_a_library_swallows_ends_a_script_all_the_same(environment: 
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "begun\n"
+    begun = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "interrupted\n")
-    assert process.returncode == 130
+    try:
+        ended = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (begun, ended, process.returncode) == ("begun\n", ("", "interrupted\n"), 130)
 
 
 @pytest.mark.resilience
@@ -341,7 +344,10 @@ def test_ctrl_c_ends_any_script_with_one_line(
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     pressed = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert time.monotonic() - pressed < 10
     assert errors.splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
