@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 GRACE_SECONDS = 1.5  # in which an interrupted program may clean up, before it is ended wherever it is
@@ -98,6 +98,7 @@ class StopSignals(SignalListener):
         self.received = 0
         self._is_noting = False
         self._raised = 0
+        self._previous: dict[int, Any] = {}  # handlers of the signals that are heeded
 
     def __enter__(self) -> "StopSignals":
         numbers = [getattr(signal, name) for name in self.names if hasattr(signal, name)]
