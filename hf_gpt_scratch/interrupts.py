@@ -22,10 +22,10 @@ class Stopped(Exception):
 
 
 class Interrupted(Stopped):
-    """A run stopped by a signal, after saving.
+    """A run stopped by a signal, after saving where there was something to save.
 
     Args:
-        message: what was saved and how to go on, one line.
+        message: what is saved and how to go on, one line.
         signal_number: the signal that stopped it.
     """
 
@@ -86,7 +86,7 @@ class StopSignals(SignalListener):
     stays ignored where it is, as under nohup.
 
     Args:
-        message: what was done and how to go on, one line; it may be changed as the program proceeds.
+        message: of `Interrupted`; it may be changed as the program proceeds.
     """
 
     # SIGUSR1 is what Slurm is asked to send before it takes a machine away; Windows has neither it nor SIGHUP.
@@ -102,8 +102,7 @@ class StopSignals(SignalListener):
 
     def __enter__(self) -> "StopSignals":
         numbers = [getattr(signal, name) for name in self.names if hasattr(signal, name)]
-        is_ignored = {number: signal.getsignal(number) is signal.SIG_IGN for number in numbers}
-        heeded = [number for number in numbers if not (number.name == "SIGHUP" and is_ignored[number])]
+        heeded = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
         super().__enter__()
         self._previous = {number: signal.signal(number, self._interrupt) for number in heeded}
         return self
