@@ -186,7 +186,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
         say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
         sys.exit(1)
     finally:
-        if "torch.distributed" in sys.modules:  # a script that never loaded it shall not wait for it
+        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
             from .launching import leave_process_group
 
             leave_process_group()

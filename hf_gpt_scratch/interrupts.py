@@ -68,12 +68,29 @@ class SignalListener:
 
 
 class InterruptDeadline(SignalListener):
-    """While entered, ends the process if Ctrl-C has not done so as KeyboardInterrupt within `GRACE_SECONDS`."""
+    """While entered, ends the process if Ctrl-C has not done so as KeyboardInterrupt within `GRACE_SECONDS`.
+
+    Any error after it becomes KeyboardInterrupt: one in the middle of an import is dropped by some libraries, which
+    fail then at what was half imported.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_interrupted = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._is_interrupted and isinstance(error, Exception):
+            raise KeyboardInterrupt from None
 
     def hear(self, number: int) -> None:
         """Wait for the end after Ctrl-C."""
-        if number == signal.SIGINT and not self.left.wait(GRACE_SECONDS):
-            end_process("interrupted", 130)
+        if number == signal.SIGINT:
+            self._is_interrupted = True
+            if not self.left.wait(GRACE_SECONDS):
+                end_process("interrupted", 130)
 
 
 class StopSignals(SignalListener):
@@ -113,7 +130,7 @@ class StopSignals(SignalListener):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         super().__exit__(kind, error, traceback)
-        if self._raised and kind is KeyboardInterrupt:
+        if self._raised and error is not None:  # whatever became of it in a library
             raise Interrupted(self.message, self._raised) from None
 
     @contextmanager

@@ -349,7 +349,7 @@ def test_ctrl_c_ends_any_script_with_one_line(
     finally:
         process.kill()
     assert time.monotonic() - pressed < 10
-    assert errors.splitlines()[-1] == "interrupted"
+    assert errors.splitlines()[-1] == "interrupted", errors
     assert "Traceback" not in errors
     assert process.returncode == 130
 
