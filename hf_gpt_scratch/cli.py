@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from .interrupts import Stopped
+from .interrupts import InterruptDeadline, Stopped
 from .out_of_memory import is_out_of_memory, out_of_memory_line
 
 
@@ -148,8 +148,8 @@ class OutputLost(Stopped):
 def run(main: Callable[[], None], shows_result: bool = False) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
-    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143 or
-    138 after Ctrl-C, SIGTERM or SIGUSR1. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
+    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143, 129 or
+    138 after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
 
     Args:
         main: the program.
@@ -160,7 +160,8 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
     sys.stderr = sys.stderr and ShownLines(sys.stderr)
     try:
-        main()
+        with InterruptDeadline():
+            main()
         print(end="", flush=True)
     except Stopped as stop:
         if str(stop):
@@ -185,7 +186,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
         say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
         sys.exit(1)
     finally:
-        if "torch.distributed" in sys.modules:  # a script that never loaded it shall not wait for it
+        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
             from .launching import leave_process_group
 
             leave_process_group()

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoding import Decoding, generate_samples
+from .interrupts import SignalListener
 from .streaming import SampleStopped, StoppableStreamer
 
 
@@ -25,6 +26,12 @@ def run_session(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, deco
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is not UTF-8 is refused as a prompt, and no end
     print(HELP)
+    with SignalListener():  # in place of one that would end the program
+        answer_lines(model, tokenizer, decoding)
+
+
+def answer_lines(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
+    """Obey or continue one line after the other."""
     while True:
         try:
             line = input("> ")

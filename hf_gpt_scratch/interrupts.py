@@ -1,7 +1,18 @@
-"""Signals as a wish to stop: the handler only notes them, the program stops where it is safe."""
+"""Signals as a wish to stop: heard at once, whatever is being computed, and obeyed where it is safe."""
 
+import os
 import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+
+GRACE_SECONDS = 1.5  # in which an interrupted program may clean up, before it is ended wherever it is
+REPEAT_SECONDS = 0.5  # in which a second Ctrl-C is the first one, handed on by a launcher
 
 
 class Stopped(Exception):
@@ -11,10 +22,10 @@ class Stopped(Exception):
 
 
 class Interrupted(Stopped):
-    """A run stopped by a signal, after saving.
+    """A run stopped by a signal, after saving where there was something to save.
 
     Args:
-        message: what was saved and how to go on, one line.
+        message: what is saved and how to go on, one line.
         signal_number: the signal that stopped it.
     """
 
@@ -23,30 +34,144 @@ class Interrupted(Stopped):
         self.exit_code = 128 + signal_number
 
 
-class StopSignals:
-    """While entered, notes the first SIGINT, SIGTERM or SIGUSR1 in `received`.
+class SignalListener:
+    """While entered, calls `hear` for each signal that Python handles, at once and in a thread of its own.
 
-    After it, Ctrl-C ends the process at once; every other signal is still only noted, since a scheduler sends SIGTERM
-    after SIGUSR1, and a launcher hands on to its processes what they may have got already.
+    Python's handlers run in the main thread, after the call into C that it is in: a backward pass, or the tokenizing
+    of a text, take many seconds.
     """
 
-    # SIGUSR1 is what Slurm is asked to send before it takes a machine away; Windows does not have it.
-    signals = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
     def __init__(self) -> None:
-        self.received = 0
+        self.left = threading.Event()  # set when the context is left
 
-    def __enter__(self) -> "StopSignals":
-        self.previous = {number: signal.signal(number, self._note) for number in self.signals}
+    def __enter__(self) -> "SignalListener":
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_descriptor)
+        self.left.set()
+        self._writer.close()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or number
-        # The system's own action: Python's would wait for the end of a call into C, such as waiting for a process.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def _listen(self) -> None:
+        with self._reader:
+            while number := self._reader.recv(1):
+                self.hear(number[0])
+
+    def hear(self, number: int) -> None:
+        """Do nothing."""
+
+
+class InterruptDeadline(SignalListener):
+    """While entered, ends the process if Ctrl-C has not done so as KeyboardInterrupt within `GRACE_SECONDS`.
+
+    Any error after it becomes KeyboardInterrupt: one in the middle of an import is dropped by some libraries, which
+    fail then at what was half imported.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_interrupted = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._is_interrupted and isinstance(error, Exception):
+            raise KeyboardInterrupt from None
+
+    def hear(self, number: int) -> None:
+        """Wait for the end after Ctrl-C."""
+        if number == signal.SIGINT:
+            self._is_interrupted = True
+            if not self.left.wait(GRACE_SECONDS):
+                end_process("interrupted", 130)
+
+
+class StopSignals(SignalListener):
+    """While entered, SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends the work: `Interrupted` is raised from the context.
+
+    That comes at any point of the main thread, or, where this is in a call into C for longer than `GRACE_SECONDS`,
+    the process ends there. Inside `noted()` the signal is only announced and put into `received`, for the program to
+    stop where it is safe. Then a second Ctrl-C ends the process at once; every other signal is still only noted, since
+    a scheduler sends SIGTERM after SIGUSR1, and a launcher hands on what its processes may have got already. SIGHUP
+    stays ignored where it is, as under nohup.
+
+    Args:
+        message: of `Interrupted`; it may be changed as the program proceeds.
+    """
+
+    # SIGUSR1 is what Slurm is asked to send before it takes a machine away; Windows has neither it nor SIGHUP.
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__()
+        self.message = message
+        self.received = 0
+        self._is_noting = False
+        self._raised = 0
+        self._previous: dict[int, Any] = {}  # handlers of the signals that are heeded
+
+    def __enter__(self) -> "StopSignals":
+        numbers = [getattr(signal, name) for name in self.names if hasattr(signal, name)]
+        heeded = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
+        super().__enter__()
+        self._previous = {number: signal.signal(number, self._interrupt) for number in heeded}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        super().__exit__(kind, error, traceback)
+        if self._raised and error is not None:  # whatever became of it in a library
+            raise Interrupted(self.message, self._raised) from None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Only note signals inside; one that came is obeyed at the end, unless an exception leads out."""
+        self._is_noting = True
+        yield
+        self._is_noting = False
+        if self.received:
+            raise Interrupted(self.message, self.received)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_noting and not self._raised:
+            self._raised = number
+            raise KeyboardInterrupt
+
+    def hear(self, number: int) -> None:
+        """Note a signal and say so, or see that the process ends."""
+        if number not in self._previous:
+            return
+        if not self._is_noting:
+            if not self.left.wait(GRACE_SECONDS):
+                end_process(self.message, 128 + number)
+        elif not self.received:
+            self.received, self._heard = number, time.monotonic()
+            # A launcher of several processes hands on no second Ctrl-C.
+            again = "; Ctrl-C again to stop without" if "RANK" not in os.environ else ""
+            say_at_once(f"{signal.Signals(number).name}: stopping after this step, saving{again}")
+        elif number == signal.SIGINT and time.monotonic() - self._heard >= REPEAT_SECONDS:
+            end_process("stopped without saving: continue from the last checkpoint with --resume", 130)
+
+
+def end_process(line: str, exit_code: int) -> NoReturn:
+    """End the process from any thread, whatever the others are doing, with a line from the main process."""
+    say_at_once(line)
+    os._exit(exit_code)
+
+
+def say_at_once(line: str) -> None:
+    """Write a line to stderr from the main process, around Python's stream, which may be in use."""
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):  # the terminal is gone
+            start = "\n" if os.isatty(2) else ""  # a progress bar may stand there
+            os.write(2, f"{start}{line}\n".encode())

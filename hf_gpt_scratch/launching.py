@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,11 @@ from typing import NoReturn
 
 import psutil
 
-from .cli import say
+from .cli import say, say_once
+from .interrupts import SignalListener
+
+
+LOOK_SECONDS = 0.5  # between two looks at the launcher
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,33 @@ def configured_processes(config_file: str | None) -> int | None:
 
     path = config_file or default_config_file
     return load_config_from_file(path).num_processes if Path(path).is_file() else None
+
+
+def stop_with_launcher() -> None:
+    """Have this process told to stop, by SIGTERM, when the launcher that started it is gone.
+
+    A launcher that is killed hands nothing on: the process would go on unseen and hold the output folder. Where a
+    shell started it there is none, and it outlives the shell.
+    """
+    launcher = os.getppid()
+    if "TORCHELASTIC_RUN_ID" not in os.environ and not is_accelerate(launcher):
+        return
+
+    def look() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK_SECONDS)
+        say_once("the launcher is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def is_accelerate(process_id: int) -> bool:
+    """Whether a process is `accelerate launch`; what that leaves in the environment, users set too."""
+    try:
+        return any("accelerate" in word for word in psutil.Process(process_id).cmdline())
+    except psutil.Error:  # it is gone, or may not be looked at
+        return False
 
 
 def start_as_asked() -> None:
@@ -94,8 +126,13 @@ def run_torchrun(arguments: list[str]) -> NoReturn:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # it would kill after 30 seconds
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
+    # What is ignored stays so, as SIGHUP under nohup.
+    heeded = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     try:
-        run(parse_args(["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", *arguments]))
+        with SignalListener():  # in place of one that would end the program while the others save
+            run(parse_args([f"--signals-to-handle={','.join(heeded)}", *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:  # it has said itself what was wrong

@@ -8,10 +8,11 @@ import sys
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
 from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
-from hf_gpt_scratch.launching import start_as_asked  # noqa: E402
+from hf_gpt_scratch.launching import start_as_asked, stop_with_launcher  # noqa: E402
 
 
 def main() -> None:
+    stop_with_launcher()
     start_as_asked()
     from hf_gpt_scratch.training.command_line import parse_settings
 

@@ -131,7 +131,7 @@ def test_every_module_has_its_test() -> None:
         "__init__.py": "test_repository.py",
         "registration.py": "test_repository.py",
         "cli.py": "test_train_script.py",
-        "interrupts.py": "test_train_script.py",
+        "interrupts.py": "test_stopping.py",
         "sharding.py": "test_many_devices.py",
         "run.py": "test_loop.py",
         "processes.py": "test_train_script.py",

@@ -49,6 +49,7 @@ class Progress:
     best_step: int | None = None  # step with the lowest validation loss, where the settings ask for it
     best_validation_loss: float | None = None  # nats per token
     skipped_steps: int = 0  # completed steps that were not applied
+    is_step_open: bool = False  # evaluation and sample after the last step were left at a signal, and are still due
     skipped_in_a_row: int = 0  # of them, the newest without an applied one in between
     recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
     whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text

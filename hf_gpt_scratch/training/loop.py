@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
 
 from .bad_steps import may_be_applied
 from .card import card_details
+from .checkpoint import random_state, restore_random_state
 from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
 from .output_folder import FolderLock
@@ -37,7 +38,11 @@ from .progress_bar import StepDisplay
 from .run import Run, set_up
 from .settings import TrainingSettings
 from .sharding import whole, whole_model
+from .stopping import SignalCriterion, WorkLeft, agreed_signal, leave_at_signal, until_signal
 from .trackers import check_trackers, start_trackers
+
+
+STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
 
 
 @dataclass
@@ -58,18 +63,20 @@ def train(settings: TrainingSettings) -> TrainingResult:
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written. Or memory has
             run out.
-        Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the step under way and a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, after the step under way and a checkpoint.
         Diverged: a step's loss or gradient was not finite or a spike.
     """
     check_trackers(settings.report_to or [])
     run = None
     with FolderLock(Path(settings.output_dir)) as lock:
         try:
-            run = set_up(settings, lock)
-            return train_run(run)
+            with StopSignals(f"{STOPPED} before the first step: start again with the same command") as signals:
+                run = set_up(settings, lock)
+                run.signals = signals
+                return train_run(run)
         except Exception as error:
             is_started = run is not None and run.progress.global_step > 0
-            if not (is_started or isinstance(error, Interrupted)):
+            if run is None or not (is_started or isinstance(error, Interrupted)):
                 lock.withdraw()
             if is_out_of_memory(error):
                 raise OSError(out_of_memory_line(error, less_memory(settings, is_started))) from error
@@ -92,26 +99,29 @@ def less_memory(settings: TrainingSettings, is_started: bool) -> str:
 def train_run(run: Run) -> TrainingResult:
     """Train a run that is set up to its end; every process calls this."""
     settings, progress = run.settings, run.progress
+    run.signals.message = f"{STOPPED} at step {progress.global_step}, where it began: {GO_ON}"
     if settings.report_to:
         start_trackers(run)
-    with StopSignals() as signals:
-        if progress.global_step == 0:
-            # Its draws are undone, so that looking at the losses first changes nothing in the training after it.
-            with torch.random.fork_rng():
-                torch.manual_seed(settings.seed)
-                evaluate(run, settings.initial_eval_iter)
-        elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
-            record_evaluation(run, *progress.whole_losses)
-        display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
-        with closing(display):
-            while progress.global_step < run.num_steps:
-                train_epoch(run, display, signals)
-        return finish(run)
+    if progress.global_step == 0:
+        # Its draws are undone, so that looking at the losses first changes nothing in the training after it.
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            evaluate(run, settings.initial_eval_iter)
+    elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
+        record_evaluation(run, *progress.whole_losses)
+    display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
+    with run.signals.noted(), closing(display):
+        if progress.is_step_open:
+            finish_step(run)
+        while progress.global_step < run.num_steps:
+            train_epoch(run, display)
+        run.signals.message = f"{STOPPED} after the last step, which is saved: {GO_ON}"
+    return finish(run)
 
 
-def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
-    """Train to the end of the epoch, or from the middle of it after a resume; evaluate, sample and save when due."""
-    settings, progress, accelerator = run.settings, run.progress, run.accelerator
+def train_epoch(run: Run, display: StepDisplay) -> None:
+    """Train to the end of the epoch, or from the middle of it after a resume."""
+    progress, accelerator = run.progress, run.accelerator
     if progress.order_seed is None:
         progress.order_seed = run.draw_order_seed(progress.epoch)
     run.train_sampler.order_seed = progress.order_seed
@@ -120,7 +130,7 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         started = time.perf_counter()
         num_tokens = int(accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
 
-        learning_rate = learning_rate_at(progress.global_step, run.num_steps, settings)
+        learning_rate = learning_rate_at(progress.global_step, run.num_steps, run.settings)
         loss, grad_norm, is_applied = optimizer_step(run, batch, num_tokens, learning_rate)
 
         progress.global_step += 1
@@ -129,28 +139,50 @@ def train_epoch(run: Run, display: StepDisplay, signals: StopSignals) -> None:
         progress.whole_losses = None
         tokens_per_second = num_tokens / (time.perf_counter() - started)
         record_step(run, display, loss, grad_norm, is_applied, learning_rate, tokens_per_second)
-        is_best = False
-        if (progress.global_step - settings.eval_first_step) % settings.eval_steps == 0:
+        finish_step(run)
+        if progress.global_step == run.num_steps:
+            return
+
+
+def finish_step(run: Run) -> None:
+    """Evaluate, sample, save and push, each where it is due after a step.
+
+    Raises:
+        Interrupted: a process got a signal. All is saved, and an evaluation or sample that was left comes again, from
+            its beginning, in the resumed run.
+    """
+    settings, progress = run.settings, run.progress
+    step = progress.global_step
+    is_last, ends_epoch = step == run.num_steps, progress.step_in_epoch == len(run.train_sampler)
+    is_best = False
+    before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
+    try:
+        if (step - settings.eval_first_step) % settings.eval_steps == 0:
             _, validation_loss = evaluate(run, settings.eval_iter)
             is_best = run.note_validation_loss(validation_loss)
-        is_last = progress.global_step == run.num_steps
-        if progress.step_in_epoch == len(run.train_sampler) or is_last:
+        if ends_epoch or is_last:
             write_sample(run)
-        if progress.step_in_epoch == len(run.train_sampler):
-            progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
-        # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
-        is_due = is_applied and settings.save_steps > 0 and progress.global_step % settings.save_steps == 0
-        # All processes save or none does, whichever of them got the signal.
-        received = accelerator.gather(torch.tensor([signals.received], device=accelerator.device)).max().item()
-        if received or is_last or is_due or is_best:
-            checkpoint = run.save()
-        if settings.push_steps and progress.global_step % settings.push_steps == 0 and not is_last:
-            push_unfinished(run)
-        if received and not is_last:
-            how = f"saved {checkpoint} at step {progress.global_step}; continue with the same command and --resume"
-            raise Interrupted(f"stopped by signal: {how}", received)
-        if is_last:
-            return
+    except WorkLeft as left:
+        run.progress, draws = before
+        restore_random_state(draws, run.accelerator.device)
+        raise stopped(run, run.save(), left.signal_number) from None
+    progress.is_step_open = False
+    if ends_epoch:
+        progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
+    # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
+    is_due = progress.skipped_in_a_row == 0 and settings.save_steps > 0 and step % settings.save_steps == 0
+    checkpoint = run.save() if is_last or is_due or is_best else None
+    is_pushed = settings.push_steps and step % settings.push_steps == 0 and not is_last
+    if is_pushed and not agreed_signal(run):
+        push_unfinished(run)
+    # All processes save or none does, whichever of them got the signal.
+    if number := agreed_signal(run):
+        raise stopped(run, checkpoint or run.save(), number)
+
+
+def stopped(run: Run, checkpoint: Path, signal_number: int) -> Interrupted:
+    """What ends a run after a signal, when it is saved."""
+    return Interrupted(f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}", signal_number)
 
 
 def optimizer_step(
@@ -242,6 +274,9 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
     """Compute, print and record training and validation loss, over `num_batches` batches each.
 
     0 batches means the whole validation text, and as many batches of the training text.
+
+    Raises:
+        WorkLeft: a process got a signal; nothing was recorded.
     """
     progress, is_whole = run.progress, num_batches == 0
     num_batches = num_batches or len(run.validation_loader)
@@ -274,7 +309,8 @@ def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> No
 
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
     """Nats per token over the first batches of a loader, each process doing its share."""
-    share = sum_losses(run.model, islice(loader, num_batches), run.settings.chunked_loss)
+    batches = islice(until_signal(run, loader), num_batches)
+    share = sum_losses(run.model, batches, run.settings.chunked_loss)
     return sum(gather_object([share]), LossSum(0.0, 0)).mean
 
 
@@ -282,6 +318,9 @@ def write_sample(run: Run) -> None:
     """Continue the sample prompt greedily; print and record the text in one line.
 
     All processes generate it, because no one alone has the weights of a model that is spread over them.
+
+    Raises:
+        WorkLeft: a process got a signal; nothing was recorded.
     """
     settings = run.settings
     if not settings.sample_tokens:
@@ -297,7 +336,9 @@ def write_sample(run: Run) -> None:
             do_sample=False,
             suppress_tokens=(run.base.rows_without_token if run.base else None) or None,
             synced_gpus=run.accelerator.is_fsdp2,
+            stopping_criteria=[SignalCriterion(run.signals)],
         )
+    leave_at_signal(run)
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
     with tqdm.external_write_mode():
         run.say(f"sample: {text.replace(chr(10), ' ')}")

@@ -1,6 +1,7 @@
 """Each step shown: as a bar in a terminal, as a line now and then in a log file."""
 
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -9,6 +10,35 @@ from tqdm import tqdm
 # What fits into 80 columns: the bar takes what is left.
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
 LOG_SECONDS = 10.0  # between two lines of a log
+BEAT_SECONDS = 0.25  # between two looks at the clock
+PAUSE_SECONDS = 2.0  # without a look: then the whole process was stopped, not only at work
+
+
+class WorkingTime:
+    """The seconds since it was made, without those in which the process was stopped (SIGSTOP, Ctrl-Z).
+
+    A thread looks at the clock now and then, and misses looks only when it is stopped too.
+    """
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.ended = threading.Event()
+        self._paused = 0.0
+        self._last_look = time.monotonic()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _pause(self) -> float:
+        pause = time.monotonic() - self._last_look
+        return pause if pause > PAUSE_SECONDS else 0.0
+
+    def _look(self) -> None:
+        while not self.ended.wait(BEAT_SECONDS):
+            pause, self._last_look = self._pause(), time.monotonic()
+            self._paused += pause
+
+    def seconds(self) -> float:
+        """What the clock says, less all pauses."""
+        return time.perf_counter() - self.started - self._paused - self._pause()
 
 
 class StepDisplay:
@@ -23,7 +53,8 @@ class StepDisplay:
     def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
         self.num_steps = num_steps
         self.first_step = first_step
-        self.started = self.last_line = time.perf_counter()
+        self.worked = WorkingTime()
+        self.last_line = time.perf_counter()
         self.logs = enabled and not sys.stderr.isatty()
         self.bar = tqdm(
             total=num_steps,
@@ -36,7 +67,7 @@ class StepDisplay:
 
     def seconds_left(self, step: int) -> float:
         """Time until the last step, if the rest goes as the steps of this process so far, evaluations included."""
-        seconds_a_step = (time.perf_counter() - self.started) / (step - self.first_step)
+        seconds_a_step = self.worked.seconds() / (step - self.first_step)
         return (self.num_steps - step) * seconds_a_step
 
     def show(
@@ -55,6 +86,7 @@ class StepDisplay:
 
     def close(self) -> None:
         """Leave the bar as it is and end its line."""
+        self.worked.ended.set()
         self.bar.close()
 
 

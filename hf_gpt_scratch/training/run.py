@@ -38,6 +38,7 @@ from hf_gpt_scratch.data import (
 from hf_gpt_scratch.environment import as_line, describe_device, describe_processor, key_versions
 from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.files import write_text
+from hf_gpt_scratch.interrupts import StopSignals
 from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
@@ -106,6 +107,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     drawing_seconds: float = 0.5  # spent on plots, and expected of the first
     pushes: BackgroundPushes = field(default_factory=BackgroundPushes)
+    signals: StopSignals = field(default_factory=StopSignals)  # those of `train`, which listens
     history: History = field(init=False)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hf_gpt_scratch.hub import PushProcess, describe_push, prepare_push, push_folder
 from hf_gpt_scratch.hub_upload import why_no_push
+from hf_gpt_scratch.interrupts import StopSignals
 
 from .progress_bar import warn
 from .settings import TrainingSettings
@@ -15,23 +16,28 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
 
     Returns:
         What to tell the user: where it is; or, after a warning that says why it is not there, how to push it again.
+
+    Raises:
+        Interrupted: a signal came.
     """
     repo_id = settings.push_to_hub
+    private = " --private" if settings.hub_private_repo else ""
+    again = (
+        f"the model is saved; push it again: python scripts/push_to_hub.py {folder} {repo_id} "
+        f"--revision {settings.hub_revision}{private}"
+    )
     try:
-        pushed = push_folder(
-            folder,
-            repo_id,
-            revision=settings.hub_revision,
-            private=settings.hub_private_repo,
-            timeout=settings.push_timeout,
-        )
+        with StopSignals(f"stopped by signal: {again}"):
+            pushed = push_folder(
+                folder,
+                repo_id,
+                revision=settings.hub_revision,
+                private=settings.hub_private_repo,
+                timeout=settings.push_timeout,
+            )
     except (ValueError, OSError) as error:
         warn(str(error))
-        private = " --private" if settings.hub_private_repo else ""
-        return [
-            f"the model is saved; push it again: python scripts/push_to_hub.py {folder} {repo_id} "
-            f"--revision {settings.hub_revision}{private}",
-        ]
+        return [again]
     return describe_push(pushed, folder, repo_id)
 
 

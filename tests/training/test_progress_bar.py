@@ -4,9 +4,12 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
+import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
@@ -83,3 +86,25 @@ def test_time_left_counts_the_steps_of_this_process_only(monkeypatch: pytest.Mon
     display = StepDisplay(60, 50, enabled=False)
     now[0] += 8.0
     assert display.seconds_left(54) == 12.0  # four steps took 8 s, six are left
+
+
+PAUSED = """
+import time
+from hf_gpt_scratch.training.progress_bar import StepDisplay
+display = StepDisplay(10, 0, enabled=False)
+time.sleep(0.5)
+print("stop", flush=True)
+time.sleep(0.5)
+print(display.seconds_left(5))
+"""
+
+
+def test_time_left_does_not_count_a_pause_of_the_process() -> None:
+    environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
+    process = subprocess.Popen([sys.executable, "-c", PAUSED], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "stop\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=60)
+    assert 0.5 <= float(said) < 4  # with the pause it would be 8 and more

@@ -4,12 +4,13 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from hf_gpt_scratch.training import checkpoint
+from hf_gpt_scratch.training import checkpoint, loop
 from hf_gpt_scratch.training import run as run_module
 
 
@@ -90,6 +91,19 @@ def without_renaming() -> None:
     without_verification()
 
 
+def linger_in_step_after_signal() -> None:
+    """Let a step that is under way when a signal comes take a minute."""
+    optimizer_step = loop.optimizer_step
+
+    def lingering(run: run_module.Run, *arguments: object) -> tuple[float, float, bool]:
+        result = optimizer_step(run, *arguments)
+        time.sleep(0.02)
+        time.sleep(60 if run.signals.received else 0)
+        return result
+
+    loop.optimizer_step = lingering
+
+
 def as_process(index: int, count: int, port: int) -> None:
     """Be one of several processes that find each other through gloo, as torchrun starts them."""
     os.environ |= {
@@ -100,7 +114,6 @@ def as_process(index: int, count: int, port: int) -> None:
 
 def digests_of_each_process(record: Path) -> None:
     """Before the run ends, every process writes the hashes of its own weights, optimizer state and generator."""
-    from hf_gpt_scratch.training import loop
     from hf_gpt_scratch.training.manifest import sha256_of
 
     finish = loop.finish

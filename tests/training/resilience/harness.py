@@ -68,6 +68,7 @@ def fork(arguments: Iterable[object], log: Path, faults: Iterable[Fault] = ()) -
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
         sys.argv = [str(SCRIPT), *map(str, arguments)]
         for fault in faults:
             fault()

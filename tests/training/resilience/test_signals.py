@@ -10,8 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import faults
 import pytest
 from harness import MAX_STEPS, fork, go_on, history, last_step, leftovers, same, wait
+
+from hf_gpt_scratch.interrupts import REPEAT_SECONDS
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]
@@ -24,7 +27,7 @@ def signal_once(
     folder.mkdir()
     run, log = folder / "run", folder / "log"
     arguments = [*arguments, "--output_dir", run]
-    pid = fork(arguments, log)
+    pid = fork(arguments, log, [faults.linger_in_step_after_signal] if twice else [])
     # Once there is an evaluation, signals are being noted.
     while last_step(run) < after_step or not any(row["event"] == "evaluation" for row in history(run)):
         time.sleep(0.001)
@@ -35,8 +38,7 @@ def signal_once(
     sent = time.perf_counter()
     os.kill(pid, signal.SIGCONT)
     if twice:
-        while is_noting(pid, signal.SIGINT):
-            time.sleep(0.0005)
+        time.sleep(REPEAT_SECONDS + 0.1)
         os.kill(pid, signal.SIGINT)
     code = wait(pid)
     seconds = time.perf_counter() - sent
@@ -48,18 +50,9 @@ def signal_once(
         "late": int(said[1]) - reached if said else None,
         "repeated": repeated,
         "is_good": not manual and same(run, expected) and not leftovers(run),
+        "is_unsaved": "stopped without saving" in log.read_text(errors="replace"),
         "output": resumed.output[-2000:],
     }
-
-
-def is_noting(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal and has not ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    caught = int(re.search(r"SigCgt:\s+(\w+)", status)[1], 16)
-    return "State:\tZ" not in status and bool(caught >> (number - 1) & 1)
 
 
 def moment(draw: random.Random) -> tuple[int, float]:
@@ -67,7 +60,7 @@ def moment(draw: random.Random) -> tuple[int, float]:
     return draw.randrange(MAX_STEPS - 1), draw.uniform(0, 0.01)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_signal_at_random_times(
     pool: ProcessPoolExecutor,
     whole: dict,
@@ -116,7 +109,8 @@ def test_second_ctrl_c_ends_at_once_and_harms_nothing(
     ]
     results = [job.result() for job in jobs]
     codes = Counter(result["code"] for result in results)
-    table(f"10 times, exit codes {dict(codes)}, {sum(not result['is_good'] for result in results)} resumed otherwise")
+    unsaved = sum(result["is_unsaved"] for result in results)
+    table(f"{unsaved} of 10 unsaved, {sum(not result['is_good'] for result in results)} resumed otherwise")
     assert [result for result in results if not result["is_good"]] == []
-    assert codes[-signal.SIGINT] >= 5
-    assert set(codes) <= {-signal.SIGINT, 130, 0}
+    assert unsaved >= 3  # the others were left where an evaluation was due
+    assert set(codes) <= {130, 0}
