@@ -9,12 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from pyproject import PYPROJECT
 from readme import Block, read_blocks, run_blocks
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -292,7 +292,7 @@ def run_one(block: Block, folder: Path, environment: dict[str, str]) -> str:
 
 def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
     """Oldest versions as pyproject.toml has them, CI's as its constraints have them."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = PYPROJECT
     needs = project["project"]["dependencies"]
     oldest = {name: version for name, _, version in (need.partition(">=") for need in needs)}
     python = project["project"]["requires-python"].removeprefix(">=")
