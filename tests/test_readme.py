@@ -296,11 +296,16 @@ def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
     needs = project["project"]["dependencies"]
     oldest = {name: version for name, _, version in (need.partition(">=") for need in needs)}
     python = project["project"]["requires-python"].removeprefix(">=")
-    pins = dict(pin.split("==") for pin in (ROOT / ".ci" / "constraints.txt").read_text().split() if "==" in pin)
+    pins, middle = (
+        dict(pin.split("==") for pin in (ROOT / ".ci" / name).read_text().split() if "==" in pin)
+        for name in ("constraints.txt", "middle.txt")
+    )
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert (
         f"It takes Python {python}, torch {oldest['torch']} and transformers {oldest['transformers']} or newer; "
-        f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}."
+        f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}. "
+        f"The tests pass as well with the lowest of everything on Python {python} (`-c .ci/lowest.txt`), with "
+        f"transformers {middle['transformers']} and huggingface_hub {middle['huggingface_hub']} (`-c .ci/middle.txt`)"
     ) in text
     assert project["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
     assert project["project"]["classifiers"][0] == f"Programming Language :: Python :: {python}"
