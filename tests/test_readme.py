@@ -304,8 +304,8 @@ def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
     assert (
         f"It takes Python {python}, torch {oldest['torch']} and transformers {oldest['transformers']} or newer; "
         f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}. "
-        f"The tests pass as well with the lowest of everything on Python {python} (`-c .ci/lowest.txt`), with "
-        f"transformers {middle['transformers']} and huggingface_hub {middle['huggingface_hub']} (`-c .ci/middle.txt`)"
+        f"`-c .ci/lowest.txt` takes the lowest of everything, on Python {python} too, and `-c .ci/middle.txt` "
+        f"transformers {middle['transformers']} with huggingface_hub {middle['huggingface_hub']}"
     ) in text
     assert project["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
     assert project["project"]["classifiers"][0] == f"Programming Language :: Python :: {python}"
