@@ -22,10 +22,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def hash_file(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
+    """Add a file of any size to a hash of hashlib; return that."""
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path, hashlib.sha256()).hexdigest()
 
 
 @contextmanager

@@ -20,6 +20,10 @@ from .shipped_code import update_folder
 
 
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
+# Python -P for 3.10 too: what lies in the working directory is not imported.
+UPLOAD = (
+    "import sys; sys.path = [place for place in sys.path if place]; from hf_gpt_scratch.hub_upload import main; main()"
+)
 
 
 def push_folder(folder: str | Path, repo_id: str, **options: Any) -> Pushed:
@@ -139,8 +143,7 @@ class PushProcess:
         if not (shows_progress and sys.stderr.isatty()):
             environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         self.process = subprocess.Popen(
-            # -P: what lies in the working directory is not imported.
-            [sys.executable, "-P", "-m", "hf_gpt_scratch.hub_upload", json.dumps(vars(order))],
+            [sys.executable, "-c", UPLOAD, json.dumps(vars(order))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

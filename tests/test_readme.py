@@ -9,12 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from pyproject import PYPROJECT
 from readme import Block, read_blocks, run_blocks
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -292,15 +292,20 @@ def run_one(block: Block, folder: Path, environment: dict[str, str]) -> str:
 
 def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
     """Oldest versions as pyproject.toml has them, CI's as its constraints have them."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = PYPROJECT
     needs = project["project"]["dependencies"]
     oldest = {name: version for name, _, version in (need.partition(">=") for need in needs)}
     python = project["project"]["requires-python"].removeprefix(">=")
-    pins = dict(pin.split("==") for pin in (ROOT / ".ci" / "constraints.txt").read_text().split() if "==" in pin)
+    pins, middle = (
+        dict(pin.split("==") for pin in (ROOT / ".ci" / name).read_text().split() if "==" in pin)
+        for name in ("constraints.txt", "middle.txt")
+    )
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert (
         f"It takes Python {python}, torch {oldest['torch']} and transformers {oldest['transformers']} or newer; "
-        f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}."
+        f"CI runs with torch {pins['torch']} and transformers {pins['transformers']}. "
+        f"`-c .ci/lowest.txt` takes the lowest of everything, on Python {python} too, and `-c .ci/middle.txt` "
+        f"transformers {middle['transformers']} with huggingface_hub {middle['huggingface_hub']}"
     ) in text
     assert project["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
     assert project["project"]["classifiers"][0] == f"Programming Language :: Python :: {python}"

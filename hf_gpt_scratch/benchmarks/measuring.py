@@ -78,7 +78,7 @@ def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> R
 
 def describe_machine(packages: Iterable[str], threads: int | None = None) -> dict[str, Any]:
     """Date, processor, threads, memory, load of the last minute, and versions; packages are not imported for it."""
-    from datetime import UTC, datetime
+    from datetime import datetime, timezone
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": sys.version.split()[0]}
@@ -86,7 +86,7 @@ def describe_machine(packages: Iterable[str], threads: int | None = None) -> dic
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor_name(),
         "threads": threads or len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),

@@ -16,7 +16,7 @@ import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from hf_gpt_scratch.files import flush
+from hf_gpt_scratch.files import flush, hash_file
 
 from .gpt2_sizes import DATA_FILE, HPARAMS_FILE, INDEX_FILE, MIRROR_URLS, OPENAI_URL, GPT2Size, find_size
 from .tensor_bundle import open_tensor_bundle, read_index
@@ -276,8 +276,7 @@ class Download:
 
 def digest(path: Path, algorithm: str) -> bytes:
     """A file's hash; MD5 finds damage and is no proof of origin."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).digest()
+    return hash_file(path, hashlib.new(algorithm, usedforsecurity=False)).digest()
 
 
 def publish(part: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -337,8 +338,10 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
     }
     # An empty cache, so that the code of the folder is what is run, and no network.
     environment = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
+    # Python imports from beside a program first, and what lies beside this one would stand for libraries of its names.
+    program = shutil.copy(reload.__file__, exchange)
     process = subprocess.run(
-        [sys.executable, "-P", reload.__file__],
+        [sys.executable, program],
         input=json.dumps(request),
         env=environment,
         cwd=exchange,

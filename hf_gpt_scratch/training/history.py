@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.files import errors_name, flush
+from hf_gpt_scratch.files import errors_name, flush, hash_file
 from hf_gpt_scratch.plots import loss_figure, save_figure
 
 from .progress_bar import warn
@@ -188,8 +188,7 @@ class History:
                 self._write(row)
             return
         warn(f"{self.path} was changed while this run writes it: the next --resume will take what can be read of it")
-        with self.path.open("rb") as file:
-            self._digest = hashlib.file_digest(file, "sha256")
+        self._digest = hash_file(self.path, hashlib.sha256())
         self._num_bytes = size
 
     def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:

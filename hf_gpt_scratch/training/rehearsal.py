@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
 
+from .activation_checkpointing import recompute_activations
 from .backward_steps import StepsInBackward
 from .mfu import product_dtype
 from .optim import build_optimizer
@@ -66,7 +67,7 @@ def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch
         model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation).train()
         use_fused_loss(model)
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            recompute_activations(model)
         optimizer = build_optimizer(model, settings)
         if settings.optimizer_in_backward:
             StepsInBackward(model, optimizer)

@@ -44,6 +44,7 @@ from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.token_folder import ShardedTokens
 from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
 
+from .activation_checkpointing import recompute_activations
 from .allocator import keep_freed_memory_after_step, return_freed_memory
 from .backward_steps import StepsInBackward, refuse_where_impossible
 from .base_model import BaseModel, load_base_model, read_base_model, with_base_model
@@ -305,7 +306,7 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     if process_index > 0:
         torch.manual_seed(settings.seed + process_index)
     if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        recompute_activations(model)
     use_fused_loss(model)
     if settings.torch_compile:
         model.compile()

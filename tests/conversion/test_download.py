@@ -4,12 +4,14 @@ The server is real, on loopback (misbehaving_server.py); the files are a tiny ch
 for ever, with and without known hashes, on the index and on the data.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -633,7 +635,7 @@ def test_bars_on_a_terminal(release, server, tmp_path):
     """Under a pseudo-terminal there is a bar for the file and one for all; a line of the log does not break them."""
     server.faults[path_of(DATA_FILE)] = ["cut 50"]
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 100))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     arguments = json.dumps([asdict(release.unpinned), str(tmp_path), base(server), CHUNK, 0])
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, arguments],

@@ -5,12 +5,21 @@ on the converter of the package.
 """
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+
+
+@pytest.fixture
+def continuous_batching() -> ModuleType:
+    """The library's processors for it. Before they were there, its own GPT-2 failed at it on a CPU or ignored them."""
+    place = "transformers.generation.continuous_batching.cb_logits_processors"
+    return pytest.importorskip(place, reason=f"transformers {transformers.__version__} is before 5.6")
 
 
 def to_gpt2_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -86,7 +86,9 @@ def fields_of_the_class() -> list[str]:
 
 def count_parameters(config: GPTScratchConfig) -> int:
     with torch.device("meta"):
-        return GPTScratchForCausalLM(copy.deepcopy(config)).num_parameters()
+        model = GPTScratchForCausalLM(copy.deepcopy(config))
+    model.tie_weights()  # which transformers 5.0 leaves out on this device
+    return model.num_parameters()
 
 
 class TestNames:
@@ -192,14 +194,16 @@ class TestValues:
             GPTScratchConfig(hidden_size=hidden_size, num_attention_heads=heads)
         with pytest.raises(ValueError, match=rule):
             GPTScratchConfig(n_head=heads, emb_dim=hidden_size)
-        # By assignment the two fields change one after the other: checked on request and before anything is written.
+        # By assignment the two fields change one after the other: checked on request and, by transformers 5.4 and
+        # newer, before anything is written.
         config = GPTScratchConfig()
         config.hidden_size, config.num_attention_heads = hidden_size, heads
         with pytest.raises(ValueError, match=rule):
             config.validate()
-        with pytest.raises(ValueError, match=rule):
-            config.save_pretrained(tmp_path)
-        assert not (tmp_path / "config.json").exists()
+        if hasattr(GPTScratchConfig, "__dataclass_fields__"):
+            with pytest.raises(ValueError, match=rule):
+                config.save_pretrained(tmp_path)
+            assert not (tmp_path / "config.json").exists()
 
     def test_boundary_values_are_legal(self) -> None:
         config = GPTScratchConfig(
@@ -268,7 +272,7 @@ class TestDefaults:
         assert len(fields) == len(set(fields)) == 16
         assert not set(fields) & set(GPTScratchConfig.attribute_map)
         assert set(GPTScratchConfig.attribute_map.values()) <= set(fields)
-        assert set(fields) <= set(GPTScratchConfig.__dataclass_fields__)
+        assert set(fields) <= set(getattr(GPTScratchConfig, "__dataclass_fields__", fields))  # there since 5.4
         documented = re.findall(r"^ +([a-z][a-z_, ]*) \(`", configuration_gpt_scratch.GPTScratchFields.__doc__, re.M)
         names = [name for line in documented for name in line.split(", ")]
         assert sorted(names) == sorted(fields)

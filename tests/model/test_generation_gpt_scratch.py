@@ -6,14 +6,14 @@ precision written out here.
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
-from transformers.generation import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from hf_gpt_scratch import GPTScratchForCausalLM, TemperatureTopKLogitsProcessor
 from hf_gpt_scratch.model.generation_gpt_scratch import OneDNNProducts
@@ -287,6 +287,10 @@ class TestInGenerate:
 class TestInContinuousBatching:
     PROMPTS = [[3, 4, 5, 6], [7, 8, 9], [10, 11]]
 
+    @pytest.fixture(autouse=True)
+    def library_has_it(self, continuous_batching: ModuleType) -> None:
+        self.library = continuous_batching
+
     def generate_batch(
         self,
         model: GPTScratchForCausalLM,
@@ -296,10 +300,10 @@ class TestInContinuousBatching:
         """Generate 5 tokens for each prompt through the manager, since generate_batch takes no processors."""
         manager = model.init_continuous_batching(
             GenerationConfig(max_new_tokens=5, eos_token_id=-1, pad_token_id=0, **options),
-            ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32, page_size=16, seed=7),
+            transformers.ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32, page_size=16, seed=7),
         )
         if processor is not None:
-            processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
+            processors = self.library.ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
             assert processors.logits_processor == [processor]  # kept
             manager.logit_processor = processors
         manager.start()
@@ -338,7 +342,7 @@ class TestInContinuousBatching:
         assert self.generate_batch(model, TemperatureTopKLogitsProcessor(0.0), do_sample=True) == expected
         # What generate_batch() itself takes: a generation config.
         config = GenerationConfig(max_new_tokens=5, eos_token_id=-1, pad_token_id=0, do_sample=False)
-        blocks = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32, page_size=16)
+        blocks = transformers.ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32, page_size=16)
         results = model.generate_batch(self.PROMPTS, generation_config=config, continuous_batching_config=blocks)
         assert [result.generated_tokens for result in results.values()] == expected
 
@@ -348,7 +352,7 @@ class TestInContinuousBatching:
 
         assert TemperatureTopKLogitsProcessor.supports_continuous_batching is True  # None would draw a warning
         processors = LogitsProcessorList([TemperatureTopKLogitsProcessor(0.5), Unsupported(0.5)])
-        kept = ContinuousBatchingLogitsProcessorList(processors).logits_processor
+        kept = self.library.ContinuousBatchingLogitsProcessorList(processors).logits_processor
         assert [type(processor) for processor in kept] == [TemperatureTopKLogitsProcessor]
 
 

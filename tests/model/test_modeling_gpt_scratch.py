@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -26,7 +27,6 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.distributed import DistributedConfig
-from transformers.generation import ContinuousBatchingConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_gpt_scratch import (
@@ -824,6 +824,7 @@ class TestGenerate:
         log_probs = log_probs.log_softmax(dim=-1).gather(-1, cached.sequences[0, 12:, None])
         assert float(log_probs.mean()) == pytest.approx(float(cached.sequences_scores[0]), abs=1e-4)
 
+    @pytest.mark.usefixtures("continuous_batching")
     def test_continuous_batching(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
         """Six prompts of together more tokens than the context has positions, each well within it."""
         model = build_model()
@@ -843,7 +844,9 @@ class TestGenerate:
         results = model.generate_batch(
             prompts,
             generation_config=GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=-1, pad_token_id=0),
-            continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64, page_size=16),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(
+                num_blocks=16, max_batch_tokens=64, page_size=16
+            ),
         )
         assert [result.error for result in results.values()] == [None] * 6
         assert [result.generated_tokens for result in results.values()] == expected

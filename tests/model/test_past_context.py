@@ -189,7 +189,10 @@ def test_stock_gpt2_dies(model: GPTScratchForCausalLM, stock_gpt2: Callable) -> 
         ({"past_context": "rolling", "use_cache": False}, "needs the cache: leave use_cache on"),
         ({"past_context": "exact", "cache_implementation": "static"}, "does not go with a static cache"),
         ({"past_context": "rolling", "cache_implementation": "static"}, "does not go with a static cache"),
-        ({"past_context": "exact", "prompt_lookup_num_tokens": 3}, "does not go with assisted or prompt-lookup"),
+        (
+            {"past_context": "exact", "prompt_lookup_num_tokens": 3, "eos_token_id": 0},
+            "does not go with assisted or prompt-lookup",
+        ),
     ],
 )
 def test_what_does_not_go_together(model: GPTScratchForCausalLM, options: dict, reason: str) -> None:

@@ -9,7 +9,6 @@ from typing import get_type_hints
 
 import pytest
 
-from hf_gpt_scratch import GPTScratchConfig
 from hf_gpt_scratch.training.command_line import RECIPES, parse_settings, read_settings_file, settings_json
 from hf_gpt_scratch.training.settings import ARCHITECTURE, FREE_ON_RESUME, TrainingSettings
 
@@ -85,7 +84,7 @@ def test_model_config_takes_every_setting_of_the_model() -> None:
         hidden_size=48, num_attention_heads=4, qkv_bias=False, tie_word_embeddings=False, dropout=0.3
     )
     config = settings.model_config()
-    shared = {item.name for item in fields(settings)} & {item.name for item in fields(GPTScratchConfig)}
+    shared = {item.name for item in fields(settings)} & config.to_dict().keys()
     assert shared == {*ARCHITECTURE, "dropout"}
     assert all(getattr(config, name) == getattr(settings, name) for name in shared)
 
