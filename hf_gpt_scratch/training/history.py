@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.files import errors_name, flush
+from hf_gpt_scratch.files import errors_name, flush, unfinished_file
 from hf_gpt_scratch.plots import loss_figure, save_figure
 
 from .progress_bar import warn
@@ -195,17 +195,13 @@ class History:
     def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:
         """Keep the file aside and put its readable rows up to a step in its place, whole or not at all."""
         found, aside = self._num_bytes, unused_name(self.path)
-        copy, unfinished = (path.with_name(f"{path.name}.tmp") for path in (aside, self.path))
-        with errors_name(aside):
+        with unfinished_file(aside) as copy:
             shutil.copyfile(self.path, copy)
-            copy.rename(aside)
-        with errors_name(self.path), aside.open("rb") as source, unfinished.open("wb") as target:
+        with unfinished_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
             for line in source:
                 row = parse_row(line)
                 if row is not None and row["event"] != "end" and moment(row) <= global_step:
                     target.write(line if line.endswith(b"\n") else line + b"\n")
-        flush(unfinished)
-        unfinished.replace(self.path)
         self._forget()
         for _ in self._lines():
             pass

@@ -31,7 +31,7 @@ from .bad_steps import may_be_applied
 from .card import card_details
 from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
-from .output_folder import FolderLock
+from .output_folder import UNFINISHED_MODEL, FolderLock
 from .processes import on_main_process
 from .progress_bar import StepDisplay
 from .run import Run, set_up
@@ -357,7 +357,7 @@ def push_unfinished(run: Run) -> None:
     """Push the model as it is to a branch of its own, beside the run, unless the push before is still under way."""
     if broadcast_object_list([run.pushes.is_busy])[0]:
         return
-    folder = run.output_dir / "unfinished-model"
+    folder = run.output_dir / UNFINISHED_MODEL
     write_repository(run, folder)
     if run.accelerator.is_main_process:
         run.pushes.start(folder, run.settings, run.progress.global_step)
