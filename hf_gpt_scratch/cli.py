@@ -98,12 +98,14 @@ class ShownLines:
     """A standard stream whose lines are only shown: none of them ends the work.
 
     A character that the console lacks is written as its escape. When nobody reads any more, or the disk behind the
-    stream is full, the rest goes nowhere.
+    stream is full, the rest goes nowhere, and `lost` says why.
 
     Args:
         stream: the stream.
         is_result: what is shown is the result itself, as that of generate.py: then `OutputLost` ends the work.
     """
+
+    lost: str | None = None
 
     def __init__(self, stream: TextIO, is_result: bool = False) -> None:
         self.stream = stream
@@ -130,12 +132,19 @@ class ShownLines:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
+        self.lost = error.strerror or str(error)
         # Also for what is still in the buffer, which Python would try again at its end.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
         if self.is_result:
             raise OutputLost(error) from None
+
+
+def lost_streams() -> dict[str, str]:
+    """Return the standard streams that nothing can be written to any more, by name, and why in the system's words."""
+    reasons = {name: getattr(getattr(sys, name), "lost", None) for name in ("stdout", "stderr")}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 class OutputLost(Stopped):

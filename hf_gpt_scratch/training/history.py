@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.cli import lost_streams
 from hf_gpt_scratch.files import errors_name, flush, unfinished_file
 from hf_gpt_scratch.plots import loss_figure, save_figure
 
@@ -70,6 +71,7 @@ class History:
         self.path = path
         self.writes = writes
         self._is_read = False
+        self._lost: set[str] = set()
         self._forget()
 
     def append(self, event: str, **values: Any) -> None:
@@ -81,6 +83,13 @@ class History:
         row = {"event": event, **values}
         self._write(row)
         self._rows[event].add(row)
+
+    def note_lost_output(self, global_step: int) -> None:
+        """Add a row for each standard stream that broke, once: the run goes on, and nothing else can say so."""
+        for name, reason in lost_streams().items():
+            if name not in self._lost:
+                self._lost.add(name)
+                self.append("output_lost", global_step=global_step, stream=name, reason=reason)
 
     def rows(self, event: str) -> list[Row]:
         """Return rows of one kind of event, oldest first: all, or of more than `MOST_ROWS` a choice.

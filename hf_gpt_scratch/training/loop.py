@@ -234,6 +234,7 @@ def record_step(
         seconds_left=round(display.seconds_left(progress.global_step), 3),
         **({} if is_applied else {"skipped": True}),
     )
+    run.history.note_lost_output(progress.global_step)
     known = {name: value for name, value in (values | speed).items() if value is not None}
     run.accelerator.log(known, step=progress.global_step)
 
@@ -311,6 +312,7 @@ def finish(run: Run) -> TrainingResult:
         evaluate(run, 0)
     train_loss, validation_loss = run.progress.whole_losses
     seconds = time.perf_counter() - run.started
+    run.history.note_lost_output(run.progress.global_step)
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
     write_repository(run, repository)
