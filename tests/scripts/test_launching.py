@@ -79,7 +79,7 @@ def test_one_process_alone_in_a_group_trains_as_one_in_none(
 
 def launched(launch: Callable, short_text: Path, folder: Path, launcher: str, *arguments: object) -> tuple[dict, str]:
     """The settings of a run under `accelerate launch`, none where it was refused; and what it said on stderr."""
-    train = [*TINY, "--train_file", short_text, "--max_steps", 1, "--eval_steps", 9, "--output_dir", folder]
+    train = [*TINY, "--train_file", short_text, "--max_steps", 3, "--eval_steps", 9, "--output_dir", folder]
     result = launch("train.py", *train, *arguments, launcher=["--quiet", *launcher.split()])
     if result.returncode:
         assert not folder.exists()
