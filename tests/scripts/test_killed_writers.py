@@ -61,7 +61,7 @@ def start(environment: dict[str, str], project_root: Path, tmp_path: Path) -> It
 
 def stop_in_mid_write(begin: Callable[[], subprocess.Popen], folder: Path, pattern: str) -> subprocess.Popen:
     """Stop a process while something of that pattern lies there; one that was too fast begins again."""
-    while True:
+    for _ in range(40):
         process = begin()
         while process.poll() is None:
             if not list(folder.glob(pattern)):
@@ -74,6 +74,7 @@ def stop_in_mid_write(begin: Callable[[], subprocess.Popen], folder: Path, patte
                 return process
             process.send_signal(signal.SIGCONT)
         assert process.returncode == 0, process.communicate()
+    raise AssertionError(f"nothing like {pattern} was ever seen")
 
 
 def end(process: subprocess.Popen, number: int) -> tuple[int, str]:
