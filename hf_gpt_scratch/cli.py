@@ -4,11 +4,13 @@ import argparse
 import io
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from .interrupts import InterruptDeadline, Stopped
@@ -96,12 +98,14 @@ class ShownLines:
     """A standard stream whose lines are only shown: none of them ends the work.
 
     A character that the console lacks is written as its escape. When nobody reads any more, or the disk behind the
-    stream is full, the rest goes nowhere.
+    stream is full, the rest goes nowhere, and `lost` says why.
 
     Args:
         stream: the stream.
         is_result: what is shown is the result itself, as that of generate.py: then `OutputLost` ends the work.
     """
+
+    lost: str | None = None
 
     def __init__(self, stream: TextIO, is_result: bool = False) -> None:
         self.stream = stream
@@ -128,12 +132,19 @@ class ShownLines:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
+        self.lost = error.strerror or str(error)
         # Also for what is still in the buffer, which Python would try again at its end.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
         if self.is_result:
             raise OutputLost(error) from None
+
+
+def lost_streams() -> dict[str, str]:
+    """Return the standard streams that nothing can be written to any more, by name, and why in the system's words."""
+    reasons = {name: getattr(getattr(sys, name), "lost", None) for name in ("stdout", "stderr")}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 class OutputLost(Stopped):
@@ -143,6 +154,37 @@ class OutputLost(Stopped):
         is_closed_pipe = isinstance(error, BrokenPipeError)
         super().__init__("" if is_closed_pipe else f"error: the output cannot be written: {error.strerror or error}")
         self.exit_code = 141 if is_closed_pipe else 1
+
+
+class Terminated(SystemExit):
+    """A signal asks for the end: what is half written is cleared away on the way out."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(self.exit_code)
+
+    def __str__(self) -> str:
+        return f"ended by {signal.Signals(self.exit_code - 128).name}"
+
+
+def end_in_order() -> None:
+    """Have SIGTERM and SIGHUP raise `Terminated`, once, where they would end the process without a word.
+
+    One that is ignored, as under nohup, stays so. The processes of a distributed run wait for each other where Python
+    sees no signal: there the system's own action stays, and the launcher reports it.
+    """
+    if "RANK" in os.environ:
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    deadly = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        for other in deadly:
+            signal.signal(other, signal.SIG_IGN)  # the way out is short, and shall not be cut off
+        raise Terminated(number)
+
+    for number in deadly:
+        signal.signal(number, terminate)
 
 
 def run(main: Callable[[], None], shows_result: bool = False) -> None:
@@ -159,11 +201,12 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
     # A stream that was closed is none.
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
     sys.stderr = sys.stderr and ShownLines(sys.stderr)
+    end_in_order()
     try:
         with InterruptDeadline():
             main()
         print(end="", flush=True)
-    except Stopped as stop:
+    except (Stopped, Terminated) as stop:
         if str(stop):
             say_once(str(stop))  # the others stop for the same reason
         sys.exit(stop.exit_code)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import IGNORE_INDEX, TokenWindows, build_loader
+from .data import IGNORE_INDEX, TokenWindows
 from .linear_cross_entropy import use_fused_loss
 from .preparation.pieces import cut_text
 from .tokenizer import text_to_token_ids
@@ -139,7 +140,8 @@ def evaluate_text(
     batches = (
         {name: tensor.to(model.device) for name, tensor in batch.items()}
         for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size)
-        for batch in build_loader(TokenWindows(stretch, block_size), batch_size)
+        # A plain loader, which fills up no batch; with a generator of its own it draws from nobody's.
+        for batch in DataLoader(TokenWindows(stretch, block_size), batch_size, generator=torch.Generator())
     )
     use_fused_loss(model)
     total = sum_losses(model, batches, skip_logits="skip_logits" in inspect.signature(model.forward).parameters)

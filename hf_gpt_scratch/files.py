@@ -4,10 +4,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+# Ends the hidden name of what is being written, here and nowhere else.
+UNFINISHED_MARK = ".hf_gpt_scratch-unfinished"
 
 
 def flush(path: Path) -> None:
@@ -69,12 +76,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: beside, flushed, then given its name."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with errors_name(path):
-        unfinished.write_text(text, encoding="utf-8")
-        flush(unfinished)
-        unfinished.replace(path)
+    """Write a text file whole or not at all, as UTF-8."""
+    write_whole(path, text.encode())
 
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
@@ -83,14 +86,115 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written; what was there before stays, and nothing is left of it.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    with errors_name(path):
-        try:
-            with partial.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-            flush(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        flush(path.parent)
+    with unfinished_file(path) as unfinished, unfinished.open("wb") as file:
+        for part in parts:
+            file.write(part)
+
+
+@contextmanager
+def unfinished_file(output: Path) -> Iterator[Path]:
+    """Give a path to write a file at, which takes the place of `output` when the block ends well.
+
+    Where another process writes the same file, this one waits for it.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    with errors_name(output), sole_writer(output, waits=True) as path:
+        yield path
+        flush(path)
+        path.replace(output)
+        flush(output.parent)
+
+
+@contextmanager
+def unfinished_folder(output: Path, replace: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside `output`, which takes its name when the block ends well.
+
+    Args:
+        output: the folder to make.
+        replace: put it in the place of one that is there already.
+
+    Raises:
+        FileExistsError: `output` is there, and `replace` is not set.
+        BlockingIOError: another process is making it.
+        OSError: it cannot be written; what was there before stays.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(output, waits=False) as path:
+        is_there = output.exists() or output.is_symlink()
+        if is_there and not replace:
+            raise FileExistsError(f"{output} exists already: choose another folder, or remove it")
+        path.mkdir()
+        yield path
+        for written in (*path.iterdir(), path):
+            flush(written)
+        if is_there:
+            output.rename(replaced_path(output))
+        path.rename(output)
+        flush(output.parent)
+        remove(replaced_path(output))
+
+
+@contextmanager
+def sole_writer(output: Path, waits: bool) -> Iterator[Path]:
+    """Give the hidden path beside `output` at which this process alone writes it; what is left there is removed.
+
+    Its name says what it is of, and its lock dies with the process. So what a killed one left is known by a free lock,
+    and the next writer of the same output removes it.
+
+    Raises:
+        BlockingIOError: another process is writing it, and this one shall not wait.
+    """
+    path = output.with_name(f".{output.name}{UNFINISHED_MARK}")
+    lock_path = path.with_name(f"{path.name}.lock")
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(blocking=waits)
+    except Timeout:
+        raise BlockingIOError(f"another process is writing {output}: wait for it, or choose another name") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(output)) from error  # not the name of the lock
+    try:
+        remove(path)
+        give_back(output)
+        yield path
+    finally:
+        with suppress(OSError):  # what it was about is more than a leftover, which the next writer removes
+            remove(path)
+            lock_path.unlink()
+        lock.release()
+
+
+def replaced_path(output: Path) -> Path:
+    """Return where a folder lies for the moment in which another one takes its place."""
+    return output.with_name(f".{output.name}{UNFINISHED_MARK}-replaced")
+
+
+def give_back(output: Path) -> None:
+    """Put a folder back that a killed process had moved away, unless the new one is in its place already."""
+    replaced = replaced_path(output)
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a name is one that only this package gives, to what it has not finished."""
+    return path.name.startswith(".") and UNFINISHED_MARK in path.name
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder; what another one is writing now stays."""
+    for name in {path.name for path in folder.glob(f".*{UNFINISHED_MARK}*")}:
+        output = folder / name[1 : name.rindex(UNFINISHED_MARK)]
+        with suppress(BlockingIOError), sole_writer(output, waits=False):
+            pass

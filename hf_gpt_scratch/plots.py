@@ -8,6 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .files import unfinished_file
+
 
 if TYPE_CHECKING:
     import torch
@@ -90,8 +92,8 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "p
     """Write `stem`.png and `stem`.pdf; each replaces the one before only when it is complete."""
     paths = []
     for suffix in suffixes:
-        path, unfinished = stem.with_name(f"{stem.name}.{suffix}"), stem.with_name(f"{stem.name}.{suffix}.tmp")
-        figure.savefig(unfinished, format=suffix, dpi=150)
-        unfinished.replace(path)
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        with unfinished_file(path) as unfinished:
+            figure.savefig(unfinished, format=suffix, dpi=150)
         paths.append(path)
     return paths

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .files import write_json
+from .files import unfinished_folder, write_json
 from .model_card import CardDetails, render_card
 from .tokenizer import build_tokenizer
 from .vocabulary import join_merges
@@ -53,11 +52,7 @@ def build_repository(
         FileExistsError: the folder is there and `replace` is not set.
     """
     folder = Path(folder)
-    if folder.exists() and not replace:
-        raise FileExistsError(f"{folder} exists already: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with unfinished_folder(folder, replace) as unfinished:
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
         if model.can_generate():
             generation_config(model).save_pretrained(unfinished)
@@ -68,18 +63,9 @@ def build_repository(
         (unfinished / "README.md").write_text(readme, encoding="utf-8")
         for picture in card.pictures if card else ():
             shutil.copyfile(picture, unfinished / picture.name)
-        # mkdtemp and safetensors make folders and files that only the user may read.
         umask = current_umask()
-        unfinished.chmod(0o777 & ~umask)
         for file in unfinished.iterdir():
-            file.chmod(0o666 & ~umask)
-        old = folder.with_name(f"{unfinished.name}-old")
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            file.chmod(0o666 & ~umask)  # safetensors makes files that only the user may read
     return folder
 
 

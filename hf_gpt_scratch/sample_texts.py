@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 import requests
+
+from .files import write_whole
 
 
 BUNDLED_TEXT = "sample_text.txt"
@@ -57,9 +58,7 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     if sha256_of(response.content) != sha256:
         raise OSError(f"{url} gave another file (sha256 {sha256_of(response.content)}, wanted {sha256}): {by_hand}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(response.content)
-    os.replace(file.name, path)
+    write_whole(path, response.content)
     return path
 
 

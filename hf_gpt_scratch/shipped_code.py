@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .files import json_text, write_whole
+from .files import clear_unfinished, json_text, write_whole
 
 
 CODE_FOLDER = Path(str(files("hf_gpt_scratch"))) / "model"
@@ -88,8 +88,8 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
     config = update_config(
         old_config, tokenizer_config.read_bytes() if tokenizer_config.is_file() else None, str(folder)
     )
-    # A killed update may have left a part of a file as well.
-    present = [path for path in folder.iterdir() if is_code(path.name.removesuffix(".partial"))]
+    clear_unfinished(folder)
+    present = [path for path in folder.iterdir() if is_code(path.name)]
     for path in (*present, config_file):
         if path.is_symlink():
             raise ValueError(f"cannot update {folder}: {path.name} is a link, put the file itself there")
@@ -102,7 +102,7 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
     if interim or config != old_config:
         write_whole(config_file, config)
     for name in {*removed, *interim}:
-        (folder / name).unlink(missing_ok=True)  # the part of a file that was written now
+        (folder / name).unlink()
     return written + [config_file.name] * (config != old_config), removed
 
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "preparation": {"cli", "tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
     "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", "shipped_code", ""},
     "benchmarks": {"cli", "decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
-    | {"token_shards", "vocabulary"}
+    | {"token_shards", "vocabulary", "files", "plots"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""}
     | {"fast_decoding", "linear_cross_entropy"},
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, evaluation
 from hf_gpt_scratch.data import TokenWindows, build_loader
@@ -172,16 +173,32 @@ TEXT = "\tThe lamp went round,  and  the sea went by<|endoftext|> Nobody\n\n  sl
 def test_a_text_in_blocks_is_scored_as_the_whole_text_in_one_row(
     text_model: GPTScratchForCausalLM, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    """To the last bit, with the batches of a loader over all windows, whatever blocks and pieces."""
+    """To the last bit, with the batches of a plain loader over all windows, whatever blocks and pieces."""
     tokenizer, text = build_tokenizer(8), TEXT[:length]
     token_ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode(text)])
-    expected = sum_losses(text_model, build_loader(TokenWindows(token_ids, 8), 3), skip_logits=True)
+    expected = sum_losses(text_model, DataLoader(TokenWindows(token_ids, 8), 3), skip_logits=True)
     for piece_chars in (20, 1000):
         monkeypatch.setattr(evaluation, "PIECE_CHARS", piece_chars)
         blocks = (text[start : start + 5] for start in range(0, length, 5))
         result = evaluate_text(text_model, blocks, tokenizer, batch_size=3)
         assert (result.loss, result.num_tokens) == (expected.mean, expected.num_tokens)
         assert result.num_bytes == len(text.encode())
+
+
+def test_batch_is_not_filled_up(text_model: GPTScratchForCausalLM) -> None:
+    """A million windows at once, of a text that has few, once took a million windows' memory."""
+    rows = []
+
+    def count(module: torch.nn.Module, inputs: tuple, kwargs: dict) -> None:
+        rows.append(len(kwargs["input_ids"]))
+
+    handle = text_model.register_forward_pre_hook(count, with_kwargs=True)
+    tokenizer = build_tokenizer(8)
+    few, many = (evaluate_text(text_model, TEXT, tokenizer, batch_size=size) for size in (2, 1_000_000))
+    handle.remove()
+    assert rows[-1] == sum(rows[:-1])
+    assert set(rows[:-2]) == {2}
+    assert many.loss == pytest.approx(few.loss, rel=1e-6)
 
 
 def test_cuts_that_do_not_look_at_the_text_would_change_its_tokens() -> None:

@@ -4,13 +4,24 @@ import hashlib
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_gpt_scratch.files import errors_name, flush, sha256_of, write_text, write_whole
+from hf_gpt_scratch.files import (
+    UNFINISHED_MARK,
+    clear_unfinished,
+    errors_name,
+    flush,
+    sha256_of,
+    unfinished_folder,
+    write_text,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000_003])
@@ -82,3 +93,75 @@ def test_file_is_written_whole_or_what_was_there_stays(tmp_path: Path) -> None:
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"one two"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from hf_gpt_scratch.files import write_whole
+path, letter = Path(sys.argv[1]), sys.argv[2].encode()
+for _ in range(20):
+    write_whole(path, letter * 100_000)
+"""
+
+
+def test_two_processes_that_write_one_file_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    command, environment = [sys.executable, "-c", WRITER, str(path)], os.environ | {"HF_GPT_SCRATCH_REGISTER": "0"}
+    processes = [subprocess.Popen([*command, letter], env=environment) for letter in "abc"]
+    seen = set()
+    while any(process.poll() is None for process in processes):
+        if path.exists():
+            content = path.read_bytes()
+            assert len(content) == 100_000
+            seen |= set(content)
+            assert len(set(content)) == 1
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert seen <= set(b"abc")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def leave(output: Path, *names: str) -> None:
+    """Leave behind what a killed writer leaves."""
+    for name in names:
+        path = output.with_name(f".{output.name}{UNFINISHED_MARK}{name}")
+        path.write_text("") if name == ".lock" else path.mkdir()
+        if path.is_dir():
+            (path / "file").write_text(name)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_folder_that_was_moved_away_when_the_kill_came_is_back(tmp_path: Path, replace: bool) -> None:
+    output = tmp_path / "model"
+    leave(output, "", "-replaced", ".lock")
+    if not replace:
+        with pytest.raises(FileExistsError, match="exists already"), unfinished_folder(output):
+            pass
+        assert (output / "file").read_text() == "-replaced"
+    else:
+        with pytest.raises(OSError, match="full"), unfinished_folder(output, replace=True):
+            raise OSError("full")
+        assert (output / "file").read_text() == "-replaced"
+        with unfinished_folder(output, replace=True) as folder:
+            (folder / "new").write_text("x")
+        assert [path.name for path in output.iterdir()] == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_only_what_bears_the_mark_and_is_not_being_written_is_cleared(tmp_path: Path) -> None:
+    leave(tmp_path / "left", "", ".lock")
+    strangers = [tmp_path / name for name in (".left-x1y2z3", "left.partial", "left.tmp", ".left.unfinished", "left")]
+    for stranger in strangers:
+        stranger.mkdir()
+    with unfinished_folder(tmp_path / "other") as folder:
+        clear_unfinished(tmp_path)
+        assert folder.is_dir()
+        assert not (tmp_path / f".left{UNFINISHED_MARK}").exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*strangers, tmp_path / "other"])
+
+
+def test_error_names_the_output_and_not_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="directory|exists") as caught:
+        write_text(tmp_path / "file" / "text", "x")
+    assert caught.value.filename == str(tmp_path / "file" / "text")

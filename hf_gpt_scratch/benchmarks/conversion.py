@@ -111,9 +111,10 @@ def checkpoint_shapes(size: GPT2Size) -> dict[str, tuple[int, ...]]:
 
 def convert_ours(source: Path, output: Path) -> None:
     """Checkpoint to safetensors as the command does it, every checksum verified, flushed to the disk."""
-    from hf_gpt_scratch.conversion.convert import open_source, plan_conversion, unfinished_folder
+    from hf_gpt_scratch.conversion.convert import open_source, plan_conversion
     from hf_gpt_scratch.conversion.safetensors_files import write_model
     from hf_gpt_scratch.conversion.tensor_jobs import plan_jobs
+    from hf_gpt_scratch.files import unfinished_folder
 
     with unfinished_folder(output) as folder:
         conversion = plan_conversion(open_source(source))

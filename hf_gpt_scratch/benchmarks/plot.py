@@ -9,6 +9,8 @@ def plot_comparisons(report: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    from hf_gpt_scratch.plots import save_figure
+
     rows = report["comparisons"]
     lowest, median, highest = zip(*(row["times"] for row in rows), strict=True)
     errors = [
@@ -23,13 +25,15 @@ def plot_comparisons(report: dict[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel(f"{rows[0]['figure']} time / ours (right of the line: ours is faster)")
         axes.set_title(f"{report['benchmark']}: {report['setting']}")
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path.with_suffix(""), ("png",))
 
 
 def plot_growth(report: dict[str, Any], path: Path) -> None:
     """Draw time per unit and peak memory over the amount of data, median and minimum to maximum, into a PNG file."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+
+    from hf_gpt_scratch.plots import save_figure
 
     growth = report["growth"]
     labels = {"wall": f"wall seconds for {growth['unit']}", "memory": "peak memory, MiB"}
@@ -45,4 +49,4 @@ def plot_growth(report: dict[str, Any], path: Path) -> None:
             axes.set_xlabel("data")
             axes.set_ylabel(label)
         figure.suptitle(f"{report['benchmark']}: {report['setting']}")
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path.with_suffix(""), ("png",))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.files import write_text
+
 from .measuring import format_spread, profile_rows
 
 
@@ -47,7 +49,7 @@ def write_tables(folder: Path, readme: Path) -> None:
     _, end, after = rest.partition(MARKS[1])
     if not (start and end):
         raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables shall stand")
-    readme.write_text(f"{before}{start}\n{speed_tables(folder)}\n{end}{after}", encoding="utf-8")
+    write_text(readme, f"{before}{start}\n{speed_tables(folder)}\n{end}{after}")
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -4,11 +4,8 @@ Neither torch nor transformers is imported here for a checkpoint of TensorFlow o
 holds more than one matrix at a time.
 """
 
-import contextlib
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import hf_gpt_scratch
-from hf_gpt_scratch.files import flush, sha256_of
+from hf_gpt_scratch.files import sha256_of, unfinished_folder
 
 from .gpt2_sizes import GPT2Size
 from .mapping import EMBEDDING, Format, Move, Plan, canonical_names, detect_format, name_some, plan_moves
@@ -148,28 +145,6 @@ def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
         padding = rows - NUM_GPT2_TOKENS
         notes.append(f"the vocabulary has {padding} rows more than GPT-2's; --vocab-size {NUM_GPT2_TOKENS} cuts them")
     return wanted or rows
-
-
-@contextlib.contextmanager
-def unfinished_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its name when the block ends well, and is removed when it does not.
-
-    Raises:
-        FileExistsError: `output` is there already.
-    """
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output} exists already: choose another folder, or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        for path in (*folder.iterdir(), folder):
-            flush(path)
-        folder.rename(output)
-        flush(output.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def convert_checkpoint(

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_gpt_scratch.files import unfinished_folder
+
 from .cards import render_stock_card, render_stock_license
-from .convert import DEFAULT_SHARD_SIZE, finish, unfinished_folder
+from .convert import DEFAULT_SHARD_SIZE, finish
 from .mapping import GPT2, Layout, Row, name_some, target_shapes
 from .named_tensors import Shape, free_pages
 from .parallel_writer import PIECE_BYTES, Buffer

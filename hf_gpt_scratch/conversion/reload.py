@@ -5,7 +5,10 @@ and makes sure that the folder does not either.
 """
 
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +96,23 @@ def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
     }
 
 
+def end_with(asker: int) -> None:
+    """Stop soon after the process that asked was killed: nobody reads the answer, and its folder goes."""
+
+    def watch() -> None:
+        while os.getppid() == asker:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Answer the one request."""
     # Importing it would now fail: the folder has to stand alone.
     sys.modules["hf_gpt_scratch"] = None
     request = json.load(sys.stdin)
+    end_with(request["asker"])
     exchange = Path(request["exchange"])
     result = compute(request, exchange)
     (exchange / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -335,6 +335,7 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
         "exchange": str(exchange),
         "trust_remote_code": trust_remote_code,
         "text": text,
+        "asker": os.getpid(),
     }
     # An empty cache, so that the code of the folder is what is run, and no network.
     environment = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
@@ -419,7 +420,8 @@ def verify_folder(
     expected = (expected_stock if stock else expected_ours)(plain, config)
     value_difference = compare_values(SafetensorsFiles(weights), expected, dtype)
     rounded = SourceWeights(tensors, format_name, vocab_size, round_to(dtype))
-    with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as name:
+    # In the folder, which is not finished yet: what a kill leaves goes with it.
+    with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix=".verify-") as name:
         exchange = Path(name)
         result = ask_fresh_process(folder, exchange, trust_remote_code=not stock, text=text)
         logit_differences = compare_logits(rounded, config, result, exchange)

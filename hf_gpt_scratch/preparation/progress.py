@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.files import sha256_of, write_whole
+from hf_gpt_scratch.files import clear_unfinished, is_unfinished, sha256_of, write_whole
 from hf_gpt_scratch.token_folder import INDEX_NAME, UNFINISHED_NAME
 
 
@@ -17,7 +17,7 @@ Shards = dict[str, list[dict[str, Any]]]  # of each split, what the index says o
 
 def refuse_foreign_folder(folder: Path) -> None:
     """Raise FileExistsError if a folder holds something that was not prepared here."""
-    names = {path.name for path in folder.iterdir() if path.suffix != ".partial"} - {LOCK_NAME}
+    names = {path.name for path in folder.iterdir() if not is_unfinished(path)} - {LOCK_NAME}
     if names and not names & {INDEX_NAME, UNFINISHED_NAME}:
         raise FileExistsError(f"{folder} is not empty, it holds {min(names)}: name a new folder")
 
@@ -30,8 +30,7 @@ def find_finished_shards(folder: Path, plan: dict[str, Any], num_workers: int, s
         ValueError: the note of what was done is damaged.
     """
     note = folder / UNFINISHED_NAME
-    for partial in folder.glob("*.partial"):
-        partial.unlink()
+    clear_unfinished(folder)
     if not note.exists():
         return {split: [] for split in SPLITS}
     try:

@@ -33,6 +33,7 @@ from .sharding import gather, spread_like, spread_optimizer_state
 PREFIX = "step-"
 REPLACED = ".replaced"  # ends the name of a checkpoint that another of the same step takes the place of
 UNFINISHED = ".unfinished-"  # begins the name of what is being written, or being deleted
+NAME = re.compile(rf"{PREFIX}[0-9]{{8,}}({re.escape(REPLACED)})?")
 IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
 
 
@@ -205,9 +206,17 @@ def discard(path: Path) -> None:
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints, newest step first, whole or damaged; a file of such a name is none, and is left alone."""
-    pattern = rf"{PREFIX}[0-9]{{8,}}({re.escape(REPLACED)})?"
-    found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(pattern, path.name) and path.is_dir()]
+    found = [path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (-step_of(path), path.name))
+
+
+def find_unfinished(folder: Path) -> list[Path]:
+    """What a killed run was writing or deleting, and nothing of another name or kind."""
+    return [
+        path
+        for path in folder.glob(f"{UNFINISHED}*")
+        if NAME.fullmatch(path.name.removeprefix(UNFINISHED)) and path.is_dir() and not path.is_symlink()
+    ]
 
 
 def step_of(path: Path) -> int:

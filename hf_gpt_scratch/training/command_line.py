@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_gpt_scratch.cli import OneLineParser
+from hf_gpt_scratch.launching import settings_of_launcher
 
 from .settings import ARCHITECTURE, TrainingSettings
 
@@ -96,6 +97,7 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
         given(parser, words) for words in (as_flags(recipe_values), as_flags(file_values), flags)
     )
     by_user = without_replaced(by_file, by_flags) | by_flags
+    by_user |= settings_of_launcher(by_user, lambda flag: given(parser, [flag]))
     return TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
 
 

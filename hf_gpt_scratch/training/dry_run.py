@@ -95,7 +95,6 @@ def time_estimate(flops: float, settings: TrainingSettings, accelerator: Acceler
     """The least time that training can take: an MFU of 100 %, no evaluation. How much longer, only a run can tell."""
     dtype = product_dtype(accelerator.mixed_precision)
     peak = (settings.peak_flops or measure_peak_flops(accelerator.device, dtype)) * accelerator.num_processes
-    seconds = timedelta(seconds=round(flops / peak))
-    return (
-        f"time at least {seconds} ({flops:.3g} FLOPs at a peak of {peak / 1e9:,.0f} GFLOP/s); evaluations come on top"
-    )
+    seconds = flops / peak
+    time = timedelta(seconds=round(seconds)) if seconds >= 1 else f"{seconds:.2g} s"
+    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {peak / 1e9:,.0f} GFLOP/s); evaluations come on top"

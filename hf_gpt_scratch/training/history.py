@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.files import errors_name, flush, hash_file
+from hf_gpt_scratch.cli import lost_streams
+from hf_gpt_scratch.files import errors_name, flush, hash_file, unfinished_file
 from hf_gpt_scratch.plots import loss_figure, save_figure
 
 from .progress_bar import warn
@@ -70,6 +71,7 @@ class History:
         self.path = path
         self.writes = writes
         self._is_read = False
+        self._lost: set[str] = set()
         self._forget()
 
     def append(self, event: str, **values: Any) -> None:
@@ -81,6 +83,13 @@ class History:
         row = {"event": event, **values}
         self._write(row)
         self._rows[event].add(row)
+
+    def note_lost_output(self, global_step: int) -> None:
+        """Add a row for each standard stream that broke, once: the run goes on, and nothing else can say so."""
+        for name, reason in lost_streams().items():
+            if name not in self._lost:
+                self._lost.add(name)
+                self.append("output_lost", global_step=global_step, stream=name, reason=reason)
 
     def rows(self, event: str) -> list[Row]:
         """Return rows of one kind of event, oldest first: all, or of more than `MOST_ROWS` a choice.
@@ -194,17 +203,13 @@ class History:
     def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:
         """Keep the file aside and put its readable rows up to a step in its place, whole or not at all."""
         found, aside = self._num_bytes, unused_name(self.path)
-        copy, unfinished = (path.with_name(f"{path.name}.tmp") for path in (aside, self.path))
-        with errors_name(aside):
+        with unfinished_file(aside) as copy:
             shutil.copyfile(self.path, copy)
-            copy.rename(aside)
-        with errors_name(self.path), aside.open("rb") as source, unfinished.open("wb") as target:
+        with unfinished_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
             for line in source:
                 row = parse_row(line)
                 if row is not None and row["event"] != "end" and moment(row) <= global_step:
                     target.write(line if line.endswith(b"\n") else line + b"\n")
-        flush(unfinished)
-        unfinished.replace(self.path)
         self._forget()
         for _ in self._lines():
             pass

@@ -32,7 +32,7 @@ from .card import card_details
 from .checkpoint import random_state, restore_random_state
 from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
-from .output_folder import FolderLock
+from .output_folder import UNFINISHED_MODEL, FolderLock
 from .processes import on_main_process
 from .progress_bar import StepDisplay
 from .run import Run, set_up
@@ -266,6 +266,7 @@ def record_step(
         seconds_left=round(display.seconds_left(progress.global_step), 3),
         **({} if is_applied else {"skipped": True}),
     )
+    run.history.note_lost_output(progress.global_step)
     known = {name: value for name, value in (values | speed).items() if value is not None}
     run.accelerator.log(known, step=progress.global_step)
 
@@ -352,6 +353,7 @@ def finish(run: Run) -> TrainingResult:
         evaluate(run, 0)
     train_loss, validation_loss = run.progress.whole_losses
     seconds = time.perf_counter() - run.started
+    run.history.note_lost_output(run.progress.global_step)
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
     write_repository(run, repository)
@@ -398,7 +400,7 @@ def push_unfinished(run: Run) -> None:
     """Push the model as it is to a branch of its own, beside the run, unless the push before is still under way."""
     if broadcast_object_list([run.pushes.is_busy])[0]:
         return
-    folder = run.output_dir / "unfinished-model"
+    folder = run.output_dir / UNFINISHED_MODEL
     write_repository(run, folder)
     if run.accelerator.is_main_process:
         run.pushes.start(folder, run.settings, run.progress.global_step)

@@ -9,15 +9,19 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from hf_gpt_scratch.files import errors_name
+from hf_gpt_scratch.files import clear_unfinished, errors_name
 
-from .checkpoint import UNFINISHED
+from .checkpoint import find_unfinished
 from .settings import TrainingSettings
 
 
 LOCK_NAME = ".lock"
+UNFINISHED_MODEL = "unfinished-model"  # what --push_steps pushes, while the run goes on
 # What a run writes beside it; the last one is tensorboard's, named after the project.
-WRITTEN = ("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", "hf_gpt_scratch")
+WRITTEN = (
+    *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
+    "hf_gpt_scratch",
+)
 
 
 class FolderLock:
@@ -138,9 +142,9 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
 
 def clear_leftovers(folder: Path) -> None:
     """Delete what a run that was killed left half written in its output folder."""
-    for path in [*folder.glob(f"checkpoints/{UNFINISHED}*"), *folder.glob(".*model-*")]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-    for path in folder.glob("*.tmp"):
-        if path.is_file():
-            path.unlink()
+    clear_unfinished(folder)
+    for path in find_unfinished(folder / "checkpoints"):
+        shutil.rmtree(path)
+    pushed = folder / UNFINISHED_MODEL
+    if (pushed / "config.json").is_file() and not pushed.is_symlink():
+        shutil.rmtree(pushed)

@@ -47,6 +47,7 @@ def with_fitting_batch(settings: TrainingSettings, num_windows: int, num_process
         return settings
     windows = min(windows, math.ceil(num_windows / num_processes))
     micro_batches = math.ceil(num_windows / (windows * num_processes))
+    windows = math.ceil(num_windows / (micro_batches * num_processes))  # all alike: the last one is not half empty
     return replace(settings, per_device_train_batch_size=windows, gradient_accumulation_steps=micro_batches)
 
 

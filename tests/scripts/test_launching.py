@@ -77,6 +77,74 @@ def test_one_process_alone_in_a_group_trains_as_one_in_none(
     assert not (tmp_path / "refused").exists()
 
 
+def launched(launch: Callable, short_text: Path, folder: Path, launcher: str, *arguments: object) -> tuple[dict, str]:
+    """The settings of a run under `accelerate launch`, none where it was refused; and what it said on stderr."""
+    train = [*TINY, "--train_file", short_text, "--max_steps", 3, "--eval_steps", 9, "--output_dir", folder]
+    result = launch("train.py", *train, *arguments, launcher=["--quiet", *launcher.split()])
+    if result.returncode:
+        assert not folder.exists()
+        return {}, result.stderr
+    return json.loads((folder / "settings.json").read_text(encoding="utf-8")), result.stderr
+
+
+def test_what_the_launcher_was_asked_for_is_heeded(launch: Callable, short_text: Path, tmp_path: Path) -> None:
+    """Accelerate hands both numbers on to DeepSpeed alone; the script's own words are not taken for the launcher's."""
+    launcher = "--cpu --num_processes 2 --gradient_accumulation_steps 3 --gradient_clipping 0.5"
+    settings, _ = launched(launch, short_text, tmp_path / "two", launcher)
+    assert (settings["gradient_accumulation_steps"], settings["max_grad_norm"]) == (3, 0.5)
+    settings, _ = launched(launch, short_text, tmp_path / "own", "--cpu", "--gradient_accumulation_steps", 2)
+    assert settings["gradient_accumulation_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "line"),
+    [
+        (
+            "--gradient_accumulation_steps 4",
+            ["--gradient_accumulation_steps", 2],
+            "accelerate launch has gradient_accumulation_steps 4 and --gradient_accumulation_steps is 2: give one",
+        ),
+        ("--gradient_accumulation_steps 0", [], "--gradient_accumulation_steps must be at least 1"),
+        (
+            "--mixed_precision bf16",
+            ["--mixed_precision", "no"],
+            "accelerate launch has mixed_precision bf16 and --mixed_precision is no: give one of them",
+        ),
+        (
+            "--dynamo_backend eager",
+            ["--torch_compile"],
+            "accelerate launch has dynamo_backend eager and --torch_compile compiles the model too: give one of them",
+        ),
+    ],
+)
+def test_launcher_that_contradicts_a_flag_is_refused(
+    launch: Callable, short_text: Path, tmp_path: Path, launcher: str, arguments: list, line: str
+) -> None:
+    _, errors = launched(launch, short_text, tmp_path / "run", f"--cpu {launcher}", *arguments)
+    (said,) = [text for text in errors.splitlines() if "error" in text.lower()]  # the launcher has words of its own
+    assert said.startswith("error: ")
+    assert line in said
+
+
+def test_two_machines_of_the_launcher_are_one_run(
+    environment: dict, project_root: Path, short_text: Path, tmp_path: Path
+) -> None:
+    """On CPUs, where Accelerate leaves it to us: once there was a run of its own on each."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
+    launcher += ["--num_machines=2", "--num_processes=2", "--main_process_ip=127.0.0.1"]
+    launcher += [f"--main_process_port={free_port()}"]
+    train = [*TINY, "--train_file", str(short_text), "--max_steps", "2", "--output_dir", str(tmp_path / "run")]
+    train = [str(project_root / "scripts" / "train.py"), *train]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    machines = [
+        subprocess.Popen([*launcher, f"--machine_rank={rank}", *train], env=environment, **pipes) for rank in range(2)
+    ]
+    outputs = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert "processes 2" in outputs[0][0]
+    assert outputs[1][0] == ""
+
+
 @pytest.mark.resilience
 def test_two_nodes_give_the_losses_of_one_process(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -249,6 +250,29 @@ def test_folder_without_write_permission_is_refused_in_one_line(
     assert result.returncode == 1, result.stderr
     assert result.stderr == f"error: {locked / 'run'}: Permission denied\n"
     assert list(locked.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("redirect", "reasons"),
+    [
+        ("| head -1", {"stdout": "Broken pipe"}),
+        ("> /dev/full 2> /dev/full", {"stdout": "No space left on device", "stderr": "No space left on device"}),
+    ],
+)
+def test_output_that_breaks_is_said_in_the_history_once(
+    environment: dict, project_root: Path, short_text: Path, tmp_path: Path, redirect: str, reasons: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
+    command += [project_root / "scripts" / "train.py", *TINY, "--train_file", short_text, "--max_steps", 4]
+    command += ["--eval_steps", 1, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "run"]
+    line = f"set -o pipefail; {shlex.join(map(str, command))} {redirect}"
+    result = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = list(map(json.loads, (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines()))
+    lost = [row for row in rows if row["event"] == "output_lost"]
+    assert {row["stream"]: row["reason"] for row in lost} == reasons
+    assert len(lost) == len(reasons)
+    assert rows[-1]["event"] == "end"
 
 
 def test_help_states_units_and_defaults(launch: Callable) -> None:

@@ -87,20 +87,26 @@ def test_run_that_began_between_the_look_and_the_lock_is_seen(tmp_path: Path, mo
 
 def test_what_has_the_name_of_a_leftover_and_another_kind_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".unfinished-notes").write_text("x")
-    (tmp_path / ".my-model-card").write_text("x")
-    (tmp_path / "folder.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".unfinished-step-00000001").write_text("x")
+    (tmp_path / "unfinished-model").mkdir()
+    for name in (".my-model-card", ".model-notes", "checkpoints/.unfinished-notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    (tmp_path / "notes.tmp").write_text("x")
     before = sorted(tmp_path.rglob("*"))
     clear_leftovers(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_a_kill_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("checkpoints/.unfinished-step-00000002", "checkpoints/step-00000001", ".model-x1", "model"):
+    mark = ".hf_gpt_scratch-unfinished"
+    folders = ("checkpoints/.unfinished-step-00000002", "checkpoints/.unfinished-step-00000001.replaced")
+    folders += ("checkpoints/step-00000001", f".model{mark}", f".model{mark}-replaced", "model", "unfinished-model")
+    for name in folders:
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_text("x")
-    for name in ("loss.png.tmp", "loss.png", "history.jsonl"):
+        (tmp_path / name / "config.json").write_text("x")
+    for name in (f".model{mark}.lock", f".loss.png{mark}", f".loss.png{mark}.lock", "loss.png", "history.jsonl"):
         (tmp_path / name).write_text("x")
     clear_leftovers(tmp_path)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name != "file"}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name != "config.json"}
     assert left == {"checkpoints", "checkpoints/step-00000001", "model", "loss.png", "history.jsonl"}

@@ -32,6 +32,7 @@ def sizes(settings: TrainingSettings) -> tuple[int, int]:
         (5000, 1, 2, (24, 1)),
         (4, 100, 3, (4, 4)),
         (47, 1, 1, (47, 1)),
+        (40, 2, 1, (24, 2)),
         (2, 20, 1, (2, 20)),  # 40 windows, the last step has 7
     ],
 )
