@@ -4,16 +4,14 @@ import argparse
 import io
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from .interrupts import InterruptDeadline, Stopped
+from .interrupts import EndSignals, Stopped, Terminated
 from .out_of_memory import is_out_of_memory, out_of_memory_line
 
 
@@ -156,37 +154,6 @@ class OutputLost(Stopped):
         self.exit_code = 141 if is_closed_pipe else 1
 
 
-class Terminated(SystemExit):
-    """A signal asks for the end: what is half written is cleared away on the way out."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.exit_code = 128 + signal_number
-        super().__init__(self.exit_code)
-
-    def __str__(self) -> str:
-        return f"ended by {signal.Signals(self.exit_code - 128).name}"
-
-
-def end_in_order() -> None:
-    """Have SIGTERM and SIGHUP raise `Terminated`, once, where they would end the process without a word.
-
-    One that is ignored, as under nohup, stays so. The processes of a distributed run wait for each other where Python
-    sees no signal: there the system's own action stays, and the launcher reports it.
-    """
-    if "RANK" in os.environ:
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    deadly = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        for other in deadly:
-            signal.signal(other, signal.SIG_IGN)  # the way out is short, and shall not be cut off
-        raise Terminated(number)
-
-    for number in deadly:
-        signal.signal(number, terminate)
-
-
 def run(main: Callable[[], None], shows_result: bool = False) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
@@ -201,9 +168,8 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
     # A stream that was closed is none.
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
     sys.stderr = sys.stderr and ShownLines(sys.stderr)
-    end_in_order()
     try:
-        with InterruptDeadline():
+        with EndSignals():
             main()
         print(end="", flush=True)
     except (Stopped, Terminated) as stop:

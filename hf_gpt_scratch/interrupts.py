@@ -34,6 +34,17 @@ class Interrupted(Stopped):
         self.exit_code = 128 + signal_number
 
 
+class Terminated(SystemExit):
+    """A signal asks for the end of a program that has nothing to save."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(self.exit_code)
+
+    def __str__(self) -> str:
+        return f"ended by {signal.Signals(self.exit_code - 128).name}"
+
+
 class SignalListener:
     """While entered, calls `hear` for each signal that Python handles, at once and in a thread of its own.
 
@@ -67,30 +78,51 @@ class SignalListener:
         """Do nothing."""
 
 
-class InterruptDeadline(SignalListener):
-    """While entered, ends the process if Ctrl-C has not done so as KeyboardInterrupt within `GRACE_SECONDS`.
+class EndSignals(SignalListener):
+    """While entered, Ctrl-C, SIGTERM and SIGHUP end the program: as KeyboardInterrupt or `Terminated`, so that what is
+    half written is cleared away, or wherever it is after `GRACE_SECONDS`.
 
-    Any error after it becomes KeyboardInterrupt: one in the middle of an import is dropped by some libraries, which
-    fail then at what was half imported.
+    Any error after the signal becomes one of the two: in the middle of an import some libraries drop it, and fail then
+    at what was half imported. SIGHUP stays ignored where it is, as under nohup. The processes of a distributed run
+    wait for each other where Python sees no signal: there SIGTERM and SIGHUP keep the system's own action, and the
+    launcher reports it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_interrupted = False
+        self._received = 0
+        self._deadly: list[int] = []  # beside Ctrl-C
+
+    def __enter__(self) -> "EndSignals":
+        names = () if "RANK" in os.environ else ("SIGTERM", "SIGHUP")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        super().__enter__()
+        self._deadly = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+        for number in self._deadly:
+            signal.signal(number, self._terminate)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._received:
+            for number in self._deadly:
+                signal.signal(number, signal.SIG_DFL)
         super().__exit__(kind, error, traceback)
-        if self._is_interrupted and isinstance(error, Exception):
-            raise KeyboardInterrupt from None
+        if self._received and isinstance(error, Exception):
+            raise (KeyboardInterrupt if self._received == signal.SIGINT else Terminated(self._received)) from None
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        for other in self._deadly:
+            signal.signal(other, signal.SIG_IGN)  # the way out is short, and shall not be cut off
+        raise Terminated(number)
 
     def hear(self, number: int) -> None:
-        """Wait for the end after Ctrl-C."""
-        if number == signal.SIGINT:
-            self._is_interrupted = True
+        """Wait for the end."""
+        if number == signal.SIGINT or number in self._deadly:
+            self._received = self._received or number
             if not self.left.wait(GRACE_SECONDS):
-                end_process("interrupted", 130)
+                end_process("interrupted" if number == signal.SIGINT else str(Terminated(number)), 128 + number)
 
 
 class StopSignals(SignalListener):
