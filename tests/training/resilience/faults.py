@@ -98,7 +98,7 @@ def linger_in_step_after_signal() -> None:
 
     def lingering(run: run_module.Run, *arguments: object) -> tuple[float, float, bool]:
         result = optimizer_step(run, *arguments)
-        time.sleep(0.02)
+        time.sleep(0.3)
         time.sleep(60 if run.signals.received else 0)
         return result
 

@@ -31,7 +31,7 @@ def signal_once(
     # Once there is an evaluation, signals are being noted.
     while last_step(run) < after_step or not any(row["event"] == "evaluation" for row in history(run)):
         time.sleep(0.001)
-    time.sleep(delay)
+    time.sleep(delay + 0.1 * twice)  # into the next step, which lingers
     os.kill(pid, signal.SIGSTOP)  # so that the step under way is known
     reached = last_step(run)
     os.kill(pid, number)
@@ -112,5 +112,5 @@ def test_second_ctrl_c_ends_at_once_and_harms_nothing(
     unsaved = sum(result["is_unsaved"] for result in results)
     table(f"{unsaved} of 10 unsaved, {sum(not result['is_good'] for result in results)} resumed otherwise")
     assert [result for result in results if not result["is_good"]] == []
-    assert unsaved >= 3  # the others were left where an evaluation was due
+    assert unsaved >= 3  # the others were in an evaluation, or saved already
     assert set(codes) <= {130, 0}
