@@ -16,8 +16,8 @@ from .settings import TrainingSettings
 
 
 LOCK_NAME = ".lock"
-# What a run writes beside it; the last one is tensorboard's, named after the project.
-WRITTEN = ("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", "hf_gpt_scratch")
+# What a run writes beside it; the last two are of trackers: tensorboard's, named after the project, and aim's.
+WRITTEN = ("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", "hf_gpt_scratch", ".aim")
 
 
 class FolderLock:
