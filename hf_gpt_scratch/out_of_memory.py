@@ -40,7 +40,7 @@ def free(error: BaseException) -> str:
     """Say what is free where it was asked for."""
     try:
         import psutil
-    except ImportError:  # not even the memory for that
+    except (ImportError, MemoryError):  # not even the memory for that
         return "next to nothing is free"
     if "CUDA" in str(error):
         import torch
