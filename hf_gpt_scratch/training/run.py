@@ -1,6 +1,7 @@
 """What a run consists of: text, model, optimizer and output folder, made ready by Accelerate."""
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -263,9 +264,11 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
+        ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, or FSDP version 1.
     """
     refuse_deepspeed()
+    if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        raise ValueError("the launcher's mixed precision fp8 is not supported: launch with no, bf16 or fp16")
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
         cpu=settings.use_cpu or not torch.accelerator.is_available(),
