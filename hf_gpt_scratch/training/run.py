@@ -77,7 +77,7 @@ from .settings import ARCHITECTURE, TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
-from .trial import check_attention, is_compiled, try_step
+from .trial import check_attention, check_compiler, is_compiled, try_step
 
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, or FSDP version 1.
+        ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, FSDP version 1; an unknown compiler.
     """
     refuse_deepspeed()
     if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
@@ -282,6 +282,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
     complete_fsdp(accelerator)
+    check_compiler(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     if settings.optimizer_in_backward:
