@@ -179,20 +179,19 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Exception as error:
         if os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
             raise
-        say(f"error: {describe(error)}")
-        sys.exit(1)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error) and os.environ.get("HF_GPT_SCRATCH_TRACEBACK") != "1":
+        if is_out_of_memory(error):
             say(f"error: {out_of_memory_line(error)}")
-            sys.exit(1)
-        if not is_lost_process(error) or os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
+        elif isinstance(error, ValueError | OSError):
+            say(f"error: {describe(error)}")
+        elif isinstance(error, RuntimeError) and is_lost_process(error):
+            # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
+            time.sleep(LAUNCHER_SECONDS)
+            say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
+        else:
             raise
-        # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
-        time.sleep(LAUNCHER_SECONDS)
-        say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
         sys.exit(1)
     finally:
         if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now

@@ -132,7 +132,7 @@ class TokenWindows(Dataset):
         separator: id of `<|endoftext|>`, to let no document see another one in its window.
 
     Raises:
-        ValueError: fewer than `block_size` + 1 tokens where `drop_last`, fewer than 2 otherwise.
+        ValueError: fewer than `block_size` + 1 tokens where `drop_last`, fewer than 2 otherwise; or no row of ids.
     """
 
     def __init__(
@@ -142,6 +142,10 @@ class TokenWindows(Dataset):
         drop_last: bool = False,
         separator: int | None = None,
     ) -> None:
+        if isinstance(token_ids, torch.Tensor) and (token_ids.ndim != 1 or token_ids.is_floating_point()):
+            raise ValueError(
+                f"token_ids has shape {list(token_ids.shape)} and dtype {token_ids.dtype}, not [N] of an integer dtype"
+            )
         num_targets = len(token_ids) - 1
         needed = block_size if drop_last else 1
         if num_targets < needed:

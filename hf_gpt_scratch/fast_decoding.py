@@ -115,7 +115,16 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens:
     The ids are the same. On a CPU in float32, for several rows of input_ids [B, T] and at least `MIN_NEW_TOKENS` new
     tokens, it takes as much memory as the matrices of the model once more, until it ends. What the options say of a
     cache is left alone.
+
+    Raises:
+        ValueError: `input_ids` has another shape or dtype, or an id that the model does not know.
     """
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        shape = f"shape {list(input_ids.shape)} and dtype {input_ids.dtype}"
+        raise ValueError(f"input_ids has {shape}, not [B, T] of an integer dtype: one text is input_ids[None]")
+    vocab_size = len(model.get_input_embeddings().weight)
+    if unknown := input_ids[(input_ids < 0) | (input_ids >= vocab_size)].tolist():
+        raise ValueError(f"token id {unknown[0]} is outside the vocabulary of the model, 0..{vocab_size - 1}")
     if isinstance(model, GPTScratchForCausalLM) and options.get("cache_implementation") is None:
         with torch.no_grad():
             model = prepared_for_decoding(model, len(input_ids), max_new_tokens)

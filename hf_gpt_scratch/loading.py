@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import registration as registration  # a script may have put it off
+from .out_of_memory import is_out_of_memory
 
 
 HUB_SECONDS = 10  # without an answer before a name is given up
@@ -41,6 +42,8 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
             )
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # the kind depends on what the files hold
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot load {name_or_path}: {reason}") from None
     if problems := "; ".join(wrong_weights(report)):

@@ -1,17 +1,22 @@
 """Memory that is not there: told from other errors, and said in one line."""
 
+import errno
 import re
 
 
 # What PyTorch says of a CPU's memory, of sizes beyond any, and of a GPU's.
 PHRASES = ("can't allocate memory", "Storage size calculation overflowed", "out of memory", "std::bad_alloc")
+# What the system says, in the words of whichever library was told: of memory, of a file or a library mapped into it.
+SYSTEM_PHRASES = ("annot allocate memory", "failed to map segment")
 ADVICE = "turn down the batch, the length of the texts or the size of the model"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was asked for that is not there, of a CPU or a GPU."""
-    is_runtime = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
-    return isinstance(error, MemoryError) or is_runtime
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    phrases = (*SYSTEM_PHRASES, *(PHRASES if isinstance(error, RuntimeError) else ()))
+    return not isinstance(error, ValueError) and any(phrase in str(error) for phrase in phrases)
 
 
 def out_of_memory_line(error: BaseException, advice: str = ADVICE) -> str:
@@ -21,7 +26,7 @@ def out_of_memory_line(error: BaseException, advice: str = ADVICE) -> str:
         error: one that `is_out_of_memory`.
         advice: what to do.
     """
-    asked = re.search(r"allocate ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)\b", str(error))
+    asked = re.search(r"(?:allocate|mmap) ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)\b", str(error))
     return f"out of memory: {f'{readable(asked[1])} more asked for, ' if asked else ''}{free(error)}: {advice}"
 
 
@@ -33,10 +38,16 @@ def readable(size: str) -> str:
 
 def free(error: BaseException) -> str:
     """Say what is free where it was asked for."""
-    import psutil
-
+    try:
+        import psutil
+    except (ImportError, MemoryError):  # not even the memory for that
+        return "next to nothing is free"
     if "CUDA" in str(error):
         import torch
 
         return f"{torch.cuda.mem_get_info()[0] / 1e9:,.2f} GB are free on the GPU"
-    return f"{psutil.virtual_memory().available / 1e9:,.2f} GB are free"
+    process, available = psutil.Process(), psutil.virtual_memory().available
+    limit = process.rlimit(psutil.RLIMIT_AS)[0] if hasattr(process, "rlimit") else -1
+    if limit >= 0 and (left := max(0, limit - process.memory_info().vms)) < available:
+        return f"{left / 1e9:,.2f} GB are left of the {limit / 1e9:,.2f} GB that this process may have (ulimit -v)"
+    return f"{available / 1e9:,.2f} GB are free"

@@ -152,10 +152,12 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = 
         tokenizer: A tiktoken encoding or transformers tokenizer; by default `load_encoding()`.
 
     Raises:
-        ValueError: `token_ids` has another shape, or holds an id that the tokenizer does not know.
+        ValueError: `token_ids` has another shape or dtype, or holds an id that the tokenizer does not know.
     """
     if token_ids.ndim not in (1, 2) or (token_ids.ndim == 2 and token_ids.shape[0] != 1):
         raise ValueError(f"token_ids has shape {list(token_ids.shape)}, not [T] or [1, T]: decode a batch row by row")
+    if token_ids.is_floating_point():
+        raise ValueError(f"token_ids has dtype {token_ids.dtype}, not that of whole numbers: give ids, not scores")
     tokenizer = load_encoding() if tokenizer is None else tokenizer
     vocab_size = tokenizer.n_vocab if isinstance(tokenizer, tiktoken.Encoding) else len(tokenizer)
     ids = token_ids.flatten().tolist()

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     }
     | {"token_folder", "registration", "linear_cross_entropy", ""},
     "preparation": {"cli", "tokenizer", "vocabulary", "files", "token_folder", "token_shards"},
-    "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", "shipped_code", ""},
+    "conversion": {"cli", "model", "tokenizer", "vocabulary", "files", "out_of_memory", "shipped_code", ""},
     "benchmarks": {"cli", "decoding", "quantization", "data", "evaluation", "preparation", "loading", "repository"}
     | {"token_shards", "vocabulary", "files", "plots"}
     | {"model", "training", "conversion", "environment", "tokenizer", "registration", ""}

@@ -149,6 +149,12 @@ def test_drop_last_keeps_full_windows_only() -> None:
         TokenWindows(torch.arange(8), 8, drop_last=True)
 
 
+@pytest.mark.parametrize("token_ids", [torch.arange(20)[None], torch.arange(20.0), torch.tensor(3)], ids=str)
+def test_what_is_no_row_of_ids_is_refused(token_ids: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"token_ids has shape \[.*\] and dtype .*, not \[N\] of an integer dtype"):
+        TokenWindows(token_ids, 8)
+
+
 def test_padding_window_has_no_label() -> None:
     window = TokenWindows(torch.arange(20), 8)[PADDING_WINDOW]
     assert window["input_ids"].shape == (8,)

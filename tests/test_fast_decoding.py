@@ -353,3 +353,22 @@ class TestWhichCache:
         options = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
         assert products(lambda: generate(stock, prompts(2), **options)) == 0
         assert torch.equal(generate(stock, prompts(2), **options), stock.generate(prompts(2), **options))
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "reason"),
+    [
+        (
+            torch.arange(5),
+            r"input_ids has shape \[5\] .*, not \[B, T\] of an integer dtype: one text is input_ids\[None\]",
+        ),
+        (torch.rand(1, 5), r"input_ids has shape \[1, 5\] and dtype torch.float32"),
+        (torch.tensor([[3, -1]]), r"token id -1 is outside the vocabulary of the model, 0\.\.100"),
+        (torch.tensor([[3, 101]]), r"token id 101 is outside the vocabulary of the model, 0\.\.100"),
+    ],
+)
+def test_what_are_no_ids_of_the_model_is_refused(
+    model: GPTScratchForCausalLM, input_ids: torch.Tensor, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        generate(model, input_ids, max_new_tokens=2)

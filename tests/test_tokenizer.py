@@ -334,6 +334,11 @@ def test_other_shapes_are_refused(
         token_ids_to_text(torch.zeros(shape, dtype=torch.long), any_tokenizer)
 
 
+def test_scores_are_no_ids() -> None:
+    with pytest.raises(ValueError, match="token_ids has dtype torch.float32, not that of whole numbers"):
+        token_ids_to_text(torch.tensor([1.0, 2.5]))
+
+
 @pytest.mark.parametrize("token_id", [-100, 50_257])
 def test_unknown_ids_are_refused(token_id: int, any_tokenizer: tiktoken.Encoding | GPT2Tokenizer | None) -> None:
     with pytest.raises(ValueError, match=rf"token id {token_id} is outside the vocabulary, 0\.\.50256"):

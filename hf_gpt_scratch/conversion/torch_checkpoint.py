@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_gpt_scratch.out_of_memory import is_out_of_memory
+
 from .named_tensors import NamedTensors
 
 
@@ -65,6 +67,8 @@ def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dic
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the kind depends on what the file holds
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"{path} cannot be read as weights only ({reason}): save the state dict alone, "

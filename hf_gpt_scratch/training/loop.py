@@ -34,7 +34,7 @@ from .loss_plot import refresh_loss_plot
 from .optim import learning_rate_at, set_learning_rate
 from .output_folder import UNFINISHED_MODEL, FolderLock
 from .processes import on_main_process
-from .progress_bar import StepDisplay
+from .progress_bar import StepDisplay, warn
 from .run import Run, set_up
 from .settings import TrainingSettings
 from .sharding import whole, whole_model
@@ -249,8 +249,13 @@ def record_step(
     tokens_per_second: float,
 ) -> None:
     """Show a step, and write it into the history and the trackers."""
-    progress = run.progress
-    mfu, memory = run.flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
+    progress, flops, was_raised = run.progress, run.flops, run.flops.is_raised
+    mfu, memory = flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
+    if flops.is_raised and not was_raised and run.accelerator.is_main_process:
+        warn(
+            f"step {progress.global_step} reached {flops.peak / 1e9:,.0f} GFLOP/s, more than the peak of the start: "
+            "the MFU is from now on that of the fastest step"
+        )
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
     # JSON has no NaN, and a tracker's plot no place for it.

@@ -7,17 +7,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .cpu_linear import multiply
 
-@dataclass(frozen=True)
+
+@dataclass
 class ModelFlops:
     """What a token costs and what the devices can do."""
 
     per_token: float  # FLOPs of forward and backward pass
     peak: float  # FLOP/s of all devices together
+    is_raised: bool = False  # a step has shown that the peak is higher than it was thought to be
 
     def utilization(self, tokens_per_second: float) -> float:
-        """Part of the peak that goes into the model, such as 0.4; recomputed activations do not count."""
-        return tokens_per_second * self.per_token / self.peak
+        """Part of the peak that goes into the model, such as 0.4; recomputed activations do not count.
+
+        A step that is faster than the peak raises it, so that no part is above 1.
+        """
+        reached = tokens_per_second * self.per_token
+        if reached > self.peak:
+            self.peak, self.is_raised = reached, True
+        return reached / self.peak
 
 
 def flops_per_token(model: PreTrainedModel, window_size: int) -> float:
@@ -42,7 +51,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on a device: the best within 0.3 seconds.
 
     The matrices grow until a product takes 10 ms, so that a slow device is not kept waiting and a fast one is filled.
-    On a machine that others use the figure is too low, and the MFU too high: give the peak if you know it.
+    On a machine that others use the figure is too low: give the peak if you know it.
     """
     size, best = 256, 0.0
     until = time.perf_counter() + 0.3
@@ -57,10 +66,11 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def seconds_of_product(matrix: torch.Tensor) -> float:
-    """Time of `matrix @ matrix`, waiting for the device before and after."""
+    """Time of `matrix @ matrix.T`, as the model's layers multiply, waiting for the device before and after."""
+    product = multiply if matrix.device.type == "cpu" and matrix.dtype == torch.float32 else nn.functional.linear
     synchronize(matrix.device)
     started = time.perf_counter()
-    torch.mm(matrix, matrix)
+    product(matrix, matrix, None)
     synchronize(matrix.device)
     return time.perf_counter() - started
 

@@ -17,10 +17,10 @@ from .settings import TrainingSettings
 
 LOCK_NAME = ".lock"
 UNFINISHED_MODEL = "unfinished-model"  # what --push_steps pushes, while the run goes on
-# What a run writes beside it; the last one is tensorboard's, named after the project.
+# What a run writes beside it; the last two are of trackers: tensorboard's, named after the project, and aim's.
 WRITTEN = (
     *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
-    "hf_gpt_scratch",
+    *("hf_gpt_scratch", ".aim"),
 )
 
 

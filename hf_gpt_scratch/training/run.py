@@ -1,6 +1,7 @@
 """What a run consists of: text, model, optimizer and output folder, made ready by Accelerate."""
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ from .settings import ARCHITECTURE, TrainingSettings
 from .sharding import complete_fsdp, refuse_deepspeed
 from .sharing import BackgroundPushes, warn_early
 from .tied_embedding import join_tied_gradients
-from .trial import check_attention, is_compiled, try_step
+from .trial import check_attention, check_compiler, is_compiled, try_step
 
 
 if TYPE_CHECKING:
@@ -266,9 +267,11 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no gradient scaling; DeepSpeed, or FSDP version 1.
+        ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, FSDP version 1; an unknown compiler.
     """
     refuse_deepspeed()
+    if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        raise ValueError("the launcher's mixed precision fp8 is not supported: launch with no, bf16 or fp16")
     accelerator = Accelerator(
         # Said explicitly, because several processes on a CPU find each other only then.
         cpu=settings.use_cpu or not torch.accelerator.is_available(),
@@ -282,6 +285,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
     complete_fsdp(accelerator)
+    check_compiler(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
     if settings.optimizer_in_backward:

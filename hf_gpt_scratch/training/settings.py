@@ -192,7 +192,9 @@ class TrainingSettings:
         False, "save at each lowest validation loss too, keep that checkpoint, and build the result from it"
     )
     resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir")
-    report_to: list[str] | None = setting(None, "trackers of Accelerate, such as tensorboard")
+    report_to: list[str] | None = setting(
+        None, "trackers of Accelerate, such as tensorboard; all: those that are installed; none: no tracker"
+    )
     license: str | None = setting(
         None, "licence of the weights for the model card, as the Hub calls it, such as apache-2.0; none: none is named"
     )
@@ -215,6 +217,8 @@ class TrainingSettings:
         """Fill in what depends on other settings; of a model that exists, what it brings is not known yet."""
         if self.min_learning_rate is None:
             self.min_learning_rate = float(f"{self.learning_rate / 10:.12g}")
+        if self.report_to == ["none"]:
+            self.report_to = None
         if self.model_name_or_path is not None:
             return
         self.vocabulary = self.vocabulary or "gpt2"
@@ -260,6 +264,8 @@ class TrainingSettings:
             yield "--data_order torch_dataloader is the order of texts: with --train_data use seeded"
         if self.model_name_or_path is not None and self.weight_init != "gpt2":
             yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
+        if "none" in (self.report_to or []):
+            yield "--report_to none goes with no tracker: leave it out, or them"
         yield from self._wrong_rates()
         if self.optimizer_in_backward:
             yield from self._wrong_steps_in_backward()

@@ -17,6 +17,23 @@ def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
     return settings.torch_compile or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
+def check_compiler(accelerator: Accelerator) -> None:
+    """Refuse a `--dynamo_backend` of the launcher that this PyTorch does not have.
+
+    Raises:
+        ValueError: it has not.
+    """
+    backend = accelerator.state.dynamo_plugin.backend
+    if backend == DynamoBackend.NO:
+        return
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend.value.lower() not in known:
+        raise ValueError(
+            f"the launcher's --dynamo_backend {backend.value.lower()} is not in this PyTorch: there is "
+            f"{', '.join(known)}, or leave it out"
+        )
+
+
 def check_attention(settings: TrainingSettings) -> None:
     """Refuse an attention whose package is missing, which the library would tell of in a traceback.
 

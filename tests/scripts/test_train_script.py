@@ -163,6 +163,12 @@ MISTAKES = {
     "nothing to resume": (["--resume"], "holds no valid checkpoint"),
     "folder cannot be made": (["--output_dir", "/proc/run"], "/proc/run: "),
     "folder below a file": (["--output_dir", "{tmp}/empty.txt/run"], "Not a directory"),
+    "none beside a tracker": (["--report_to", "none", "tensorboard"], "--report_to none goes with no tracker"),
+    "tracker without a login": (
+        ["--report_to", "tensorboard", "wandb"],
+        "--report_to tensorboard wandb: a tracker does not start (No API key configured. Use `wandb login`.): wandb: "
+        "`wandb login`, or WANDB_MODE=offline; or leave it out",
+    ),
     "no network": (["--sample_text", "verdict"], "cannot fetch https://"),
 }
 
@@ -178,6 +184,12 @@ def mistakes(
     (tmp / "latin.txt").write_bytes(b"caf\xe9")
     (tmp / "short.txt").write_text("The lamp went round and")
     (tmp / "bad.yaml").write_text("lerning_rate: 1")
+    # Says what wandb 0.31 says; the package itself is none of the tests'.
+    (tmp / "packages" / "wandb-0.31.0.dist-info").mkdir(parents=True)
+    (tmp / "packages" / "wandb-0.31.0.dist-info" / "METADATA").write_text("Name: wandb\nVersion: 0.31.0\n")
+    (tmp / "packages" / "wandb.py").write_text(
+        "def init(**_):\n    raise RuntimeError('No API key configured.\\nUse `wandb login`.')\n"
+    )
     (tmp / "used").mkdir()
     (tmp / "used" / "history.jsonl").write_text("")
     commands = {}
@@ -204,7 +216,7 @@ json.dump(results, sys.__stdout__)
 """
     result = subprocess.run(
         [sys.executable, "-c", driver, str(project_root / "scripts" / "train.py"), json.dumps(commands)],
-        env={**environment, "HF_GPT_SCRATCH_CACHE": str(tmp / "cache")},
+        env={**environment, "HF_GPT_SCRATCH_CACHE": str(tmp / "cache"), "PYTHONPATH": str(tmp / "packages")},
         capture_output=True,
         text=True,
         timeout=300,

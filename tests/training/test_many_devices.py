@@ -354,6 +354,11 @@ def build_config(folder: Path) -> object:
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed precision fp8 is not supported: launch with no, bf16 or fp16"),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "ONNXRT"},
+            "launcher's --dynamo_backend onnxrt is not in this PyTorch: there is ",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported.* launch with scripts/configs/fsdp2.yaml"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

@@ -72,3 +72,19 @@ def test_history_has_the_figures_of_the_bar(tiny_settings: Callable[..., Trainin
         assert row["mfu"] == pytest.approx(expected, abs=1e-4)
         assert 1e8 < row["peak_memory_bytes"] < 1e11
     assert [row["seconds_left"] > 0 for row in steps] == [True, True, False]
+
+
+def test_step_faster_than_the_peak_raises_it_and_says_so_once(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(peak_flops=1e6)
+    train(settings)
+    steps = rows(settings.output_dir, "step")
+    speeds = [row["tokens_per_second"] for row in steps]
+    expected = [speed / max(speeds[: index + 1]) for index, speed in enumerate(speeds)]
+    assert [row["mfu"] for row in steps] == pytest.approx(expected, abs=1e-3)
+    output = capsys.readouterr().err
+    assert output.count("more than the peak of the start: the MFU is from now on that of the fastest step") == 1
+    assert (
+        f"step 1 reached {speeds[0] * rows(settings.output_dir, 'run')[0]['flops_per_token'] / 1e9:,.0f} GF" in output
+    )

@@ -4,10 +4,11 @@ import json
 import shutil
 import sqlite3
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import accelerate.tracking
 import pytest
 from histories import rows, step_losses
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -61,7 +62,8 @@ def test_trackio_has_the_figures_and_goes_on_with_the_same_run(
     with sqlite3.connect(trackio_folder / f"{trackers.PROJECT}.db") as database:
         logged = database.execute("select run_id, run_name, step, metrics from metrics").fetchall()
         config = json.loads(database.execute("select config from configs").fetchone()[0])
-    assert {name for _, name, *_ in logged} == {"run"}
+    run_id = rows(settings.output_dir, "run")[0]["run_id"]
+    assert {name for _, name, *_ in logged} == {f"run-{run_id[:8]}"}
     assert len({run_id for run_id, *_ in logged}) == 1
     assert config["learning_rate"] == settings.learning_rate
     figures = [(step, json.loads(metrics)) for _, _, step, metrics in logged]
@@ -73,6 +75,39 @@ def test_trackio_has_the_figures_and_goes_on_with_the_same_run(
     # It has no way to take a step back: what came after the checkpoint is there twice, with the same values.
     counts = Counter(step for step, values in figures if "loss" in values)
     assert counts == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}
+
+
+def test_trackio_tells_runs_in_folders_of_one_name_apart(
+    tiny_settings: Callable[..., TrainingSettings], trackio_folder: Path, tmp_path: Path
+) -> None:
+    changes = {"report_to": ["trackio"], "save_steps": 3, "eval_steps": 9}
+    first, second = (tiny_settings(output_dir=str(tmp_path / name / "run"), **changes) for name in "ab")
+    train(first)
+    train(second)
+    train(killed_after_step_3(first))
+    with sqlite3.connect(trackio_folder / f"{trackers.PROJECT}.db") as database:
+        logged = database.execute("select run_id, step, metrics from metrics order by id").fetchall()
+    steps = defaultdict(list)
+    for run_id, step, metrics in logged:
+        if "grad_norm" in json.loads(metrics):
+            steps[run_id].append(step)
+    assert list(steps.values()) == [[1, 2, 3, 4, 5, 6, 4, 5, 6], [1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize(("names", "expected"), [(["none"], set()), (["all"], {"tensorboard", "trackio"})])
+def test_none_and_all_are_what_the_library_calls_them(
+    tiny_settings: Callable[..., TrainingSettings],
+    trackio_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    expected: set[str],
+) -> None:
+    for place in (trackers, accelerate.tracking):  # others may be installed, and want an account
+        monkeypatch.setattr(place, "get_available_trackers", lambda: ["tensorboard", "trackio"])
+    settings = tiny_settings(report_to=names, max_steps=1, warmup_steps=0)
+    train(settings)
+    written = {"tensorboard": Path(settings.output_dir) / trackers.PROJECT, "trackio": trackio_folder}
+    assert {name for name, path in written.items() if path.exists()} == expected
 
 
 @pytest.mark.parametrize(
