@@ -122,14 +122,12 @@ class OneDNNProducts(TorchFunctionMode):
 
 
 class GPTScratchPastContext(GenerationMixin):
-    """`generate(..., past_context="exact")` or `"rolling"`: go on when the text is longer than the context.
+    """`generate(..., past_context="exact")` or `"rolling"`: go on past the context, which is refused without it.
 
     - "exact" conditions every new token on the last `max_position_embeddings` tokens, as if the text were cropped at
       every step. Positions shift at every step, so nothing can be cached beyond the context.
     - "rolling" crops to half a context when the context is full, and fills it again with the cache: a token is
       conditioned on between half a context and a whole one. Faster, and for prompts of one length.
-
-    Without it, what is longer than the context is refused.
     """
 
     @functools.wraps(GenerationMixin.generate)
@@ -144,12 +142,14 @@ class GPTScratchPastContext(GenerationMixin):
         input_ids: torch.LongTensor,
         inputs_embeds: torch.Tensor | None = None,
         past_context: str | None = None,
+        past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Choose tokens [B, T] and cache of the next forward pass; refuse what past_context does not go with."""
-        past_key_values, context = kwargs.pop("past_key_values", None), self.config.max_position_embeddings
-        cache = past_key_values if cache is None else cache
+        kwargs["attention_mask"] = attention_mask
+        cache, context = past_key_values if cache is None else cache, self.config.max_position_embeddings
         if past_context is not None:
             refuse_past_context(past_context, cache, inputs_embeds, **kwargs)
         if past_context is None or input_ids.shape[1] <= context:

@@ -227,7 +227,7 @@ def test_damaged_shard_of_a_broken_run_is_made_again(
     sources: list[Source], unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     def work() -> None:
-        kill_at_event(25, tmp_path / "out")
+        kill_at_event(60, tmp_path / "out")
         prepare(tmp_path / "out", sources, CHOICES, 1, quiet)
 
     assert in_child(work) == -signal.SIGKILL
@@ -245,7 +245,7 @@ def test_source_that_changed_since_is_refused(corpus: list[Path], tmp_path: Path
         return file_sources([path], None, 1, lambda num_bytes: None)
 
     def work() -> None:
-        kill_at_event(20, tmp_path / "out")
+        kill_at_event(40, tmp_path / "out")
         prepare(tmp_path / "out", sources(), SMALL, 1, quiet)
 
     assert in_child(work) == -signal.SIGKILL
