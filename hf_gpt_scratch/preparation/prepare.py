@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from hf_gpt_scratch.files import clear_unfinished
 from hf_gpt_scratch.token_folder import INDEX_NAME, read_index
 from hf_gpt_scratch.token_shards import FORMAT, VERSION, VOCAB_SIZE, token_dtype
 from hf_gpt_scratch.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
@@ -90,6 +91,7 @@ class Preparation:
 
     def run(self) -> dict[str, Any]:
         """Make or finish the folder, and return its index."""
+        clear_unfinished(self.folder)
         if (self.folder / INDEX_NAME).exists():
             index = read_index(self.folder)
             if any(index.get(key) != value for key, value in self.plan.items()):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.files import clear_unfinished, is_unfinished, sha256_of, write_whole
+from hf_gpt_scratch.files import is_unfinished, sha256_of, write_whole
 from hf_gpt_scratch.token_folder import INDEX_NAME, UNFINISHED_NAME
 
 
@@ -23,14 +23,13 @@ def refuse_foreign_folder(folder: Path) -> None:
 
 
 def find_finished_shards(folder: Path, plan: dict[str, Any], num_workers: int, say: Callable[[str], None]) -> Shards:
-    """Look for what an earlier process has done, compare it with its hashes, and clear away what is half written.
+    """Look for what an earlier process has done, and compare it with its hashes.
 
     Raises:
         FileExistsError: it was begun with other sources or settings.
         ValueError: the note of what was done is damaged.
     """
     note = folder / UNFINISHED_NAME
-    clear_unfinished(folder)
     if not note.exists():
         return {split: [] for split in SPLITS}
     try:

@@ -133,7 +133,7 @@ def test_two_machines_of_the_launcher_are_one_run(
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
     launcher += ["--num_machines=2", "--num_processes=2", "--main_process_ip=127.0.0.1"]
     launcher += [f"--main_process_port={free_port()}"]
-    train = [*TINY, "--train_file", str(short_text), "--max_steps", "2", "--output_dir", str(tmp_path / "run")]
+    train = [*TINY, "--train_file", str(short_text), "--max_steps", "3", "--output_dir", str(tmp_path / "run")]
     train = [str(project_root / "scripts" / "train.py"), *train]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     machines = [
