@@ -4,6 +4,7 @@ The reference for every number is transformers' GPT2LMHeadModel with the same we
 model's own plain forward pass where two ways to the same result are compared. Tolerance: 1e-5 in float32.
 """
 
+import inspect
 import json
 import math
 import re
@@ -721,14 +722,15 @@ class TestTraining:
 
         expected = gradients()
         assert len(calls) == 1
-        model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-        assert model.is_activation_checkpointing
+        kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before 5.23
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": use_reentrant})
+        assert getattr(model, f"is_{kind}_checkpointing")
         actual = gradients()
         assert len(calls) == 3  # once forward, once more in the backward pass
         for ours, theirs in zip(actual, expected, strict=True):
             assert torch.equal(ours, theirs)
 
-        model.activation_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()
         calls.clear()
         gradients()
         assert len(calls) == 1
@@ -937,7 +939,8 @@ class TestParallelism:
         model = build_model()
         modules = dict(model.named_modules())
         covered: dict[str, str] = {}
-        for pattern, style in model.tp_plan.items():
+        # Before some version after 5.10 the plan of the head itself is not part of what the model shows.
+        for pattern, style in (model.tp_plan | GPTScratchForCausalLM._tp_plan).items():
             found = self.matching(pattern, list(modules))
             assert found, pattern
             assert not set(found) & set(covered)
@@ -951,7 +954,8 @@ class TestParallelism:
     def test_sharding_names_real_modules(self, build_model: ModelBuilder) -> None:
         model = build_model()
         names = [name for name, _ in model.named_modules()]
-        assert all(self.matching(pattern, names) for pattern in model.fsdp_plan)
+        if hasattr(model, "fsdp_plan"):  # some versions after 5.10
+            assert all(self.matching(pattern, names) for pattern in model.fsdp_plan)
         classes = {type(module).__name__ for module in model.modules()}
         assert set(model._no_split_modules) <= classes
 
@@ -966,6 +970,8 @@ class TestParallelism:
     )
     def test_pipeline_parallelism_is_refused(self, tiny_config: GPTScratchConfig, model_class: type) -> None:
         """from_pretrained puts its distributed_config on the config before it builds the model."""
+        if "pp_size" not in inspect.signature(DistributedConfig).parameters:
+            pytest.skip(f"transformers {transformers.__version__} has no pipelines")
         tiny_config.distributed_config = DistributedConfig(pp_size=2)
         with pytest.raises(ValueError, match=r"^[^\n]*pp_size=2: [^\n]+$"):
             model_class(tiny_config)
