@@ -100,7 +100,6 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
         "context_length": "max_position_embeddings",
         "drop_rate": "dropout",
     }
-    # No base_model_pp_plan: a pipeline would add the learned positions again on every stage.
     base_model_tp_plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"} | {
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",

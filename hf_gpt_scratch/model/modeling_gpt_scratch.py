@@ -374,6 +374,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Any,
@@ -384,7 +385,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
         computed of the last `logits_to_keep` tokens, 0 for all. `skip_logits=True` computes the loss in less memory
         and leaves them None; with `Trainer`, let the data collator put it into the batches.
         """
-        kwargs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+        kwargs |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
         outputs = dict(self.model(input_ids, attention_mask, position_ids, return_dict=True, **kwargs))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states, logits = outputs.pop("last_hidden_state")[:, kept], None
