@@ -26,7 +26,6 @@ from .interrupts import SignalListener
 
 LOOK_SECONDS = 0.5  # between two looks at the launcher
 
-
 # Settings that the launcher has too, and the variables in which it hands on what it was asked for.
 SHARED_SETTINGS = {
     "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
@@ -161,7 +160,7 @@ def stop_with_launcher() -> None:
 def is_accelerate(process_id: int) -> bool:
     """Whether a process is `accelerate launch`; what that leaves in the environment, users set too."""
     try:
-        return any("accelerate" in word for word in psutil.Process(process_id).cmdline())
+        return launcher_words(psutil.Process(process_id).cmdline()) is not None
     except psutil.Error:  # it is gone, or may not be looked at
         return False
 

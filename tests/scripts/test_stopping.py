@@ -239,6 +239,26 @@ def test_nohup_keeps_a_run_alive(start: Callable, texts: dict, launcher: list[st
     assert run.checkpoint() > 100
 
 
+def test_run_outlives_a_shell_that_is_no_launcher_whatever_its_name(
+    start: Callable, texts: dict, tmp_path: Path
+) -> None:
+    script = tmp_path / "accelerate.sh"
+    script.write_text('"$@"\ntrue\n', encoding="utf-8")
+    run = start(["bash", str(script), *PYTHON], "--train_file", texts["short"], *ENDLESS).wait_for_steps(5)
+    (training,) = run.everyone
+    run.process.kill()
+    run.process.wait()
+    seen, deadline = len(rows(run.folder, "step")), time.monotonic() + 120
+    while len(rows(run.folder, "step")) < seen + 300:  # well over LOOK_SECONDS
+        assert training.is_running(), run.said()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "launcher" not in run.said()
+    training.terminate()
+    run.wait()
+    assert run.checkpoint() >= seen + 300
+
+
 @pytest.mark.resilience
 @pytest.mark.parametrize("name", ["accelerate", "accelerate, two"])
 def test_ctrl_c_in_a_terminal_that_closes_with_the_launcher(
