@@ -15,9 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from loopback_hub import File, LoopbackHub, Request
 from older_release import DROPPED, ENTRIES, make_older
+from packaging.version import Version
 
 from hf_gpt_scratch.hub import Pushed, PushProcess, check_names, load_line, prepare_push, push_folder, update_code
 from hf_gpt_scratch.shipped_code import CODE_FILES
@@ -74,6 +76,7 @@ def test_one_commit_holds_the_whole_folder_and_is_verified(alice: LoopbackHub, f
     assert not alice.unknown
 
 
+@pytest.mark.skipif(Version(huggingface_hub.__version__) < Version("1.33"), reason="it uploads as for LFS there")
 def test_xet_makes_one_commit_too(alice: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     pushed = push_folder(folder, REPO)

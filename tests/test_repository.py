@@ -32,6 +32,7 @@ from hf_gpt_scratch import (
     GPTScratchForTokenClassification,
     GPTScratchModel,
 )
+from hf_gpt_scratch.model.configuration_gpt_scratch import VERSION
 from hf_gpt_scratch.repository import build_repository
 from hf_gpt_scratch.tokenizer import build_tokenizer
 
@@ -204,6 +205,7 @@ def test_the_tokenizer_is_gpt2s_with_the_context_of_the_model_or_the_one_given(
     assert AutoTokenizer.from_pretrained(folder).model_max_length == 7
 
 
+@pytest.mark.skipif(VERSION < (5, 3), reason="AutoTokenizer has a class of its own for all tokenizers there")
 def test_a_loaded_tokenizer_writes_the_files_of_a_new_one(
     tiny_model: PreTrainedModel, repositories: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -586,7 +588,7 @@ def test_a_language_model_gets_a_new_head_for_classification(
 def test_tokenizer_is_the_same(loaded: dict[str, Outcome], origin: str) -> None:
     tokenizer = build_tokenizer(model_max_length=40)
     assert loaded[origin].returned("tokenizer") == {
-        "class": "GPT2Tokenizer",
+        "class": "GPT2Tokenizer" if VERSION >= (5, 3) else "TokenizersBackend",
         "token_ids": tokenizer(TEXTS)["input_ids"],
         "pad_token": "<|endoftext|>",
         "padding_side": "left",
@@ -756,7 +758,8 @@ def test_repositories_in_one_process_run_and_save_each_its_own_code(
     pair: str,
 ) -> None:
     """Doubling is exact in floating point. It also shows that the comparisons above notice an edited file."""
-    assert len(set(side_by_side.returned(pair)["modules"])) == 2
+    if pair != "folders of one name" or VERSION >= (5, 3):  # where two modules of one name follow each other
+        assert len(set(side_by_side.returned(pair)["modules"])) == 2
     assert torch.equal(side_by_side.tensor(f"{pair} 1"), expected[TIED])
     assert torch.equal(side_by_side.tensor(f"{pair} 2"), 2 * expected[TIED])
     for number, repository in enumerate((repositories[TIED], doubled), start=1):

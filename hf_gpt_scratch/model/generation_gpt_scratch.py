@@ -1,7 +1,5 @@
 # Copyright 2026 The hf_gpt_scratch authors. SPDX-License-Identifier: Apache-2.0
-"""Decoding beyond what `generate()` has: one processor for temperature and top-k, repeatable draws, texts longer than
-the context. It is shipped with every repository.
-"""
+"""Decoding: temperature and top-k, repeatable draws, texts beyond the context. Shipped with every repository."""
 
 import contextlib
 import functools

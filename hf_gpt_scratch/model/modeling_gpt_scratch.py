@@ -158,9 +158,11 @@ class GPTScratchAttention(nn.Module):
         # trf-ignore: TRF051
         elif VERSION < (5, 0) and "cache" in kwargs and "paged" not in self.config._attn_implementation:
             raise ValueError('continuous batching needs attn_implementation="sdpa_paged" with this transformers')
-        attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
-        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # refuses unknown ones
+        attend = eager_attention_forward
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # the library looks for either text, to allow a switch
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        elif self.config._attn_implementation in ALL_ATTENTION_FUNCTIONS:  # trf-ignore: TRF051
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         options = {"dropout": self.config.dropout if self.training else 0.0, "scaling": self.scaling} | kwargs
         attn_output, attn_weights = attend(self, query_states, key_states, value_states, attention_mask, **options)
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()  # [B, T, H, D] -> [B, T, C]

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_gpt_scratch import GPTScratchForCausalLM, SeededDrawLogitsProcessor, TemperatureTopKLogitsProcessor
+from hf_gpt_scratch.model.configuration_gpt_scratch import VERSION
 
 
 ModelBuilder = Callable[..., GPTScratchForCausalLM]
@@ -189,9 +190,10 @@ def test_stock_gpt2_dies(model: GPTScratchForCausalLM, stock_gpt2: Callable) -> 
         ({"past_context": "rolling", "use_cache": False}, "needs the cache: leave use_cache on"),
         ({"past_context": "exact", "cache_implementation": "static"}, "does not go with a static cache"),
         ({"past_context": "rolling", "cache_implementation": "static"}, "does not go with a static cache"),
-        (
+        pytest.param(
             {"past_context": "exact", "prompt_lookup_num_tokens": 3, "eos_token_id": 0},
             "does not go with assisted or prompt-lookup",
+            marks=pytest.mark.skipif(VERSION < (5, 3), reason="the library itself crops a cache that is not there"),
         ),
     ],
 )

@@ -247,6 +247,15 @@ def eager_and_sdpa() -> dict[str, Any]:
 
 
 @probe
+def attention_switched() -> None:
+    own = load(attn_implementation="sdpa")
+    own.set_attn_implementation("eager")
+    assert own.config._attn_implementation == "eager"
+    assert own(IDS, output_attentions=True).attentions  # sdpa has none
+    close(own(IDS).logits, model()(IDS).logits)
+
+
+@probe
 def hidden_states() -> dict[str, Any]:
     states = model()(IDS, output_hidden_states=True).hidden_states
     close(model().lm_head(states[-1]), model()(IDS).logits)

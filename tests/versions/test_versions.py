@@ -24,6 +24,7 @@ class Impossible(NamedTuple):
 
 EXCEPTIONS = [
     Impossible("dtype", "4.40", "4.56", "the keyword is called `torch_dtype` there"),
+    Impossible("attention_switched", "4.40", "4.54", "there is no `set_attn_implementation()`"),
     Impossible("static_cache", "4.40", "4.41", "only for models with a private method of that time"),
     Impossible("continuous_batching", "4.40", "4.52", "there is no `generate_batch()`"),
     Impossible(
