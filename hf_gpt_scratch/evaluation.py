@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import IGNORE_INDEX, TokenWindows
-from .linear_cross_entropy import use_fused_loss
-from .preparation.pieces import cut_text
-from .tokenizer import text_to_token_ids
+from hf_gpt_scratch.data.pieces import cut_text
+from hf_gpt_scratch.data.tokenizer import text_to_token_ids
+from hf_gpt_scratch.data.windows import IGNORE_INDEX, TokenWindows
+from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 
 
 PIECE_CHARS = 1 << 16  # tokenised at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token

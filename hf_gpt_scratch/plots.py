@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .files import unfinished_file
+from hf_gpt_scratch.runtime.files import unfinished_file
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 # Conversion itself needs neither torch nor transformers; what needs them runs in a process of its own.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main() -> None:
 
     arguments = parse_arguments()
     if arguments.push_to_hub:
-        from hf_gpt_scratch.hub import check_names, describe_push, push_folder
+        from hf_gpt_scratch.hub.push import check_names, describe_push, push_folder
 
         check_names(arguments.push_to_hub)  # before the work of minutes
     report = convert_or_export(arguments, say)

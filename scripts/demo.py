@@ -7,7 +7,7 @@ import os
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,12 +28,12 @@ def main() -> None:
     quiet_libraries()
 
     try:
-        from hf_gpt_scratch.demo import build_demo
+        from hf_gpt_scratch.generation.demo import build_demo
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise ValueError("the demo needs gradio: pip install 'hf_gpt_scratch[demo]'") from None
-    from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
     page = build_demo(*load_model_and_tokenizer(arguments.model), arguments.model)
     # No history of runs, which would list each move of a slider; no second server to draw the page beforehand.

@@ -7,7 +7,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run, say  # noqa: E402
 
 
 def main() -> None:
@@ -25,10 +25,10 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
 
-    from hf_gpt_scratch.data import read_blocks
+    from hf_gpt_scratch.data.windows import read_blocks
     from hf_gpt_scratch.evaluation import evaluate_text
-    from hf_gpt_scratch.loading import load_model_and_tokenizer
-    from hf_gpt_scratch.quantization import quantize_int8
+    from hf_gpt_scratch.generation.quantization import quantize_int8
+    from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
     blocks = read_blocks([arguments.file], arguments.text_column, say)
     model, tokenizer = load_model_and_tokenizer(arguments.model)

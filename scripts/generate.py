@@ -10,7 +10,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,11 +44,11 @@ def main() -> None:
 
     from transformers import TextStreamer
 
-    from hf_gpt_scratch.data import read_text
-    from hf_gpt_scratch.decoding import Decoding, generate_samples
-    from hf_gpt_scratch.interactive import run_session
-    from hf_gpt_scratch.loading import load_model_and_tokenizer
-    from hf_gpt_scratch.quantization import quantize_int8
+    from hf_gpt_scratch.data.windows import read_text
+    from hf_gpt_scratch.generation.decoding import Decoding, generate_samples
+    from hf_gpt_scratch.generation.interactive import run_session
+    from hf_gpt_scratch.generation.quantization import quantize_int8
+    from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
     if arguments.interactive:
         refuse_unused(arguments, ["--num-samples", "--json"], "with --interactive")

@@ -8,7 +8,7 @@ from pathlib import Path
 # Registering our classes imports torch, which takes seconds: it is left to what loads the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,8 +30,8 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
 
-    from hf_gpt_scratch.decoding import likeliest_tokens, next_token_probabilities, tutorial_tokens
-    from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.generation.decoding import likeliest_tokens, next_token_probabilities, tutorial_tokens
+    from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
     from hf_gpt_scratch.plots import probability_figure, save_figure
 
     if arguments.model is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 # Drawing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from hf_gpt_scratch.training.loss_plot import plot_runs
+    from hf_gpt_scratch.training.reporting.loss_plot import plot_runs
 
     print(f"plot: {plot_runs(arguments.folders, arguments.output, arguments.x)}")
 

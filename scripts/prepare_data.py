@@ -8,7 +8,7 @@ from pathlib import Path
 # Only tokens are made here: neither torch nor transformers is needed.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    from hf_gpt_scratch.preparation.command import describe, prepare_or_verify
+    from hf_gpt_scratch.data.preparation.command import describe, prepare_or_verify
 
     arguments = parse_arguments()
     index = prepare_or_verify(arguments, say)

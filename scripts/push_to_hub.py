@@ -11,8 +11,8 @@ from pathlib import Path
 # Pushing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import OneLineParser, number, run  # noqa: E402
-from hf_gpt_scratch.hub import Order, describe_push, push_folder, update_code  # noqa: E402
+from hf_gpt_scratch.hub.push import Order, describe_push, push_folder, update_code  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:

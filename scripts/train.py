@@ -7,8 +7,8 @@ import sys
 # Registering our classes imports torch, which takes seconds: it is left to what builds the model.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.cli import quiet_libraries, run  # noqa: E402
-from hf_gpt_scratch.launching import start_as_asked, stop_with_launcher  # noqa: E402
+from hf_gpt_scratch.runtime.cli import quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.runtime.launching import start_as_asked, stop_with_launcher  # noqa: E402
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         return
     from hf_gpt_scratch.evaluation import perplexity
     from hf_gpt_scratch.training.loop import train
-    from hf_gpt_scratch.training.sharing import push_result
+    from hf_gpt_scratch.training.reporting.hub_pushes import push_result
 
     result = train(settings)
     if not result.is_main_process:

@@ -350,7 +350,7 @@ def load_by_package(path: str, input_ids: list[list[int]], output: str) -> dict[
     import torch
     from safetensors.torch import save_file
 
-    from hf_gpt_scratch.loading import load_model_and_tokenizer
+    from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
     model, tokenizer = load_model_and_tokenizer(path)
     with torch.no_grad():
@@ -368,7 +368,7 @@ def load_all(path: str, input_ids: list[list[int]], texts: list[str], remote_cod
         model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     else:
-        from hf_gpt_scratch.loading import load_model_and_tokenizer
+        from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
         model, tokenizer = load_model_and_tokenizer(path)
     with torch.no_grad():
@@ -384,7 +384,7 @@ def load_all(path: str, input_ids: list[list[int]], texts: list[str], remote_cod
 
 def push(path: str, repo_id: str) -> dict[str, Any]:
     """Our own function for it."""
-    from hf_gpt_scratch.hub import push_folder
+    from hf_gpt_scratch.hub.push import push_folder
 
     return {"commit": push_folder(path, repo_id).commit}
 

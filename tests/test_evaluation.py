@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, evaluation
-from hf_gpt_scratch.data import TokenWindows, build_loader
+from hf_gpt_scratch.data.tokenizer import build_tokenizer, text_to_token_ids
+from hf_gpt_scratch.data.windows import TokenWindows, build_loader
 from hf_gpt_scratch.evaluation import (
     LossSum,
     cross_entropy,
@@ -19,7 +20,6 @@ from hf_gpt_scratch.evaluation import (
     sum_losses,
     token_log_probabilities,
 )
-from hf_gpt_scratch.tokenizer import build_tokenizer, text_to_token_ids
 from hf_gpt_scratch.training.optim import reset_to_torch_defaults
 
 
@@ -251,8 +251,8 @@ def test_initial_losses_of_the_tutorial(
     tutorial_model: GPTScratchForCausalLM, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To two steps of float32, since processors sum in other orders; with SiLU it is a hundred times as far."""
-    from hf_gpt_scratch.data import draw_like_torch_loader, encode_text, read_text, split_text
-    from hf_gpt_scratch.tokenizer import load_encoding
+    from hf_gpt_scratch.data.tokenizer import load_encoding
+    from hf_gpt_scratch.data.windows import draw_like_torch_loader, encode_text, read_text, split_text
 
     parts = split_text(read_text(shared_data / "the-verdict.txt"), 0.9)
     windows = [TokenWindows(encode_text(part, load_encoding()), 256, drop_last=True) for part in parts]

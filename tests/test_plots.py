@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from hf_gpt_scratch.decoding import next_token_probabilities
+from hf_gpt_scratch.generation.decoding import next_token_probabilities
 from hf_gpt_scratch.plots import loss_figure, probability_figure, save_figure
 
 

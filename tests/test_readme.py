@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from pyproject import PYPROJECT
-from readme import Block, read_blocks, run_blocks
 from torch.distributed.run import parse_args as parse_torchrun
 
-from hf_gpt_scratch.benchmarks.conversion import TINY as TINY_CHECKPOINT
-from hf_gpt_scratch.benchmarks.conversion import make_checkpoint
-from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.command_line import parse_settings
+from scripts.benchmarks.conversion import TINY as TINY_CHECKPOINT
+from scripts.benchmarks.conversion import make_checkpoint
+from tests.pyproject import PYPROJECT
+from tests.readme import Block, read_blocks, run_blocks
 
 
 ROOT = Path(__file__).resolve().parent.parent

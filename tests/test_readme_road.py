@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme import LEFT_OUT, Block, is_as_shown, read_blocks, run_blocks
+
+from tests.readme import LEFT_OUT, Block, is_as_shown, read_blocks, run_blocks
 
 
 HEADING = "Learning road"
@@ -18,7 +19,7 @@ ROAD = [block for block in read_blocks(README.read_text(encoding="utf-8")) if bl
 MAKE_CHECKPOINT = """
 import sys
 from pathlib import Path
-from hf_gpt_scratch.benchmarks.conversion import TINY, make_checkpoint
+from scripts.benchmarks.conversion import TINY, make_checkpoint
 make_checkpoint(Path(sys.argv[1]), TINY)
 """
 

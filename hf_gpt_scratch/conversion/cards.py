@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from .gpt2_sizes import CONTEXT_LENGTH, VOCAB_SIZE, GPT2Size
-from .mapping import FORMATS
+from hf_gpt_scratch.conversion.gpt2_sizes import CONTEXT_LENGTH, VOCAB_SIZE, GPT2Size
+from hf_gpt_scratch.conversion.mapping import FORMATS
 
 
 HUB_NAMES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}

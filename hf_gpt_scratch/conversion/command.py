@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.cli import refuse_unused
-
-from .convert import REPORT_FILE, convert_checkpoint
-from .export import export_stock
-from .gpt2_sizes import find_size
-from .safetensors_files import parse_size
+from hf_gpt_scratch.conversion.convert import REPORT_FILE, convert_checkpoint
+from hf_gpt_scratch.conversion.export import export_stock
+from hf_gpt_scratch.conversion.gpt2_sizes import find_size
+from hf_gpt_scratch.conversion.writers.safetensors_files import parse_size
+from hf_gpt_scratch.runtime.cli import refuse_unused
 
 
 def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
         raise ValueError("nothing to convert: give --size 124M to download it, or --from-dir with a checkpoint")
     if path is None:
         # Imported here, because its HTTP client is not needed for a checkpoint that is there.
-        from .download import download_gpt2
+        from hf_gpt_scratch.conversion.download.released_files import download_gpt2
 
         if arguments.output.exists():
             raise FileExistsError(f"{arguments.output} exists already: choose another folder, or remove it")

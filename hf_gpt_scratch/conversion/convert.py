@@ -14,15 +14,28 @@ from typing import Any
 import numpy as np
 
 import hf_gpt_scratch
-from hf_gpt_scratch.files import sha256_of, unfinished_folder
-
-from .gpt2_sizes import GPT2Size
-from .mapping import EMBEDDING, Format, Move, Plan, canonical_names, detect_format, name_some, plan_moves
-from .repository_files import NUM_GPT2_TOKENS, has_gpt2_vocabulary, write_json, write_model_files
-from .safetensors_files import write_model
-from .source_config import build_config
-from .sources import OURS, Source, open_source
-from .tensor_jobs import plan_jobs
+from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
+from hf_gpt_scratch.conversion.mapping import (
+    EMBEDDING,
+    Format,
+    Move,
+    Plan,
+    canonical_names,
+    detect_format,
+    name_some,
+    plan_moves,
+)
+from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
+from hf_gpt_scratch.conversion.source_config import build_config
+from hf_gpt_scratch.conversion.writers.repository_files import (
+    NUM_GPT2_TOKENS,
+    has_gpt2_vocabulary,
+    write_json,
+    write_model_files,
+)
+from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
+from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
+from hf_gpt_scratch.runtime.files import sha256_of, unfinished_folder
 
 
 REPORT_FILE = "conversion_report.json"
@@ -183,8 +196,11 @@ def convert_checkpoint(
         ValueError: the checkpoint does not fit, or the proof fails; one line.
         OSError: a file is missing or cannot be written.
     """
-    from .cards import render_card, render_license  # these two are not needed for the weights alone
-    from .verify import read_text, verify_folder
+    from hf_gpt_scratch.conversion.cards import (  # these two are not needed for the weights alone
+        render_card,
+        render_license,
+    )
+    from hf_gpt_scratch.conversion.verify import read_text, verify_folder
 
     output = Path(output)
     given_text = read_text(text)

@@ -12,25 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from hf_gpt_scratch.files import unfinished_folder
-
-from .cards import render_stock_card, render_stock_license
-from .convert import DEFAULT_SHARD_SIZE, finish
-from .mapping import GPT2, Layout, Row, name_some, target_shapes
-from .named_tensors import Shape, free_pages
-from .parallel_writer import PIECE_BYTES, Buffer
-from .repository_files import (
+from hf_gpt_scratch.conversion.cards import render_stock_card, render_stock_license
+from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, finish
+from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, name_some, target_shapes
+from hf_gpt_scratch.conversion.readers.named_tensors import Shape, free_pages
+from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
+from hf_gpt_scratch.conversion.source_config import DEFAULTS, HEADS, SIZES
+from hf_gpt_scratch.conversion.verify import read_text, verify_folder
+from hf_gpt_scratch.conversion.writers.parallel_writer import PIECE_BYTES, Buffer
+from hf_gpt_scratch.conversion.writers.repository_files import (
     has_gpt2_vocabulary,
     transformers_version,
     write_generation_config,
     write_json,
     write_tokenizer,
 )
-from .safetensors_files import STORED, Job, SafetensorsFiles, write_model
-from .source_config import DEFAULTS, HEADS, SIZES
-from .sources import OURS, Source, open_source
-from .tensor_jobs import zero_values
-from .verify import read_text, verify_folder
+from hf_gpt_scratch.conversion.writers.safetensors_files import STORED, Job, SafetensorsFiles, write_model
+from hf_gpt_scratch.conversion.writers.tensor_jobs import zero_values
+from hf_gpt_scratch.runtime.files import unfinished_folder
 
 
 # GPT-2's activation, as one kernel or written out. The tools that know GPT-2 compute no other, whatever is asked for.

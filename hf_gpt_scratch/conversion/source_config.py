@@ -4,23 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .gpt2_sizes import GPT2_SIZES
-from .mapping import EMBEDDING, QKV_BIASES, Format, Layout, Shape, canonical_names, name_some
+from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
+from hf_gpt_scratch.conversion.mapping import EMBEDDING, QKV_BIASES, Format, Layout, Shape, canonical_names, name_some
+from hf_gpt_scratch.runtime import shipped_code
 
-
-# What GPTScratchConfig has by default; a test holds the two together. Importing it here would import torch.
-DEFAULTS: dict[str, Any] = {
-    "bos_token_id": 50256,
-    "dropout": 0.1,
-    "eos_token_id": 50256,
-    "hidden_act": "gelu_pytorch_tanh",
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-5,
-    "pad_token_id": 50256,
-    "qkv_bias": True,
-    "tie_word_embeddings": True,
-    "use_cache": True,
-}
 
 # Names in the settings of each format -> our names.
 SETTINGS: dict[str, dict[str, str]] = {
@@ -74,6 +61,8 @@ ACTIVATIONS = {
 }
 SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size")
 HEADS = "num_attention_heads"
+# Of what a checkpoint may leave open; its sizes it has to show.
+DEFAULTS = {field: value for field, value in shipped_code.DEFAULTS.items() if field not in (*SIZES, HEADS)}
 HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
 
 

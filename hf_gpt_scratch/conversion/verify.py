@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from . import reload
-from .safetensors_files import SafetensorsFiles, cast
+from hf_gpt_scratch.conversion import reload
+from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles, cast
 
 
 Weights = dict[str, np.ndarray]  # matrices are [in, out] here, as GPT-2's code multiplies

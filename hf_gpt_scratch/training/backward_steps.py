@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from .processes import is_in_group
+from hf_gpt_scratch.training.distributed import is_in_group
 
 
 class StepsInBackward:

@@ -4,10 +4,9 @@ import math
 from pathlib import Path
 from statistics import NormalDist
 
-from hf_gpt_scratch.interrupts import Stopped
-
-from .checkpoint import Progress, find_checkpoints
-from .settings import TrainingSettings
+from hf_gpt_scratch.runtime.interrupts import Stopped
+from hf_gpt_scratch.training.checkpoints.checkpoint import Progress, find_checkpoints
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 WINDOW = 128  # applied steps that a new one is compared with

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_gpt_scratch.loading import load_model_and_tokenizer
-from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
-from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
-
-from .settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
+from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
 
 if TYPE_CHECKING:
-    from hf_gpt_scratch.tokenizer import AnyTokenizer
+    from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from hf_gpt_scratch.cli import OneLineParser
-from hf_gpt_scratch.launching import settings_of_launcher
-
-from .settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.runtime.cli import OneLineParser
+from hf_gpt_scratch.runtime.launching import settings_of_launcher
+from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
 
 # Settings that make a known run, each a YAML file; the command line can still change each of them.

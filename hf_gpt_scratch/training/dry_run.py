@@ -8,18 +8,17 @@ from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hf_gpt_scratch.environment import describe_device
-from hf_gpt_scratch.tokenizer import load_encoding
-
-from .base_model import BaseModel, read_base_model, with_base_model
-from .mfu import flops_per_token, measure_peak_flops, product_dtype
-from .output_folder import refuse_used_folder
-from .plan import check_prompt, cut_line, fit_to_text
-from .rehearsal import rehearse
-from .run import build_accelerator, build_windows
-from .settings import TrainingSettings
-from .trackers import check_trackers
-from .trial import check_attention
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.runtime.environment import describe_device
+from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
+from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
+from hf_gpt_scratch.training.plan import check_prompt, cut_line, fit_to_text
+from hf_gpt_scratch.training.rehearsal import rehearse
+from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.reporting.trackers import check_trackers
+from hf_gpt_scratch.training.run import build_accelerator, build_windows
+from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.trial import check_attention
 
 
 # Memory that an allocator holds for a byte in use, since blocks are freed in another order than they were taken;

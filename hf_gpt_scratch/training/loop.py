@@ -17,29 +17,26 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_gpt_scratch.data import IGNORE_INDEX, draw_like_torch_loader
-from hf_gpt_scratch.environment import peak_memory
+from hf_gpt_scratch.data.tokenizer import text_to_token_ids, token_ids_to_text
+from hf_gpt_scratch.data.windows import IGNORE_INDEX, draw_like_torch_loader
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
-from hf_gpt_scratch.files import errors_name
-from hf_gpt_scratch.interrupts import Interrupted, StopSignals
-from hf_gpt_scratch.launching import leave_process_group
-from hf_gpt_scratch.out_of_memory import is_out_of_memory, out_of_memory_line
-from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import text_to_token_ids, token_ids_to_text
-
-from .bad_steps import may_be_applied
-from .card import card_details
-from .checkpoint import random_state, restore_random_state
-from .loss_plot import refresh_loss_plot
-from .optim import learning_rate_at, set_learning_rate
-from .output_folder import UNFINISHED_MODEL, FolderLock
-from .processes import on_main_process
-from .progress_bar import StepDisplay, warn
-from .run import Run, set_up
-from .settings import TrainingSettings
-from .sharding import whole, whole_model
-from .stopping import SignalCriterion, WorkLeft, agreed_signal, leave_at_signal, until_signal
-from .trackers import check_trackers, start_trackers
+from hf_gpt_scratch.hub.repository import build_repository
+from hf_gpt_scratch.runtime.environment import peak_memory
+from hf_gpt_scratch.runtime.files import errors_name
+from hf_gpt_scratch.runtime.interrupts import Interrupted, StopSignals, leave_process_group
+from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
+from hf_gpt_scratch.training.bad_steps import may_be_applied
+from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state
+from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
+from hf_gpt_scratch.training.distributed import on_main_process, whole, whole_model
+from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
+from hf_gpt_scratch.training.reporting.card import card_details
+from hf_gpt_scratch.training.reporting.loss_plot import refresh_loss_plot
+from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, warn
+from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
+from hf_gpt_scratch.training.run import Run, set_up
+from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.stopping import SignalCriterion, WorkLeft, agreed_signal, leave_at_signal, until_signal
 
 
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"

@@ -4,14 +4,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hf_gpt_scratch.data import StepSampler
-from hf_gpt_scratch.tokenizer import text_to_token_ids
-
-from .settings import TrainingSettings
+from hf_gpt_scratch.data.tokenizer import text_to_token_ids
+from hf_gpt_scratch.data.windows import StepSampler
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 if TYPE_CHECKING:
-    from hf_gpt_scratch.tokenizer import AnyTokenizer
+    from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
 def fit_to_text(settings: TrainingSettings, num_windows: int, num_processes: int) -> tuple[TrainingSettings, int, int]:

@@ -11,13 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
-
-from .activation_checkpointing import recompute_activations
-from .backward_steps import StepsInBackward
-from .mfu import product_dtype
-from .optim import build_optimizer
-from .settings import TrainingSettings
+from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
+from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
+from hf_gpt_scratch.training.backward_steps import StepsInBackward
+from hf_gpt_scratch.training.optim import build_optimizer
+from hf_gpt_scratch.training.reporting.mfu import product_dtype
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 class MemoryCount(TorchDispatchMode):

@@ -25,8 +25,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_gpt_scratch.cli import say_once
-from hf_gpt_scratch.data import (
+from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
+from hf_gpt_scratch.data.token_folder import ShardedTokens
+from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
+from hf_gpt_scratch.data.windows import (
     StepSampler,
     TokenWindows,
     build_loader,
@@ -36,21 +38,16 @@ from hf_gpt_scratch.data import (
     read_texts,
     split_text,
 )
-from hf_gpt_scratch.environment import as_line, describe_device, describe_processor, key_versions
 from hf_gpt_scratch.evaluation import tokenize_in_pieces
-from hf_gpt_scratch.files import write_text
-from hf_gpt_scratch.interrupts import StopSignals
-from hf_gpt_scratch.linear_cross_entropy import use_fused_loss
-from hf_gpt_scratch.sample_texts import SAMPLE_TEXTS
-from hf_gpt_scratch.token_folder import ShardedTokens
-from hf_gpt_scratch.tokenizer import build_tokenizer, load_encoding
-
-from .activation_checkpointing import recompute_activations
-from .allocator import keep_freed_memory_after_step, return_freed_memory
-from .backward_steps import StepsInBackward, refuse_where_impossible
-from .base_model import BaseModel, load_base_model, read_base_model, with_base_model
-from .card import describe_texts
-from .checkpoint import (
+from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
+from hf_gpt_scratch.runtime.cli import say_once
+from hf_gpt_scratch.runtime.environment import as_line, describe_device, describe_processor, key_versions
+from hf_gpt_scratch.runtime.files import write_text
+from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
+from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
+from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
+from hf_gpt_scratch.training.checkpoints.checkpoint import (
     PREFIX,
     Progress,
     SavedState,
@@ -63,27 +60,28 @@ from .checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from .command_line import settings_json
-from .cpu_attention import use_blockwise_attention
-from .cpu_dropout import use_fast_dropout
-from .cpu_linear import is_float32_on_cpu, use_fast_linear
-from .history import History
-from .manifest import damage, digest
-from .mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
-from .optim import build_optimizer, reset_to_torch_defaults
-from .output_folder import FolderLock, claim_folder, clear_leftovers
-from .plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
-from .processes import on_main_process
-from .resume import other_digits, other_run, restore_draws
-from .settings import ARCHITECTURE, TrainingSettings
-from .sharding import complete_fsdp, refuse_deepspeed
-from .sharing import BackgroundPushes, warn_early
-from .tied_embedding import join_tied_gradients
-from .trial import check_attention, check_compiler, is_compiled, try_step
+from hf_gpt_scratch.training.checkpoints.manifest import damage, digest
+from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
+from hf_gpt_scratch.training.checkpoints.resume import other_digits, other_run, restore_draws
+from hf_gpt_scratch.training.command_line import settings_json
+from hf_gpt_scratch.training.cpu.allocator import keep_freed_memory_after_step, return_freed_memory
+from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
+from hf_gpt_scratch.training.cpu.dropout import use_fast_dropout
+from hf_gpt_scratch.training.cpu.linear import is_float32_on_cpu, use_fast_linear
+from hf_gpt_scratch.training.cpu.tied_embedding import join_tied_gradients
+from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
+from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
+from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
+from hf_gpt_scratch.training.reporting.card import describe_texts
+from hf_gpt_scratch.training.reporting.history import History
+from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes, warn_early
+from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.training.trial import check_attention, check_compiler, is_compiled, try_step
 
 
 if TYPE_CHECKING:
-    from hf_gpt_scratch.tokenizer import AnyTokenizer
+    from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
 @dataclass

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from hf_gpt_scratch.cli import Range
-from hf_gpt_scratch.hub import check_names
-from hf_gpt_scratch.vocabulary import END_OF_TEXT_IDS
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
+from hf_gpt_scratch.hub.push import check_names
+from hf_gpt_scratch.runtime.cli import Range
 
 
 if TYPE_CHECKING:

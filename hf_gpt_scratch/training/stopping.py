@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import StoppingCriteria
 
-from hf_gpt_scratch.interrupts import StopSignals
+from hf_gpt_scratch.runtime.interrupts import StopSignals
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .run import Run
+    from hf_gpt_scratch.training.run import Run
 
 
 Item = TypeVar("Item")

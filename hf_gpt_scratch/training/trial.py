@@ -7,9 +7,8 @@ from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
 from hf_gpt_scratch.evaluation import evaluation_mode
-from hf_gpt_scratch.out_of_memory import is_out_of_memory
-
-from .settings import TrainingSettings
+from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_server import Demo
 from playwright.sync_api import Browser, Page, sync_playwright
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.hub.repository import build_repository
+from tests.browser.demo_server import Demo
 
 
 CHROMIUM = os.environ.get("HF_GPT_SCRATCH_CHROMIUM", "/usr/bin/chromium")

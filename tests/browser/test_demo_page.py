@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_server import Demo
 from gradio.processing_utils import encode_plot_to_base64
 from matplotlib.image import imread
 from playwright.sync_api import Page, expect
 
-from hf_gpt_scratch.decoding import generate_text, likeliest_tokens, next_token_probabilities
-from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.generation.decoding import generate_text, likeliest_tokens, next_token_probabilities
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 from hf_gpt_scratch.plots import probability_figure
+from tests.browser.demo_server import Demo
 
 
 pytestmark = pytest.mark.browser

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from hf_gpt_scratch.decoding import generate_text
-from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.generation.decoding import generate_text
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
 
 pytestmark = pytest.mark.browser

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bundle_writer import TINY, TINY_HPARAMS, gpt2_tensors, write_bundle
-from tf_writer import write_all_dtypes, write_objects, write_partitioned, write_with_saver
+
+from tests.conversion.bundle_writer import TINY, TINY_HPARAMS, gpt2_tensors, write_bundle
+from tests.conversion.tf_writer import write_all_dtypes, write_objects, write_partitioned, write_with_saver
 
 
 @pytest.fixture(scope="session")

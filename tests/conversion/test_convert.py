@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_writer import gpt2_shapes, gpt2_tensors, write_bundle
-from foreign_models import NanoGPT, TutorialGPT, draw, to_stock
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.conversion import convert, tensor_jobs
+from hf_gpt_scratch.conversion import convert
 from hf_gpt_scratch.conversion.convert import compare_hashes, convert_checkpoint
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
 from hf_gpt_scratch.conversion.mapping import OPENAI, QKV_WEIGHTS, Format, Row
-from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
-from hf_gpt_scratch.conversion.sources import open_source
+from hf_gpt_scratch.conversion.readers.sources import open_source
 from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_ours
+from hf_gpt_scratch.conversion.writers import tensor_jobs
+from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles
+from tests.conversion.bundle_writer import gpt2_shapes, gpt2_tensors, write_bundle
+from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw, to_stock
 
 
 SIZES = {"vocab": 29, "context": 12, "width": 16, "num_layers": 2, "num_heads": 4}

@@ -15,10 +15,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from foreign_models import to_stock
-from fresh_interpreter import Calls, run
-from loopback_hub import LoopbackHub
-from tf_writer import write_with_saver
+
+from tests.conversion.foreign_models import to_stock
+from tests.conversion.tf_writer import write_with_saver
+from tests.fresh_interpreter import Calls, run
+from tests.loopback_hub import LoopbackHub
 
 
 SIZES = {"hidden_size": 8, "num_layers": 2, "vocab_size": 50257, "context_length": 12}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_models import draw
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 from hf_gpt_scratch.conversion.export import export_stock
-from hf_gpt_scratch.repository import build_repository
+from hf_gpt_scratch.hub.repository import build_repository
+from tests.conversion.foreign_models import draw
 
 
 def build(

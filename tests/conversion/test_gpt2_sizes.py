@@ -5,7 +5,6 @@ import json
 import math
 
 import pytest
-from bundle_writer import gpt2_shapes
 
 from hf_gpt_scratch.conversion.gpt2_sizes import (
     ALIASES,
@@ -18,6 +17,7 @@ from hf_gpt_scratch.conversion.gpt2_sizes import (
     VOCAB_SIZE,
     find_size,
 )
+from tests.conversion.bundle_writer import gpt2_shapes
 
 
 SIZES = GPT2_SIZES.values()

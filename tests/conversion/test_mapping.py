@@ -5,8 +5,6 @@ shape is reported, all of it at once and in one line.
 import numpy as np
 import pytest
 import torch
-from bundle_writer import gpt2_shapes
-from foreign_models import NanoGPT, TutorialGPT
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -22,6 +20,8 @@ from hf_gpt_scratch.conversion.mapping import (
     plan_moves,
     target_shapes,
 )
+from tests.conversion.bundle_writer import gpt2_shapes
+from tests.conversion.foreign_models import NanoGPT, TutorialGPT
 
 
 SIZES = {"vocab": 13, "context": 7, "width": 8, "num_layers": 2, "num_heads": 2}

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from bundle_writer import gpt2_shapes
-from foreign_models import TutorialGPT
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
 from hf_gpt_scratch.conversion.mapping import GPT2, OPENAI, TUTORIAL
 from hf_gpt_scratch.conversion.source_config import build_config, sizes_from_shapes
+from tests.conversion.bundle_writer import gpt2_shapes
+from tests.conversion.foreign_models import TutorialGPT
 
 
 SHAPES = gpt2_shapes(hidden_size=768, num_layers=2, vocab_size=11, context_length=6)

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_writer import gpt2_tensors, write_bundle
-from foreign_models import NanoGPT, TutorialGPT, draw
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.conversion import tensor_jobs
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
-from hf_gpt_scratch.conversion.safetensors_files import SafetensorsFiles
-from hf_gpt_scratch.conversion.sources import open_source
+from hf_gpt_scratch.conversion.readers.sources import open_source
 from hf_gpt_scratch.conversion.verify import (
     SourceWeights,
     activation,
@@ -28,6 +24,10 @@ from hf_gpt_scratch.conversion.verify import (
     round_to,
     verify_folder,
 )
+from hf_gpt_scratch.conversion.writers import tensor_jobs
+from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles
+from tests.conversion.bundle_writer import gpt2_tensors, write_bundle
+from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw
 
 
 SIZES = {"vocab": 29, "context": 12, "width": 16, "num_layers": 2, "num_heads": 4}

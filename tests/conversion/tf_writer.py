@@ -4,7 +4,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from bundle_writer import gpt2_shapes
+
+from tests.conversion.bundle_writer import gpt2_shapes
 
 
 def write_with_saver(

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fresh_interpreter
 import pytest
 import torch
-from works_table import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.sample_texts import bundled_text_path
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.hub.repository import build_repository
+from tests import fresh_interpreter
+from tests.ecosystem.works_table import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ def decode(path: str, stock: str) -> dict:
 
 @pytest.fixture(scope="module")
 def decoded(repository: Path, stock: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    import fresh_interpreter
+    from tests import fresh_interpreter
 
     outcome = fresh_interpreter.run(
         tmp_path_factory.mktemp("decode") / "run",

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from works_table import HEAD, README, RESULTS, with_table, works_table
+
+from tests.ecosystem.works_table import HEAD, README, RESULTS, with_table, works_table
 
 
 PASSED = {"package": "b", "version": "2.0", "what": "one thing", "outcome": "passed"}

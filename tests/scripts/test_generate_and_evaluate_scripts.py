@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data import read_text
-from hf_gpt_scratch.decoding import generate_text
+from hf_gpt_scratch.data.windows import read_text
 from hf_gpt_scratch.evaluation import evaluate_text
-from hf_gpt_scratch.loading import load_model_and_tokenizer
-from hf_gpt_scratch.quantization import quantize_int8
+from hf_gpt_scratch.generation.decoding import generate_text
+from hf_gpt_scratch.generation.quantization import quantize_int8
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(trained: tuple[Path, str], launch: Callable) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 
 
 MARK = ".hf_gpt_scratch-unfinished"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from loopback_hub import File, LoopbackHub
-from older_release import DROPPED, ENTRIES, make_older
 
-from hf_gpt_scratch.shipped_code import CODE_FILES
+from hf_gpt_scratch.runtime.shipped_code import CODE_FILES
+from tests.loopback_hub import File, LoopbackHub
+from tests.older_release import DROPPED, ENTRIES, make_older
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_interpreter import Calls, run
-from loopback_hub import LoopbackHub
 
-from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
+from tests.fresh_interpreter import Calls, run
+from tests.loopback_hub import LoopbackHub
 
 
 TINY = [

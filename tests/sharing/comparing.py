@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from loopback_hub import Commit, File, Repository
+from tests.loopback_hub import Commit, File, Repository
 
 
 MADE_BY_THE_HUB = ".gitattributes"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from loopback_hub import LoopbackHub
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.repository import build_repository
+from hf_gpt_scratch.hub.repository import build_repository
+from tests.loopback_hub import LoopbackHub
 
 
 TABLES = pytest.StashKey[dict[str, list[list[str]]]]()

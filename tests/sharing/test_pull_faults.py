@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_interpreter import Calls, Outcome, run
-from loopback_hub import Fault, File, LoopbackHub
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from tests.fresh_interpreter import Calls, Outcome, run
+from tests.loopback_hub import Fault, File, LoopbackHub
 
 
 KINDS = ["500", "503", "reset", "hang", "cut"]

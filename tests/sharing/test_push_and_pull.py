@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import content, differing
-from fresh_interpreter import Calls, Outcome, run
-from loopback_hub import LoopbackHub
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from tests.fresh_interpreter import Calls, Outcome, run
+from tests.loopback_hub import LoopbackHub
+from tests.sharing.comparing import content, differing
 
 
 COMBINATIONS = list(

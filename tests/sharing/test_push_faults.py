@@ -16,12 +16,12 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from comparing import content, history, state
 from huggingface_hub import constants
 from huggingface_hub.utils._xet import abort_xet_session
-from loopback_hub import Commit, File, LoopbackHub, Repository
 
-from hf_gpt_scratch.hub_upload import Order, push
+from hf_gpt_scratch.hub.upload import Order, push
+from tests.loopback_hub import Commit, File, LoopbackHub, Repository
+from tests.sharing.comparing import content, history, state
 
 
 KINDS = ["500", "503", "reset", "hang", "cut", "lost"]

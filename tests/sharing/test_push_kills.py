@@ -20,10 +20,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from comparing import content, history
-from loopback_hub import LoopbackHub
 
-from hf_gpt_scratch.hub_upload import Order
+from hf_gpt_scratch.hub.upload import Order
+from tests.loopback_hub import LoopbackHub
+from tests.sharing.comparing import content, history
 
 
 TABLE = "Kills of a push", ["way", "killed at", "remote"]
@@ -60,7 +60,7 @@ class Scene:
     def start_push(self, repo_id: str, state: str = "sharded") -> subprocess.Popen:
         """The process that does the work; `push_folder` and the scripts start it in just this way."""
         order = Order(str(self.folders[state]), repo_id)
-        return self.start(["-m", "hf_gpt_scratch.hub_upload", json.dumps(vars(order))])
+        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(order))])
 
     def start_script(self, repo_id: str) -> subprocess.Popen:
         script = self.project_root / "scripts" / "push_to_hub.py"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from hf_gpt_scratch.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

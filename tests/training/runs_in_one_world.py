@@ -19,9 +19,9 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from hf_gpt_scratch import GPTScratchForCausalLM, linear_cross_entropy
-from hf_gpt_scratch.interrupts import Stopped
-from hf_gpt_scratch.launching import leave_process_group
+from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.model import linear_cross_entropy
+from hf_gpt_scratch.runtime.interrupts import Stopped, leave_process_group
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.settings import TrainingSettings
 

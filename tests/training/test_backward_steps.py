@@ -8,8 +8,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from histories import rows, without_speed
-from runs_in_one_world import copy_at_step
 from safetensors.torch import load_file
 
 from hf_gpt_scratch import GPTScratchForCausalLM
@@ -17,6 +15,8 @@ from hf_gpt_scratch.training import backward_steps
 from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, without_speed
+from tests.training.runs_in_one_world import copy_at_step
 
 
 UNCLIPPED = {"max_grad_norm": 0.0, "save_steps": 3}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from histories import rows, without_speed
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.bad_steps import FEWEST, MOST_IN_A_ROW, Diverged, find_fault
+from hf_gpt_scratch.training.checkpoints.manifest import damage
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.manifest import damage
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, without_speed
 
 
 CALM = [[2.0 + 0.1 * (-1) ** step, 1.0 + 0.1 * (-1) ** step] for step in range(FEWEST)]

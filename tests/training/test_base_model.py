@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from histories import rows, step_losses
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
-from hf_gpt_scratch.data import encode_text, read_text, split_text
-from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import encode_text, read_text, split_text
+from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.training.base_model import read_base_model, with_base_model
+from hf_gpt_scratch.training.checkpoints.manifest import write_manifest
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.manifest import write_manifest
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses
 
 
 CONTEXT = 32

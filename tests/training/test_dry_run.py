@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from histories import rows
 
 from hf_gpt_scratch.training.command_line import RECIPES, parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows
 
 
 def test_figures_are_those_of_the_run_and_nothing_is_written(

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from histories import rows, step_losses, without_speed
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.data import encode_text, epoch_order_seed, read_text, split_text
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, read_text, split_text
 from hf_gpt_scratch.evaluation import perplexity
-from hf_gpt_scratch.tokenizer import load_encoding
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training import run as run_module
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import learning_rate_at
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses, without_speed
 
 
 def plain_loop(settings: TrainingSettings) -> list[float]:

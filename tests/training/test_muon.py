@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from histories import rows, step_losses, without_speed
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.muon import MuonWithAdamW
-from hf_gpt_scratch.training.optim import build_optimizer, set_learning_rate
+from hf_gpt_scratch.training.optim import MuonWithAdamW, build_optimizer, set_learning_rate
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses, without_speed
 
 
 def two_steps(model: GPTScratchForCausalLM, optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:

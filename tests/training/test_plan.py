@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from histories import rows, step_losses
 
-from hf_gpt_scratch.tokenizer import load_encoding
+from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.plan import (
@@ -17,6 +16,7 @@ from hf_gpt_scratch.training.plan import (
     with_fitting_batch,
 )
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses
 
 
 def sizes(settings: TrainingSettings) -> tuple[int, int]:

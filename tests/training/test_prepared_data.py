@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data import encode_text
-from hf_gpt_scratch.preparation.document_sources import file_sources
-from hf_gpt_scratch.preparation.prepare import Choices, prepare
-from hf_gpt_scratch.tokenizer import load_encoding
-from hf_gpt_scratch.training.card import describe_texts
+from hf_gpt_scratch.data.document_sources import file_sources
+from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import encode_text
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.run import read_tokens
 from hf_gpt_scratch.training.settings import TrainingSettings
 

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import overlays
 import pytest
 import torch
-from matrix import Matrix, changed_copy
-from table import pytest_addoption, pytest_configure  # noqa: F401
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.repository import build_repository
-from hf_gpt_scratch.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.hub.repository import build_repository
+from tests.versions import overlays
+from tests.versions.matrix import Matrix, changed_copy
+from tests.versions.table import pytest_addoption, pytest_configure  # noqa: F401
 
 
 # Code that an older age of this project might have had: its models compute something else.

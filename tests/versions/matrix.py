@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fresh_interpreter
-import overlays
-import probes
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests import fresh_interpreter
+from tests.versions import overlays, probes
 
 
 LIMIT = 300  # seconds for the probes of one version, which take about 25: what is longer hangs

@@ -132,7 +132,7 @@ def with_sentence(text: str, record: Record) -> str:
 
 
 if __name__ == "__main__":
-    from overlays import REFERENCE
+    from tests.versions.overlays import REFERENCE
 
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
     TABLE.write_text(table(recorded, REFERENCE), encoding="utf-8")

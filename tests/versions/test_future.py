@@ -4,11 +4,11 @@ code is loaded, and never computes something else in silence.
 
 from pathlib import Path
 
-import fresh_interpreter
-import probes
 import pytest
 
-from hf_gpt_scratch.loading import load_model_and_tokenizer
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
+from tests import fresh_interpreter
+from tests.versions import probes
 
 
 def load_with(change, exported, folder):

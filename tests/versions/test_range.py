@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from pyproject import PYPROJECT
+
+from tests.pyproject import PYPROJECT
 
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from overlays import REFERENCE, VERSIONS
-from probes import PROBES
-from table import RESULTS, SENTENCE, TABLE, TEXTS, range_of, table, with_sentence
+
+from tests.versions.overlays import REFERENCE, VERSIONS
+from tests.versions.probes import PROBES
+from tests.versions.table import RESULTS, SENTENCE, TABLE, TEXTS, range_of, table, with_sentence
 
 
 @pytest.fixture

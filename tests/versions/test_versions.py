@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from matrix import changed_copy
-from overlays import NEWEST_KNOWN, OLDEST, REFERENCE, VERSIONS
 from packaging.version import Version
-from probes import PROBES
+
+from tests.versions.matrix import changed_copy
+from tests.versions.overlays import NEWEST_KNOWN, OLDEST, REFERENCE, VERSIONS
+from tests.versions.probes import PROBES
 
 
 class Impossible(NamedTuple):

@@ -29,7 +29,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 640 tokens of the bundled story: 36 training windows of 16."""
-    from hf_gpt_scratch.sample_texts import bundled_text_path
+    from hf_gpt_scratch.data.sample_texts import bundled_text_path
 
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(bundled_text_path().read_text(encoding="utf-8")[:640], encoding="utf-8")
@@ -39,7 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def arguments(text: Path) -> list[str]:
     """Of scripts/train.py, but for the output folder."""
-    from harness import RUN
+    from tests.training.resilience.harness import RUN
 
     return [*RUN, "--train_file", str(text)]
 
@@ -47,7 +47,7 @@ def arguments(text: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def whole(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The unbroken run: its folder, what it left, its file events and its seconds."""
-    from harness import run_whole
+    from tests.training.resilience.harness import run_whole
 
     return pool.submit(run_whole, tmp_path_factory.mktemp("whole"), arguments).result()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from hf_gpt_scratch.training import checkpoint, loop, output_folder
+from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training import run as run_module
+from hf_gpt_scratch.training.checkpoints import checkpoint, output_folder
 
 
 # Each is raised before the file is touched.
@@ -115,7 +116,7 @@ def as_process(index: int, count: int, port: int) -> None:
 
 def digests_of_each_process(record: Path) -> None:
     """Before the run ends, every process writes the hashes of its own weights, optimizer state and generator."""
-    from hf_gpt_scratch.training.manifest import sha256_of
+    from hf_gpt_scratch.training.checkpoints.manifest import sha256_of
 
     finish = loop.finish
 

@@ -146,7 +146,7 @@ def leftovers(run: Path) -> list[str]:
 
 def run_whole(folder: Path, arguments: list[str]) -> dict:
     """Run without a fault, once recording every file event and once timed; both must end the same."""
-    import faults
+    from tests.training.resilience import faults
 
     run = folder / "run"
     record = partial(faults.record_events, root=run, record=folder / "events")

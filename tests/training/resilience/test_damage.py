@@ -10,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import faults
 import pytest
-from harness import SAVE_STEPS, fork, same, start, wait
 
-from hf_gpt_scratch.training.checkpoint import find_checkpoints
-from hf_gpt_scratch.training.manifest import MANIFEST, read_manifest, write_manifest
+from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints
+from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
+from tests.training.resilience import faults
+from tests.training.resilience.harness import SAVE_STEPS, fork, same, start, wait
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]

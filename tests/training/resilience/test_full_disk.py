@@ -10,10 +10,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import leftovers, same, start
-from test_damage import stop_with_two_checkpoints
 
-from hf_gpt_scratch.training.checkpoint import newest_valid_checkpoint
+from hf_gpt_scratch.training.checkpoints.checkpoint import newest_valid_checkpoint
+from tests.training.resilience.harness import leftovers, same, start
+from tests.training.resilience.test_damage import stop_with_two_checkpoints
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]

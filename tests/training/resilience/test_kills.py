@@ -8,9 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import faults
 import pytest
-from harness import SAVE_STEPS, Survived, survive
+
+from tests.training.resilience import faults
+from tests.training.resilience.harness import SAVE_STEPS, Survived, survive
 
 
 pytestmark = pytest.mark.timeout(1200)

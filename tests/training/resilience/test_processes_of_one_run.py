@@ -14,9 +14,21 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import faults
 import pytest
-from harness import MAX_STEPS, RUN, SAVE_STEPS, SCRIPT, fork, history, last_step, leftovers, outcome, wait
+
+from tests.training.resilience import faults
+from tests.training.resilience.harness import (
+    MAX_STEPS,
+    RUN,
+    SAVE_STEPS,
+    SCRIPT,
+    fork,
+    history,
+    last_step,
+    leftovers,
+    outcome,
+    wait,
+)
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(900)]

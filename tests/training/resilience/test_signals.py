@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import faults
 import pytest
-from harness import MAX_STEPS, fork, go_on, history, last_step, leftovers, same, wait
 
-from hf_gpt_scratch.interrupts import REPEAT_SECONDS
+from hf_gpt_scratch.runtime.interrupts import REPEAT_SECONDS
+from tests.training.resilience import faults
+from tests.training.resilience.harness import MAX_STEPS, fork, go_on, history, last_step, leftovers, same, wait
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(1200)]

@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import fork, history, same, start, wait
+
+from tests.training.resilience.harness import fork, history, same, start, wait
 
 
 pytestmark = [pytest.mark.resilience, pytest.mark.timeout(600)]

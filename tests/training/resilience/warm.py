@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from harness import SMALL
 
-import hf_gpt_scratch.cli  # noqa: F401  what scripts load is loaded here
-from hf_gpt_scratch.sample_texts import bundled_text_path
+import hf_gpt_scratch.runtime.cli  # noqa: F401  what scripts load is loaded here
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
+from tests.training.resilience.harness import SMALL
 
 
 torch.set_num_threads(1)  # before anything runs in parallel: threads do not survive a fork

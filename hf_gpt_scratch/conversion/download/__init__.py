@@ -1,0 +1,1 @@
+"""OpenAI's released files, resumed and verified."""

@@ -1,0 +1,300 @@
+"""The seven files of a released GPT-2 size: fetched, verified, and only then under their final names."""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import requests
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from hf_gpt_scratch.conversion.download.transfer import (
+    MAX_REDIRECTS,
+    Patience,
+    ServerError,
+    Transfer,
+    WrongAnswer,
+    size_of,
+)
+from hf_gpt_scratch.conversion.gpt2_sizes import (
+    DATA_FILE,
+    HPARAMS_FILE,
+    INDEX_FILE,
+    MIRROR_URLS,
+    OPENAI_URL,
+    GPT2Size,
+    find_size,
+)
+from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle, read_index
+from hf_gpt_scratch.runtime.files import flush, hash_file
+
+
+MIRRORS_VARIABLE = "HF_GPT_SCRATCH_MIRRORS"
+PART = ".part"
+
+
+def download_gpt2(
+    size: str | GPT2Size,
+    folder: str | Path,
+    mirrors: Sequence[str] | None = None,
+    *,
+    patience: Patience | None = None,
+    progress: bool = True,
+    log: Callable[[str], None] | None = None,
+) -> Path:
+    """Fetch what is missing of a size; what is there is verified again.
+
+    A file is verified by its number of bytes, the server's Content-MD5, the pinned SHA-256, and by what it holds: the
+    settings by their values, index and data by their own checksums. Where nothing is pinned its SHA-256 is logged.
+    What stops in between goes on where it stopped. A second process in the same folder waits for the first.
+
+    Args:
+        size: a name that `find_size` knows, or a size.
+        folder: where to; it is made.
+        mirrors: base URLs to take in this order, each with a folder of the size's name. By default those in
+            HF_GPT_SCRATCH_MIRRORS (separated by spaces), or else OpenAI's store and its copy.
+        patience: how long to wait for a server.
+        progress: show a bar for each file and one for all of them, if stderr is a terminal.
+        log: takes lines about retries and hashes; by default they are printed on stderr.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: a file can be had from no mirror, or cannot be written.
+        ValueError: there is no such size, or a mirror is no URL.
+    """
+    size = find_size(size) if isinstance(size, str) else size
+    bases = base_urls(mirrors)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    download = Download(size, folder, bases, patience or Patience(), log or print_line)
+    with ExitStack() as stack:
+        lock = FileLock(folder / ".lock")
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except Timeout:
+            download.log(f"another process downloads to {folder}: waiting for it")
+            stack.enter_context(lock.acquire())
+        download.run(progress)
+    return folder
+
+
+def base_urls(mirrors: Sequence[str] | None) -> list[str]:
+    """The base URLs to ask, in order.
+
+    Raises:
+        ValueError: one is no http or https URL.
+    """
+    urls = list(mirrors or os.environ.get(MIRRORS_VARIABLE, "").split() or (OPENAI_URL, *MIRROR_URLS))
+    for url in urls:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise ValueError(f"mirror {url!r} is no URL: give one like {OPENAI_URL}")
+    return urls
+
+
+def file_url(base: str, size: GPT2Size, name: str) -> str:
+    """The URL of a file; the query of the base URL, which may be a signature, stays at the end."""
+    parts = urlsplit(base)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(size.name)}/{quote(name)}").geturl()
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: no password, no signature."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr without damaging the bars."""
+    tqdm.write(line, file=sys.stderr)
+
+
+@dataclass
+class Bars:
+    """A bar for the file that comes and one for all."""
+
+    shown: bool
+    num_bytes: int  # of all files, as far as it is known
+    file: tqdm = field(init=False)
+    total: tqdm = field(init=False)
+
+    def __enter__(self) -> "Bars":
+        style = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None if self.shown else True}
+        self.total = tqdm(desc="all files", total=self.num_bytes, position=1, **style)
+        self.file = tqdm(position=0, **style)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.total.close()
+
+    def begin(self, name: str, num_bytes: int | None) -> None:
+        """Turn to a file."""
+        self.file.reset()
+        self.file.total = num_bytes
+        self.file.set_description(name)
+
+    def show(self, done: int, num_bytes: int | None) -> None:
+        """Show how much of the file is there; less than before, if it had to begin anew."""
+        if self.file.total != num_bytes:
+            self.total.total += (num_bytes or 0) - (self.file.total or 0)
+            self.file.total = num_bytes
+        self.total.update(done - self.file.n)
+        self.file.update(done - self.file.n)
+
+
+@dataclass
+class Download:
+    """The download of one size into one folder."""
+
+    size: GPT2Size
+    folder: Path
+    bases: list[str]
+    patience: Patience
+    log: Callable[[str], None]
+
+    def run(self, progress: bool) -> None:
+        """Fetch what is not there yet."""
+        missing = [name for name in self.size.files if not self.seems_there(name)]
+        self.check_space(missing)
+        with requests.Session() as session, Bars(progress, self.known_bytes(missing)) as bars:
+            session.max_redirects = MAX_REDIRECTS
+            for name in self.size.files:
+                # One after the other, for what the data should hold is known when the index is there.
+                if self.is_there(name):
+                    continue
+                bars.begin(name, self.size.files[name])
+                try:
+                    self.fetch(session, name, bars)
+                except ServerError as error:
+                    wanted = [other for other in self.size.files if other == name or not self.seems_there(other)]
+                    hint = f"fetch by hand into {self.folder} and run again: {', '.join(map(self.by_hand, wanted))}"
+                    raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({error}): {hint}") from None
+
+    def seems_there(self, name: str) -> bool:
+        """Whether there is a file with the right number of bytes."""
+        path, num_bytes = self.folder / name, self.size.files[name]
+        return path.is_file() and num_bytes in (None, size_of(path))
+
+    def is_there(self, name: str) -> bool:
+        """Whether the file is there and the right one."""
+        path = self.folder / name
+        if not path.is_file():
+            return False
+        try:
+            self.verify(name, path, "")
+        except WrongAnswer as answer:
+            self.log(f"{path} is replaced, since {answer}")
+            return False
+        return True
+
+    def known_bytes(self, names: list[str]) -> int:
+        """Bytes of these files, as far as they are known."""
+        return sum(self.size.files[name] or 0 for name in names)
+
+    def check_space(self, missing: list[str]) -> None:
+        """See that the disk can take what is missing."""
+        needed = self.known_bytes(missing) - sum(size_of(self.folder / f"{name}{PART}") for name in missing)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(f"{self.folder} has {free} bytes free and {needed} are needed: free some, or go elsewhere")
+
+    def by_hand(self, name: str) -> str:
+        """A URL for the user, with the size where it is known."""
+        num_bytes = self.size.files[name]
+        url = without_secrets(file_url(self.bases[0], self.size, name))
+        return f"{url} ({num_bytes} bytes)" if num_bytes else url
+
+    def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
+        """Bring one file from the first mirror that gives it.
+
+        Raises:
+            ServerError: none does.
+        """
+        part = self.folder / f"{name}{PART}"
+        reasons = []
+        for base in self.bases:
+            url = file_url(base, self.size, name)
+            transfer = Transfer(
+                session=session,
+                url=url,
+                part=part,
+                size=self.size.files[name],
+                verify=lambda path, md5: self.verify(name, path, md5),
+                patience=self.patience,
+                report=bars.show,
+                log=self.log,
+            )
+            try:
+                transfer.run()
+            except ServerError as error:
+                reasons.append(f"{without_secrets(url)}: {error}")
+                self.log(reasons[-1])
+                continue
+            transfer.state_file.unlink(missing_ok=True)
+            publish(part, self.folder / name)
+            return
+        raise ServerError("; ".join(reasons))
+
+    def verify(self, name: str, path: Path, md5: str) -> None:
+        """Hold a complete file against all that is known of it.
+
+        Args:
+            name: the final name.
+            path: where it lies now.
+            md5: what the server stated, base64; "" if nothing.
+
+        Raises:
+            WrongAnswer: it is something else.
+        """
+        num_bytes = self.size.files[name]
+        if size_of(path) != num_bytes and num_bytes is not None:
+            raise WrongAnswer(f"it has {size_of(path)} bytes instead of {num_bytes}")
+        if md5 and md5 != base64.b64encode(digest(path, "md5")).decode():
+            raise WrongAnswer("it has another MD5 than the server said")
+        found, pinned = digest(path, "sha256").hex(), self.size.sha256.get(name)
+        if pinned is None:
+            self.check_content(name, path)
+            self.log(f"{name}: {size_of(path)} bytes, sha256 {found}")
+        elif found != pinned:
+            raise WrongAnswer(f"it has the sha256 {found} instead of {pinned}")
+
+    def check_content(self, name: str, path: Path) -> None:
+        """What can be said of a file without knowing its hash."""
+        try:
+            if name == HPARAMS_FILE and json.loads(path.read_bytes()) != self.size.hparams:
+                raise WrongAnswer(f"it has other settings than {self.size.name}")
+            if name == INDEX_FILE:
+                _, entries = read_index(path)
+                if sum(entry.size for entry in entries.values()) != self.size.files[DATA_FILE]:
+                    raise WrongAnswer(f"it is the index of something else than {self.size.name}")
+            if name == DATA_FILE:
+                bundle = open_tensor_bundle(self.folder / INDEX_FILE, ending=path.name.removeprefix(DATA_FILE))
+                for tensor in bundle:
+                    bundle[tensor]  # verifies its checksum
+        except ValueError as error:  # CheckpointError is one too
+            raise WrongAnswer(str(error)) from None
+        with path.open("rb") as file:
+            if name != DATA_FILE and file.read(1) == b"<":
+                raise WrongAnswer("it is a page of HTML or XML")
+
+
+def digest(path: Path, algorithm: str) -> bytes:
+    """A file's hash; MD5 finds damage and is no proof of origin."""
+    return hash_file(path, hashlib.new(algorithm, usedforsecurity=False)).digest()
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give a verified file its name; first the file is brought to the disk, then the name."""
+    flush(part)
+    os.replace(part, path)
+    flush(path.parent)

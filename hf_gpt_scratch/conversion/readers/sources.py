@@ -1,0 +1,149 @@
+"""Opening a checkpoint, whatever wrote it: which file it is, its tensors, and the settings that lie beside it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
+from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
+from hf_gpt_scratch.conversion.readers.tf_paths import find_checkpoint_prefix
+from hf_gpt_scratch.conversion.writers.safetensors_files import INDEX_FILE, WEIGHTS_FILE, open_safetensors
+
+
+READERS = ("bundle", "tensorflow")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+OURS = "gpt_scratch"
+
+
+@dataclass
+class Source:
+    """An open checkpoint.
+
+    Attributes:
+        tensors: name -> array.
+        path: the file, or the prefix of a TensorFlow checkpoint.
+        reader: what reads it.
+        hint: name of the format, if the settings say it.
+        settings: hparams.json, config.json or the model_args of nanoGPT; empty if there are none.
+        dropped: what is in the files and is no tensor of a model, with the reason.
+        files: the files that make it up.
+    """
+
+    tensors: NamedTensors
+    path: Path
+    reader: str
+    hint: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+def open_source(path: str | Path, reader: str = "bundle") -> Source:
+    """Open a folder or file: TensorFlow's checkpoint, safetensors, or what torch.save wrote.
+
+    Args:
+        path: a folder; or a TensorFlow prefix, .index or `checkpoint` file; or a .safetensors, .pth, .pt or .bin file.
+        reader: "bundle" reads TensorFlow's files without TensorFlow, "tensorflow" with it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file is damaged or of no known kind, or a folder leaves open which file is meant.
+    """
+    path = find_weights(Path(path))
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
+        source = Source(open_safetensors(path), path, "safetensors")
+        source.files = sorted(path.parent.glob("model*.safetensors")) if path.suffix == ".json" else [path]
+        return _read_model_config(source)
+    if path.suffix in TORCH_SUFFIXES:
+        # Imported here, because torch takes seconds and other checkpoints do without it.
+        from hf_gpt_scratch.conversion.readers.torch_checkpoint import open_torch_checkpoint
+
+        tensors, model_args, others = open_torch_checkpoint(path)
+        source = Source(tensors, path, "torch", dropped=others, files=[path])
+        if model_args:
+            source.hint, source.settings = "nanogpt", model_args
+            return source
+        return _read_model_config(source)
+    return _open_tensorflow(path, reader)
+
+
+def find_weights(path: Path) -> Path:
+    """Choose the file of a folder; a path that is no folder is returned as it is.
+
+    Raises:
+        FileNotFoundError: there is nothing, or nothing that holds weights.
+        ValueError: several files could be meant.
+    """
+    if not path.is_dir():
+        if not path.exists() and not Path(f"{path}.index").is_file():
+            raise FileNotFoundError(f"{path} does not exist: give a checkpoint's folder or file")
+        return path
+    for name in (INDEX_FILE, WEIGHTS_FILE):
+        if (path / name).is_file():
+            return path / name
+    if (path / "checkpoint").is_file() or any(path.glob("*.index")):
+        return path
+    found = sorted(file for file in path.iterdir() if file.suffix in (*TORCH_SUFFIXES, ".safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found[:8])
+        raise ValueError(f"{path} holds several checkpoints ({names}): give the one that is meant")
+    raise FileNotFoundError(
+        f"{path} holds no checkpoint: no model.ckpt.index, no model.safetensors, no .pth, .pt or .bin file"
+    )
+
+
+def _open_tensorflow(path: Path, reader: str) -> Source:
+    prefix = find_checkpoint_prefix(path)
+    if reader == "tensorflow":
+        from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
+
+        tensors = open_tf_checkpoint(prefix)
+    else:
+        tensors = open_tensor_bundle(prefix)
+    hparams = prefix.parent / "hparams.json"
+    return Source(
+        tensors,
+        prefix,
+        reader,
+        hint="openai" if any(name.startswith("model/") for name in tensors.shapes) else None,
+        settings=read_json(hparams) if hparams.is_file() else {},
+        dropped=dict(getattr(tensors, "skipped", {})),
+        files=sorted(
+            file
+            for file in prefix.parent.iterdir()
+            if file.name.startswith((f"{prefix.name}.index", f"{prefix.name}.data-")) or file == hparams
+        ),
+    )
+
+
+def _read_model_config(source: Source) -> Source:
+    """Add the config.json that lies beside the weights.
+
+    Raises:
+        ValueError: it belongs to another architecture.
+    """
+    path = source.path.parent / "config.json"
+    if path.is_file():
+        source.settings = read_json(path)
+        source.hint = source.settings.get("model_type")
+        if source.hint not in (None, "gpt2", OURS):
+            raise ValueError(f"{path} is of a {source.hint!r} model, which is no GPT-2: only GPT-2 can be converted")
+    return source
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON: fetch it again, or remove it if the shapes are to decide") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: fetch it again, or remove it if the shapes are to decide")
+    return content

@@ -1,0 +1,111 @@
+"""TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
+from hf_gpt_scratch.conversion.readers.tensor_bundle import NUMPY_DTYPES, skip_reason
+from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_checkpoint_prefix
+
+
+class TFCheckpoint(NamedTensors):
+    """What `TensorBundle` is, with the same attributes and errors; arrays are copies in memory and read-only too."""
+
+    def __init__(self, prefix: Path, reader: Any, errors: tuple[type[Exception], ...]) -> None:
+        self._prefix = prefix
+        self._reader = reader
+        self._errors = errors
+        self._lock = Lock()  # tensor_bundle.h: one thread at a time may use a reader
+        # The reader's maps have no order; the index has that of the UTF-8 bytes.
+        dtypes = {
+            name: dtype.as_datatype_enum
+            for name, dtype in sorted(reader.get_variable_to_dtype_map().items(), key=lambda item: item[0].encode())
+        }
+        shapes = reader.get_variable_to_shape_map()
+        self.shapes = {name: tuple(shapes[name]) for name, number in dtypes.items() if number in NUMPY_DTYPES}
+        self.dtypes = {name: NUMPY_DTYPES[dtypes[name]] for name in self.shapes}
+        self.skipped = {name: skip_reason(number) for name, number in dtypes.items() if number not in NUMPY_DTYPES}
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # what Mapping does would read the tensor
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self.skipped:
+            raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
+        if name not in self.shapes:
+            raise KeyError(name)
+        try:
+            with self._lock:
+                array = np.asarray(self._reader.get_tensor(name))
+        except self._errors as error:
+            raise damaged(self._prefix, error) from None
+        array.flags.writeable = False
+        return array
+
+
+def damaged(prefix: Path, error: Exception) -> CheckpointError:
+    """One line for what TensorFlow says in many."""
+    return CheckpointError(f"{prefix} cannot be read by TensorFlow: {' '.join(str(error).split())}")
+
+
+def check_index(path: Path) -> None:
+    """Verify the checksums of the whole index: where a block is damaged, TensorFlow takes the index for ended.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        parse_table(path.read_bytes())
+    except NotImplementedError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
+
+
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow, which takes seconds; nothing else in this project imports it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        wanted = "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without"
+        raise ValueError(f"TensorFlow cannot be imported ({error}): {wanted}") from None
+    return tf
+
+
+def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
+    """Open a checkpoint through TensorFlow.
+
+    Args:
+        path: what `find_checkpoint_prefix` takes.
+
+    Raises:
+        CheckpointError: it is damaged or incomplete.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: TensorFlow is not installed.
+    """
+    prefix = find_checkpoint_prefix(path)
+    check_index(Path(f"{prefix}.index"))
+    tf = import_tensorflow()
+    errors = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError)
+    try:
+        return TFCheckpoint(prefix, tf.train.load_checkpoint(str(prefix)), errors)
+    except errors as error:
+        raise damaged(prefix, error) from None

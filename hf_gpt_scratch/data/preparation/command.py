@@ -1,0 +1,91 @@
+"""What stands between scripts/prepare_data.py and the preparation: what its options mean, and what to print."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files
+from hf_gpt_scratch.data.documents import DatasetName
+from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
+from hf_gpt_scratch.data.token_folder import read_index, verify_folder
+from hf_gpt_scratch.runtime.cli import refuse_unused
+
+
+def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do what the command line asks for.
+
+    Returns:
+        The index of the folder.
+
+    Raises:
+        ValueError: options contradict each other, a source cannot be used, or a folder is damaged.
+        OSError: a file is missing or cannot be written.
+    """
+    num_workers = arguments.num_workers or available_cores()
+    if arguments.verify:
+        options = ["--source", "--dataset", "--output", "--validation_source", "--validation_fraction"]
+        refuse_unused(arguments, options, "with --verify")
+        if broken := verify_folder(arguments.verify, num_workers):
+            raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them anew")
+        return read_index(arguments.verify)
+    refuse_contradictions(arguments)
+    choices = Choices(
+        text_column=arguments.text_column,
+        validation_fraction=arguments.validation_fraction or 0.0,
+        shard_tokens=arguments.shard_tokens,
+        bad_rows=arguments.bad_rows,
+    )
+    return prepare(arguments.output, find_sources(arguments, num_workers, say), choices, num_workers, say)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Raise for options that do not go together, all in one line."""
+    if arguments.source is not None:
+        options = ["--dataset_config", "--dataset_split", "--dataset_revision"]
+        refuse_unused(arguments, options, "with --source")
+    problems = []
+    if (arguments.source is None) == (arguments.dataset is None):
+        problems.append("give either --source with files or folders, or --dataset")
+    if arguments.output is None:
+        problems.append("name the folder to make with --output")
+    if arguments.validation_fraction and arguments.validation_source:
+        problems.append("give --validation_fraction or --validation_source, not both")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def find_sources(arguments: argparse.Namespace, num_workers: int, say: Callable[[str], None]) -> list[Source]:
+    """The sources that the options name, with the hashes of files."""
+    files, validation_files = (
+        find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
+    )
+    with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
+        validation = file_sources(validation_files, "validation", num_workers, bar.update)
+        # Without a fraction all documents are for training.
+        if arguments.source is not None:
+            return [*file_sources(files, None, num_workers, bar.update), *validation]
+    names = arguments.dataset, arguments.dataset_config, arguments.dataset_split or "train", arguments.dataset_revision
+    return [dataset_source(DatasetName(*names)), *validation]
+
+
+def describe(index: dict[str, Any], folder: Path) -> list[str]:
+    """What a folder holds, in a few lines."""
+    lines = [
+        f"{split}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, {len(facts['shards'])} shards"
+        for split, facts in index["splits"].items()
+    ]
+    skipped = index["skipped"]
+    if skipped["empty_documents"]:
+        lines.append(f"left out: {skipped['empty_documents']:,} empty documents")
+    if skipped["bad_rows"]:
+        lines.append(f"left out: {skipped['bad_rows']:,} bad rows, the first: {skipped['first_bad_row']}")
+    return [*lines, f"train on it: accelerate launch scripts/train.py --train_data {folder}"]

@@ -1,0 +1,66 @@
+"""The shards of one split, filled one after the other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_gpt_scratch.data.token_shards import VOCAB_SIZE, save_shard, token_dtype
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
+from hf_gpt_scratch.runtime.files import sha256_of
+
+
+@dataclass
+class SplitWriter:
+    """Collects the tokens of one split into shards of `shard_tokens`, and knows where in the text the last one ended.
+
+    `shards` are those that are done: what the index says of each, and `position`, the number of pieces read before its
+    end and the tokens of the next one that are in it.
+    """
+
+    folder: Path
+    split: str
+    shard_tokens: int
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.position = tuple(self.shards[-1]["position"]) if self.shards else (0, 0)
+        # numpy takes the memory from the system only where it is written to.
+        self.buffer = np.empty(self.shard_tokens, token_dtype(VOCAB_SIZE))
+        self.filled = 0
+        self.num_documents = 0
+
+    def wants(self, number: int) -> bool:
+        """Whether a piece has tokens that are in no shard yet."""
+        return number >= self.position[0]
+
+    def add(self, number: int, tokens: np.ndarray, ends_document: bool) -> Iterator[None]:
+        """Take the tokens of a piece; yields each time that a shard is done."""
+        if ends_document:
+            tokens = np.append(tokens, np.asarray([END_OF_TEXT_ID], tokens.dtype))
+        start = self.position[1] if number == self.position[0] else 0
+        while start < len(tokens):
+            taken = min(len(tokens) - start, self.shard_tokens - self.filled)
+            self.buffer[self.filled : self.filled + taken] = tokens[start : start + taken]
+            self.filled += taken
+            start += taken
+            self.num_documents += ends_document and start == len(tokens)
+            if self.filled == self.shard_tokens:
+                self.write((number, start))
+                yield
+
+    def write(self, position: tuple[int, int]) -> None:
+        """Write what has been collected as the next shard."""
+        path = self.folder / f"{self.split}-{len(self.shards):05d}.safetensors"
+        save_shard(path, self.buffer[: self.filled], self.num_documents)
+        facts = {"file": path.name, "num_tokens": self.filled, "num_documents": self.num_documents}
+        self.shards.append({**facts, "sha256": sha256_of(path), "position": list(position)})
+        self.filled = self.num_documents = 0
+
+    def summary(self) -> dict[str, Any]:
+        """What the index says of the split."""
+        shards = [{key: value for key, value in shard.items() if key != "position"} for shard in self.shards]
+        totals = {name: sum(shard[name] for shard in shards) for name in ("num_tokens", "num_documents")}
+        return {**totals, "shards": shards}

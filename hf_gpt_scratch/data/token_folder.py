@@ -1,0 +1,120 @@
+"""A folder of token shards: the index that says what is in it, and its shards as one long row of tokens."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
+from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
+from hf_gpt_scratch.runtime.files import sha256_of
+
+
+INDEX_NAME = "index.json"
+UNFINISHED_NAME = "unfinished.json"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read what a folder of shards says of itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing prepared in it, or it is not finished.
+        ValueError: the index is damaged, or of another version or vocabulary.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        if (folder / UNFINISHED_NAME).is_file():
+            raise FileNotFoundError(f"{folder} is not finished: give scripts/prepare_data.py the same command again")
+        raise FileNotFoundError(f"{folder} holds no prepared data: make it with scripts/prepare_data.py")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        known = index["format"] == FORMAT and index["version"] == VERSION
+        vocab_sha256 = index["vocabulary"]["sha256"]
+        shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+        files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: {REMEDY}") from None
+    if not known:
+        raise ValueError(f"{path} is of another version than {VERSION}: {REMEDY}")
+    if vocab_sha256 != VOCAB_SHA256:
+        raise ValueError(f"{path} is of another vocabulary, sha256 {vocab_sha256} and not {VOCAB_SHA256}: {REMEDY}")
+    if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
+        raise ValueError(f"{path} names the file {outside[0]!r}: the shards must lie beside the index")
+    return index
+
+
+class ShardedTokens:
+    """The tokens of one split of a folder as one row; a slice is read from the shards by memory map.
+
+    Opening reads the index and the headers, whatever the size of the shards.
+
+    Args:
+        folder: made by scripts/prepare_data.py.
+        split: "train" or "validation".
+
+    Raises:
+        OSError: the folder or a shard is not there.
+        ValueError: the folder has no such split, or a file of it is damaged; the line names it.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        splits = read_index(folder)["splits"]
+        if split not in splits:
+            raise ValueError(f"{folder} has no {split} tokens, only {' and '.join(splits)}")
+        self.shards: list[Shard] = []
+        self.ends: list[int] = []
+        self.hashes: list[str] = [entry["sha256"] for entry in splits[split]["shards"]]
+        for entry in splits[split]["shards"]:
+            shard = Shard(folder / entry["file"])
+            if (shard.num_tokens, shard.num_documents) != (entry.get("num_tokens"), entry.get("num_documents")):
+                raise ValueError(f"{shard.path} is not the shard that {INDEX_NAME} describes: {REMEDY}")
+            self.shards.append(shard)
+            self.ends.append(len(self) + shard.num_tokens)
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the hashes that the index has of the shards: known without reading them."""
+        return hashlib.sha256("".join(self.hashes).encode()).digest()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """Copy a stretch of tokens, uint16 or uint32 [N], wherever it lies.
+
+        Raises:
+            ValueError: what is read does not have its checksum.
+        """
+        start, stop, _ = places.indices(len(self))
+        parts = []
+        for number in range(bisect_right(self.ends, start), len(self.shards)):
+            begin = self.ends[number] - self.shards[number].num_tokens
+            if begin >= stop:
+                break
+            parts.append(self.shards[number].read(max(start - begin, 0), min(stop, self.ends[number]) - begin))
+        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+
+
+def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
+    """Compare every byte of a folder with its index.
+
+    Returns:
+        A line for each shard that is missing or does not have its hash; none: all is well.
+
+    Raises:
+        OSError, ValueError: the index cannot be used.
+    """
+    shards = [shard for split in read_index(folder)["splits"].values() for shard in split["shards"]]
+
+    def look_at(entry: dict[str, Any]) -> str | None:
+        path = folder / entry["file"]
+        if not path.is_file():
+            return f"{path} is missing"
+        digest = sha256_of(path)
+        return None if digest == entry["sha256"] else f"{path} has sha256 {digest} and not {entry['sha256']}"
+
+    with ThreadPoolExecutor(num_workers) as threads:
+        return [line for line in threads.map(look_at, shards) if line]

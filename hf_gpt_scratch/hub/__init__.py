@@ -1,0 +1,1 @@
+"""Repository folders: made, loaded, pushed to the Hub."""

@@ -1,0 +1,110 @@
+"""A trained model and its tokenizer, from a folder or the Hub."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_gpt_scratch import registration as registration  # a script may have put it off
+from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
+
+
+HUB_SECONDS = 10  # without an answer before a name is given up
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
+
+def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load for evaluation or generation, onto the GPU if there is one. Code from the repository is never run.
+
+    Args:
+        name_or_path: a folder or Hub name.
+        **changes: values that override those of its config.
+
+    Raises:
+        OSError: there is no such folder or repository, or it is not complete, or its weights are not those that its
+            config asks for; one line.
+    """
+    refuse_absent(name_or_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with table_hidden():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
+                **changes,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # the kind depends on what the files hold
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"cannot load {name_or_path}: {reason}") from None
+    if problems := "; ".join(wrong_weights(report)):
+        raise OSError(f"cannot load {name_or_path}: {problems}")
+    # By the class that config.json names, the library makes a tokenizer without its settings, which pads to the right.
+    is_ours = Path(name_or_path).is_dir() and model.config.model_type == "gpt_scratch"
+    lacks_settings = is_ours and not (Path(name_or_path) / "tokenizer_config.json").is_file()
+    if lacks_settings or tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise OSError(f"cannot load {name_or_path}: its tokenizer is not complete")
+    return model.to(device).eval(), tokenizer
+
+
+def refuse_absent(name_or_path: str) -> None:
+    """Raise OSError where there is nothing to load; the library would ask the Hub six times, which takes 30 s."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            hint = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+            raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder{hint}")
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise FileNotFoundError(
+                f"{folder} holds no tokenizer: save the one that the model was trained with there, as tokenizer.json"
+            )
+        return
+    try:
+        if not isinstance(try_to_load_from_cache(name_or_path, "config.json"), str):
+            HfApi().model_info(name_or_path, timeout=HUB_SECONDS)
+    except Exception as error:  # no name of the Hub, no such repository, no network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"cannot load {name_or_path}: there is no such folder, and the Hub gives no model of that name ({reason})"
+        ) from None
+
+
+@contextmanager
+def table_hidden() -> Iterator[None]:
+    """Keep the library from printing its table of weights, whose lines are raised here as errors."""
+
+    def is_no_table(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_no_table)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_table)
+
+
+def wrong_weights(report: dict[str, Any]) -> Iterator[str]:
+    """Say which weights are missing, left over or of another shape than the config says."""
+    if missing := sorted(report["missing_keys"]):
+        yield f"it lacks the weights {some_of(missing)}"
+    if left_over := sorted(report["unexpected_keys"]):
+        yield f"its config.json has no place for the weights {some_of(left_over)}"
+    if mismatched := sorted(report["mismatched_keys"]):
+        shapes = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in mismatched]
+        yield f"its weights have other shapes than its config.json says: {some_of(shapes)}"
+
+
+def some_of(names: list[str]) -> str:
+    """Join the first of a list, and say how many more there are."""
+    more = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")

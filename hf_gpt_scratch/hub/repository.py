@@ -1,0 +1,96 @@
+"""The repository folder of a model: everything that loading it without this package takes."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.vocabulary import join_merges
+from hf_gpt_scratch.hub.model_card import CardDetails, render_card
+from hf_gpt_scratch.runtime.files import unfinished_folder, write_json
+
+
+def generation_config(model: PreTrainedModel) -> GenerationConfig:
+    """Special tokens only, said explicitly: the file shall not depend on what the library guesses from the config."""
+    config = model.config
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+
+
+def build_repository(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    facts: dict[str, Any] | None = None,
+    base_model: str | None = None,
+    card: CardDetails | None = None,
+    max_shard_size: int | str = "5GB",
+    replace: bool = False,
+) -> Path:
+    """Write config, safetensors, generation config, tokenizer, the code files and a card.
+
+    The folder is written beside and renamed, so that it is there in whole or not at all.
+
+    Args:
+        model: the bare model, any of our classes.
+        folder: the folder to make.
+        tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
+        facts: rows for the card, such as the losses.
+        base_model: folder or Hub name of the model that training began with; none: fresh weights.
+        card: what else the card says; its pictures are copied into the folder.
+        max_shard_size: largest weight file, in bytes or like "5GB".
+        replace: put it in the place of a folder that is there already.
+
+    Raises:
+        FileExistsError: the folder is there and `replace` is not set.
+    """
+    folder = Path(folder)
+    with unfinished_folder(folder, replace) as unfinished:
+        model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+        if model.can_generate():
+            generation_config(model).save_pretrained(unfinished)
+        tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
+        tokenizer.save_pretrained(unfinished)
+        settle_tokenizer(unfinished)
+        readme = render_card(model, folder.name, facts or {}, base_model, card)
+        (unfinished / "README.md").write_text(readme, encoding="utf-8")
+        for picture in card.pictures if card else ():
+            shutil.copyfile(picture, unfinished / picture.name)
+        umask = current_umask()
+        for file in unfinished.iterdir():
+            file.chmod(0o666 & ~umask)  # safetensors makes files that only the user may read
+    return folder
+
+
+def settle_tokenizer(folder: Path) -> None:
+    """Have every release of the libraries read the tokenizer that was saved into a folder.
+
+    A loaded tokenizer forgets where it came from. config.json names its class, without which `pipeline` of older
+    releases of transformers does not look for one. Merges become strings, unless no string can hold them.
+    """
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    for key in ("is_local", "local_files_only"):
+        settings.pop(key, None)
+    write_json(folder / "tokenizer_config.json", settings)
+    config = json.loads((folder / "config.json").read_bytes())
+    write_json(folder / "config.json", config | {"tokenizer_class": settings["tokenizer_class"]})
+    if (file := folder / "tokenizer.json").is_file():  # the tokenizers of some models have none
+        content = json.loads(file.read_bytes())
+        if content["model"]["type"] == "BPE":
+            with suppress(ValueError):
+                content["model"]["merges"] = join_merges(content["model"]["merges"])
+                file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def current_umask() -> int:
+    """The permissions that new files do not get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

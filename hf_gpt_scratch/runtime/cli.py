@@ -1,0 +1,238 @@
+"""What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
+
+import argparse
+import io
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated
+from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
+
+
+LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a mistake as a ValueError of one line instead of printing the whole usage.
+
+    Texts and paths may not be empty, as "$UNSET" is in a shell: an empty path would be the current folder. An option
+    that may be empty says `type=str`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", None, filled)
+        self.register("type", Path, lambda value: Path(filled(value)))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise for what argparse cannot parse, or what a type refuses."""
+        raise ValueError(f"{message}; --help lists all flags")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A rule for a number: `minimum` <= value, and value < `below`."""
+
+    minimum: float
+    below: float = math.inf
+
+    def broken_by(self, value: float | None) -> bool:
+        """Return whether a value is outside; NaN and infinity always are, None never."""
+        return value is not None and not self.minimum <= value < self.below
+
+    def __str__(self) -> str:
+        return f"at least {self.minimum}" + (f" and below {self.below}" if self.below < math.inf else "")
+
+
+def number(kind: type[int] | type[float], minimum: float, below: float = math.inf) -> Callable[[str], int | float]:
+    """Return a type for an option: a number that `Range(minimum, below)` allows; the parser names the option."""
+    rule = Range(minimum, below)
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be a {'whole ' * (kind is int)}number, {rule}, got {text!r}"
+            ) from None
+        if rule.broken_by(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        return value
+
+    return parse
+
+
+def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:
+    """Raise ValueError for options that were given where nothing would come of them; they have no default.
+
+    Args:
+        arguments: what was parsed.
+        options: as they are written, such as "--text".
+        place: where they are of no use, such as "with --verify".
+    """
+    values = {option: getattr(arguments, option.lstrip("-").replace("-", "_")) for option in options}
+    if given := [option for option, value in values.items() if value not in (None, False)]:
+        raise ValueError(f"{' and '.join(given)} would do nothing {place}: leave it out")
+
+
+def filled(value: str) -> str:
+    """Return the value of an option as it is, if there is one.
+
+    Raises:
+        ArgumentTypeError: it is empty; the parser adds the name of the option.
+    """
+    if not value.strip():
+        raise argparse.ArgumentTypeError("the value is empty: give one, or leave the option out")
+    return value
+
+
+class ShownLines:
+    """A standard stream whose lines are only shown: none of them ends the work.
+
+    A character that the console lacks is written as its escape. When nobody reads any more, or the disk behind the
+    stream is full, the rest goes nowhere, and `lost` says why.
+
+    Args:
+        stream: the stream.
+        is_result: what is shown is the result itself, as that of generate.py: then `OutputLost` ends the work.
+    """
+
+    lost: str | None = None
+
+    def __init__(self, stream: TextIO, is_result: bool = False) -> None:
+        self.stream = stream
+        self.is_result = is_result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write as much as can be shown."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = error.strerror or str(error)
+        # Also for what is still in the buffer, which Python would try again at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        if self.is_result:
+            raise OutputLost(error) from None
+
+
+def lost_streams() -> dict[str, str]:
+    """Return the standard streams that nothing can be written to any more, by name, and why in the system's words."""
+    reasons = {name: getattr(getattr(sys, name), "lost", None) for name in ("stdout", "stderr")}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+class OutputLost(Stopped):
+    """Nobody reads the result any more, or it cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        is_closed_pipe = isinstance(error, BrokenPipeError)
+        super().__init__("" if is_closed_pipe else f"error: the output cannot be written: {error.strerror or error}")
+        self.exit_code = 141 if is_closed_pipe else 1
+
+
+def run(main: Callable[[], None], shows_result: bool = False) -> None:
+    """Call `main` and leave the process with the exit code that belongs to what happened.
+
+    0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143, 129 or
+    138 after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1. With HF_GPT_SCRATCH_TRACEBACK=1 the traceback is shown as well.
+
+    Args:
+        main: the program.
+        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or with
+            141 and no word after a closed pipe, as programs do that SIGPIPE ends. Otherwise it goes on.
+    """
+    # A stream that was closed is none.
+    sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
+    sys.stderr = sys.stderr and ShownLines(sys.stderr)
+    try:
+        with EndSignals():
+            main()
+        print(end="", flush=True)
+    except (Stopped, Terminated) as stop:
+        if str(stop):
+            say_once(str(stop))  # the others stop for the same reason
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
+            raise
+        if is_out_of_memory(error):
+            say(f"error: {out_of_memory_line(error)}")
+        elif isinstance(error, ValueError | OSError):
+            say(f"error: {describe(error)}")
+        elif isinstance(error, RuntimeError) and is_lost_process(error):
+            # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
+            time.sleep(LAUNCHER_SECONDS)
+            say(f"error: another process of the run died or hangs, see its message: {describe(error)}")
+        else:
+            raise
+        sys.exit(1)
+    finally:
+        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
+            from hf_gpt_scratch.runtime.interrupts import leave_process_group
+
+            leave_process_group()
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether an error says that another process of this run did not answer; gloo's has no type of its own."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)
+
+
+def describe(error: Exception) -> str:
+    """One line for an exception; of an operating-system error the path and the system's own words."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line: str) -> None:
+    """Print one line on stderr; processes beside the main one say which they are."""
+    process = int(os.environ.get("RANK", "0"))
+    print(f"[process {process}] {line}" if process else line, file=sys.stderr)
+
+
+def say_once(line: str) -> None:
+    """Print one line on stderr, from the main process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        say(line)
+
+
+def writes_unicode() -> bool:
+    """Return whether standard output can show every character."""
+    return "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+
+
+def quiet_libraries() -> None:
+    """Turn off the libraries' progress bars: a small model is loaded before its bar is drawn."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,79 @@
+"""The manifest of a checkpoint: every file with its hash, and what run and moment it is of.
+
+It is written last and carries a hash of itself, so a folder without it, or with one that was touched, does not count.
+"""
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from hf_gpt_scratch.runtime.files import errors_name, flush, sha256_of
+
+
+MANIFEST = "manifest.json"
+
+
+def digest(content: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, whatever its spaces and the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Hash and flush all files of a folder, then write its manifest.
+
+    Args:
+        folder: holds everything but the manifest.
+        facts: JSON-ready; stands beside the hashes.
+    """
+    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+    for name in files:
+        flush(folder / name)
+    content = {**facts, "files": files}
+    path = folder / MANIFEST
+    with errors_name(path):
+        path.write_text(json.dumps({**content, "sha256": digest(content)}, indent=2), encoding="utf-8")
+        flush(path)
+        flush(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a manifest: the facts, and under `files` the hash of each file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not as it was written, or names a file outside the folder.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content.pop("sha256") != digest(content):
+            raise ValueError("its hash is another")
+        names = list(content["files"])
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{MANIFEST} is damaged") from None
+    for name in names:
+        if name in ("", ".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+            raise ValueError(f"{MANIFEST} names {name!r}, which is no file of this folder")
+    return content
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None if every file has the hash of the manifest."""
+    try:
+        for name, expected in read_manifest(folder)["files"].items():
+            if sha256_of(folder / name) != expected:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names in a valid checkpoint that its manifest does not know; nothing ever reads them."""
+    return sorted({file.name for file in folder.iterdir()} - set(read_manifest(folder)["files"]) - {MANIFEST})

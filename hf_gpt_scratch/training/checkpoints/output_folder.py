@@ -1,0 +1,149 @@
+"""The output folder: who may write into it, one process at a time, and what a killed one left there."""
+
+import os
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from hf_gpt_scratch.runtime.files import clear_unfinished, errors_name
+from hf_gpt_scratch.training.checkpoints.checkpoint import find_unfinished
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+LOCK_NAME = ".lock"
+UNFINISHED_MODEL = "unfinished-model"  # what --push_steps pushes, while the run goes on
+# What a run writes beside it; the last two are of trackers: tensorboard's, named after the project, and aim's.
+WRITTEN = (
+    *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
+    *("hf_gpt_scratch", ".aim"),
+)
+
+
+class FolderLock:
+    """The lock `.lock` in a folder; the kernel frees it with the process, so none is ever left over.
+
+    Leaving the context gives it back. Without `take` it does nothing, so that processes beside the main one can
+    enter it too.
+
+    Args:
+        folder: the output folder of a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_NAME
+        self._lock = FileLock(self.path)
+        self.is_new = False  # the file was not there before
+        self.is_begun = False  # the folder was empty, and is this run's to fill
+        self.made: list[Path] = []  # the folder and those above it that were not there before, deepest first
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def take(self) -> None:
+        """Take the lock of a folder that exists, or keep it if this object has it already.
+
+        Raises:
+            BlockingIOError: another process has it; the line names that one.
+        """
+        if self._lock.is_locked:
+            return
+        self.is_new = not self.path.exists()
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise BlockingIOError(
+                f"{self.path.parent} is in use by {self._owner()}: wait for it, stop it, or name another --output_dir"
+            ) from None
+        with errors_name(self.path):
+            self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+    def withdraw(self) -> None:
+        """Leave the folder as it was before a run that never came to its first step; one that goes on stays.
+
+        What somebody else has put there meanwhile stays too.
+        """
+        if not self._lock.is_locked:
+            return
+        for path in map(self.path.with_name, WRITTEN if self.is_begun else ()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self.is_new:
+            with suppress(OSError):  # Windows does not let a locked file be deleted
+                self.path.unlink()
+        self._lock.release()
+        for folder in self.made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+
+    def _owner(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8") or "another process"
+        except (OSError, ValueError):  # Windows does not let a locked file be read
+            return "another process"
+
+
+def refuse_used_folder(settings: TrainingSettings) -> None:
+    """Never write into a folder that holds something, unless it is this run that goes on.
+
+    Raises:
+        FileExistsError: it holds another run, or other files.
+        FileNotFoundError: `--resume` where no run ever began.
+        NotADirectoryError: it is a file.
+    """
+    folder = Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder} is a file: name a folder")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if settings.resume:
+        if not names & {LOCK_NAME, "checkpoints"}:
+            raise FileNotFoundError(f"--output_dir {folder} holds no valid checkpoint: start without --resume")
+    elif "history.jsonl" in names:
+        raise FileExistsError(
+            f"--output_dir {folder} holds another run: continue it with --resume, or name a new folder"
+        )
+    elif names - {LOCK_NAME}:
+        raise FileExistsError(f"--output_dir {folder} is not empty: name a new folder")
+
+
+def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> None:
+    """Take the lock of the output folder, and be sure then that this run may write there; main process only.
+
+    Args:
+        settings: of the run.
+        lock: of the output folder.
+        make: make the folder where it is missing; otherwise it is left for later.
+
+    Raises:
+        OSError: the folder is in use, holds something else, or cannot be made.
+    """
+    if not lock.path.exists():
+        refuse_used_folder(settings)  # not even a lock is written into a folder that is not ours
+    folder = lock.path.parent
+    if make:
+        lock.made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        lock.take()
+    refuse_used_folder(settings)
+    lock.is_begun = make and not settings.resume
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a run that was killed left half written in its output folder."""
+    clear_unfinished(folder)
+    for path in find_unfinished(folder / "checkpoints"):
+        shutil.rmtree(path)
+    pushed = folder / UNFINISHED_MODEL
+    if (pushed / "config.json").is_file() and not pushed.is_symlink():
+        shutil.rmtree(pushed)

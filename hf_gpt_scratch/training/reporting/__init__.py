@@ -1,0 +1,1 @@
+"""What a run tells: history, progress bar, plots, trackers, card."""

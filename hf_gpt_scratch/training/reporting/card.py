@@ -1,0 +1,179 @@
+"""What the model card says about a run, taken from the run's history."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from huggingface_hub import EvalResult
+
+from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
+from hf_gpt_scratch.data.windows import find_text_files
+from hf_gpt_scratch.evaluation import perplexity
+from hf_gpt_scratch.hub.model_card import CardDetails
+from hf_gpt_scratch.runtime.environment import as_line
+from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.training.reporting.history import History
+from hf_gpt_scratch.training.settings import FREE_ON_RESUME, TrainingSettings
+
+
+MAX_LOSS_ROWS = 12
+MAX_FILES = 20
+
+
+def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
+    """The files that a run reads, by part: name, bytes and SHA-256, without where they lie on this machine.
+
+    A folder of prepared tokens counts as its index, which holds the hash of every shard.
+    """
+    prepared = [settings.train_data] if settings.train_data else None
+    training = prepared or settings.train_file or [str(SAMPLE_TEXTS[settings.sample_text]())]
+    parts = {"training": training, "validation": settings.validation_file or []}
+    return [
+        {"part": part, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for part, paths in parts.items()
+        for path in paths
+        for file in text_files(Path(path))
+    ]
+
+
+def text_files(path: Path) -> list[Path]:
+    """Of a folder of prepared tokens its index, or the files that are read."""
+    index = path / "index.json"
+    return [index] if index.is_file() else find_text_files([path])
+
+
+def card_details(settings: TrainingSettings, history: History) -> CardDetails:
+    """Collect what the card says about a run, finished or not.
+
+    Args:
+        settings: of the run.
+        history: with its rows "run" (with "texts"), "evaluation", "sample" and, if it has finished, "end".
+    """
+    run = history.rows("run")[-1]
+    evaluations, samples, ends = (history.rows(event) for event in ("evaluation", "sample", "end"))
+    picture = history.path.with_name("loss.png")
+    sections = [
+        section("Data", data_table(run), tokens_line(run, settings)),
+        section("Training", f"{hardware_line(run, ends)}\n\nVersions: {as_line(run['versions'])}.", recipe(settings)),
+        section("Losses", loss_table(evaluations), f"![losses]({picture.name})" if picture.is_file() else ""),
+        section("Samples", *(sample_text(row) for row in first_and_last(samples))),
+    ]
+    title = (settings.push_to_hub or settings.output_dir).rstrip("/").split("/")[-1]
+    return CardDetails(
+        title=title,
+        repo_id=settings.push_to_hub,
+        license=settings.license,
+        sections="\n\n".join(filter(None, sections)),
+        eval_results=tuple(measured(row["validation_loss"], run) for row in ends[-1:]),
+        pictures=(picture,) if picture.is_file() else (),
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """A heading and what stands under it; nothing if that is nothing."""
+    body = "\n\n".join(filter(None, parts))
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; nothing if it has no rows."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines) * (
+        len(rows) > 0
+    )
+
+
+def data_table(run: dict[str, Any]) -> str:
+    """The files with their hashes; of very many, the first."""
+    texts = run.get("texts", [])
+    rows = [[text["part"], text["name"], f"{text['bytes']:,}", f"`{text['sha256']}`"] for text in texts[:MAX_FILES]]
+    if len(texts) > MAX_FILES:
+        rows.append(["", f"and {len(texts) - MAX_FILES} more", "", ""])
+    return table(["part", "file", "bytes", "sha256"], rows)
+
+
+def tokens_line(run: dict[str, Any], settings: TrainingSettings) -> str:
+    """How much of it was trained on, and how much kept for validation."""
+    split = (
+        "" if settings.validation_file else f" The training part is the first {settings.train_split:g} of the text."
+    )
+    return f"{run['train_tokens']:,} tokens to train on, {run['validation_tokens']:,} to validate on.{split}"
+
+
+def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
+    """What it ran on, and how long."""
+    line = f"{run['processes']} x {run['device']}, precision {run['precision']}"
+    return f"{line}, {ends[-1]['seconds']:,.0f} seconds." if ends else f"{line}; not finished yet."
+
+
+def recipe(settings: TrainingSettings) -> str:
+    """The settings that make the result; free text is left out, as it may name files of this machine."""
+    hints = get_type_hints(type(settings))
+    unused = FREE_ON_RESUME - {"sample_text"} | (
+        {"sample_text"} if settings.train_file or settings.train_data else set()
+    )
+    lines = [
+        f"{name}: {json.dumps(value)}"
+        for name, value in settings.to_dict().items()
+        if name not in unused and (isinstance(value, (int, float)) or (value is not None and is_choice(hints[name])))
+    ]
+    body = "\n".join(lines)
+    return (
+        "<details><summary>Settings, as <code>scripts/train.py --config</code> reads them</summary>\n\n"
+        f"```yaml\n{body}\n```\n\n</details>"
+    )
+
+
+def is_choice(hint: Any) -> bool:
+    """Whether a setting is one of some given words."""
+    return any(get_origin(part) is Literal for part in (hint, *get_args(hint)))
+
+
+def loss_table(evaluations: list[dict[str, Any]]) -> str:
+    """Some rows, evenly chosen, with the first and the last."""
+    last = len(evaluations) - 1
+    step = max(1, last / (MAX_LOSS_ROWS - 1))
+    chosen = sorted({min(last, round(index * step)) for index in range(MAX_LOSS_ROWS)}) if evaluations else []
+    rows = [
+        [
+            f"{row['global_step']:,}",
+            f"{row['epoch']:.2f}",
+            f"{row['tokens_seen']:,}",
+            f"{row['train_loss']:.3f}",
+            f"{row['validation_loss']:.3f}",
+            f"{perplexity(row['validation_loss']):,.1f}",
+        ]
+        for row in (evaluations[index] for index in chosen)
+    ]
+    head = ["step", "epoch", "tokens seen", "training loss", "validation loss", "validation perplexity"]
+    return table(head, rows)
+
+
+def first_and_last(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two rows of many, one of one."""
+    return rows if len(rows) < 2 else [rows[0], rows[-1]]
+
+
+def sample_text(row: dict[str, Any]) -> str:
+    """What the model wrote at a step, greedily, in a fence that the text cannot close."""
+    longest = max((len(ticks) for ticks in re.findall("`+", row["text"])), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"After step {row['global_step']:,}:\n\n{fence}text\n{row['text']}\n{fence}"
+
+
+def measured(validation_loss: float, run: dict[str, Any]) -> EvalResult:
+    """The perplexity over the whole validation text, for the Hub's index."""
+    texts = run.get("texts", [])
+    names = [text["name"] for text in texts if text["part"] == "validation"] or [text["name"] for text in texts]
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Text generation",
+        dataset_type="text",
+        dataset_name=", ".join(names[:3]) or "text",
+        dataset_split="validation",
+        metric_type="perplexity",
+        metric_name="Perplexity",
+        metric_value=round(perplexity(validation_loss), 4),
+    )

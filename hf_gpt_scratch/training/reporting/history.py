@@ -1,0 +1,251 @@
+"""What happened in a run: one JSON row per event, appended as it happens, and the losses drawn as a plot.
+
+Nothing that a run needs to go on stands in it: a history that was removed or damaged is named, and the run goes on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.plots import loss_figure, save_figure
+from hf_gpt_scratch.runtime.cli import lost_streams
+from hf_gpt_scratch.runtime.files import errors_name, flush, hash_file, unfinished_file
+from hf_gpt_scratch.training.reporting.progress_bar import warn
+
+
+Row = dict[str, Any]
+
+MOST_ROWS = 4096  # of an event that are held in memory
+# What plot and card read of a row, and so has to be there in one that counts as readable.
+NEEDED = {
+    "step": {"global_step": int},
+    "sample": {"global_step": int, "text": str},
+    "evaluation": {
+        **{"global_step": int, "epoch": (int, float), "tokens_seen": int},
+        **{"train_loss": (int, float), "validation_loss": (int, float)},
+    },
+}
+
+
+@dataclass
+class SomeRows:
+    """Rows of one event: all of them, or of very many the first, the last and evenly chosen ones between."""
+
+    count: int = 0
+    stride: int = 1
+    rows: list[Row] = field(default_factory=list)
+    last: Row | None = None
+
+    def add(self, row: Row) -> None:
+        """Take the next row."""
+        if self.count % self.stride == 0:
+            self.rows.append(row)
+        if len(self.rows) > MOST_ROWS:
+            self.rows, self.stride = self.rows[::2], 2 * self.stride
+        self.count, self.last = self.count + 1, row
+
+    def chosen(self) -> list[Row]:
+        """The rows that are held, oldest first."""
+        is_there = not self.rows or self.rows[-1] is self.last
+        return self.rows if is_there else [*self.rows, self.last]
+
+
+class History:
+    """The file history.jsonl of a run: a row at the start, per step, per evaluation, per sample and at the end.
+
+    The file is read once at most, in memory that does not grow with it; after that the rows are known.
+
+    Args:
+        path: the file; it is created by the first row.
+        writes: whether this process writes; on all others every call does nothing.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self._is_read = False
+        self._lost: set[str] = set()
+        self._forget()
+
+    def append(self, event: str, **values: Any) -> None:
+        """Add one row, in one write."""
+        if not self.writes:
+            return
+        self._read()
+        self._look_after_file()
+        row = {"event": event, **values}
+        self._write(row)
+        self._rows[event].add(row)
+
+    def note_lost_output(self, global_step: int) -> None:
+        """Add a row for each standard stream that broke, once: the run goes on, and nothing else can say so."""
+        for name, reason in lost_streams().items():
+            if name not in self._lost:
+                self._lost.add(name)
+                self.append("output_lost", global_step=global_step, stream=name, reason=reason)
+
+    def rows(self, event: str) -> list[Row]:
+        """Return rows of one kind of event, oldest first: all, or of more than `MOST_ROWS` a choice.
+
+        Rows that cannot be read are named and left out, and so is a last one that a kill cut off.
+        """
+        self._read()
+        return self._rows[event].chosen()
+
+    def count(self, event: str) -> int:
+        """Return the number of rows of one kind of event."""
+        self._read()
+        return self._rows[event].count
+
+    def mark(self) -> tuple[int, str]:
+        """Have all rows on the disk, before a checkpoint counts on them; returns their bytes and SHA-256."""
+        if self.writes and self.path.is_file():
+            flush(self.path)
+        return self._num_bytes, self._digest.hexdigest()
+
+    def clear(self) -> None:
+        """Forget all, because the run begins."""
+        if self.writes:
+            if self.path.is_file():
+                os.truncate(self.path, 0)
+            self._forget()
+            self._is_read = True
+
+    def go_back(self, num_bytes: int, sha256: str | None, global_step: int) -> None:
+        """Forget what happened after a checkpoint, because it will happen again.
+
+        Where the rows before it are no longer those that it counted on, that is said, the file is kept aside, and what
+        can be read of it is the history from then on.
+
+        Args:
+            num_bytes: size of the history at the checkpoint.
+            sha256: hash of that, None if an older version did not write it down.
+            global_step: of the checkpoint.
+        """
+        if not self.writes:
+            return
+        self._forget()
+        self._is_read = True
+        if not self.path.is_file():
+            if num_bytes:
+                warn(f"{self.path} is missing: it begins anew at step {global_step}")
+            return
+        faults = [number for number, row in enumerate(self._lines(num_bytes), 1) if row is None]
+        if not faults and self._num_bytes == num_bytes and sha256 in (None, self._digest.hexdigest()):
+            os.truncate(self.path, num_bytes)
+        else:
+            self._rebuild(num_bytes, global_step, faults)
+
+    def plot_losses(self, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> None:
+        """Draw training and validation loss of all evaluations as PNG and PDF, or only one of them."""
+        rows = self.rows("evaluation") if self.writes else []
+        if rows:
+            columns = [[row[key] for row in rows] for key in ("epoch", "tokens_seen", "train_loss", "validation_loss")]
+            save_figure(loss_figure(*columns), stem, suffixes)
+
+    def _forget(self) -> None:
+        self._rows: defaultdict[str, SomeRows] = defaultdict(SomeRows)
+        self._num_bytes = 0  # of the file, as far as this object has read and written it
+        self._digest = hashlib.sha256()
+
+    def _read(self) -> None:
+        if self._is_read:
+            return
+        self._is_read = True
+        if self.path.is_file():
+            faults = [number for number, row in enumerate(self._lines(), 1) if row is None]
+            if faults:
+                warn(f"{self.path}: {named(faults)} cannot be read, left out")
+
+    def _lines(self, num_bytes: int | None = None) -> Iterator[Row | None]:
+        """Take in the rows of the file that begin before a size; None stands for one that cannot be read."""
+        with self.path.open("rb") as file:
+            for line in file:
+                if num_bytes is not None and self._num_bytes >= num_bytes:
+                    return
+                self._num_bytes += len(line)
+                self._digest.update(line)
+                row = parse_row(line)
+                if row is not None:
+                    self._rows[row["event"]].add(row)
+                if row is not None or line.endswith(b"\n"):
+                    yield row
+
+    def _write(self, row: Row) -> None:
+        line = (json.dumps(row) + "\n").encode()
+        with errors_name(self.path), self.path.open("ab") as file:
+            file.write(line)
+        self._num_bytes += len(line)
+        self._digest.update(line)
+
+    def _look_after_file(self) -> None:
+        """See whether the file is as this object left it; where it was removed, write what is held of it."""
+        size = self.path.stat().st_size if self.path.is_file() else None
+        if size == self._num_bytes or (size is None and not self._num_bytes):
+            return
+        self._num_bytes, self._digest = 0, hashlib.sha256()
+        if size is None:
+            warn(f"{self.path} was removed: written anew from what is known of it")
+            for row in sorted((row for rows in self._rows.values() for row in rows.chosen()), key=moment):
+                self._write(row)
+            return
+        warn(f"{self.path} was changed while this run writes it: the next --resume will take what can be read of it")
+        self._digest = hash_file(self.path, hashlib.sha256())
+        self._num_bytes = size
+
+    def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:
+        """Keep the file aside and put its readable rows up to a step in its place, whole or not at all."""
+        found, aside = self._num_bytes, unused_name(self.path)
+        with unfinished_file(aside) as copy:
+            shutil.copyfile(self.path, copy)
+        with unfinished_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
+            for line in source:
+                row = parse_row(line)
+                if row is not None and row["event"] != "end" and moment(row) <= global_step:
+                    target.write(line if line.endswith(b"\n") else line + b"\n")
+        self._forget()
+        for _ in self._lines():
+            pass
+        if faults:
+            reason = f"{named(faults)} cannot be read"
+        elif found < num_bytes:
+            reason = f"it has {found:,} bytes, and had {num_bytes:,} at the checkpoint"
+        else:
+            reason = "it is not what it was at the checkpoint"
+        warn(f"{self.path} is damaged ({reason}): kept as {aside.name}, made anew from the rows that can be read")
+
+
+def parse_row(line: bytes) -> Row | None:
+    """Read a line of a history; None if it is cut off or is no row that plot and card could use."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+        needed = NEEDED.get(row["event"], {})
+        is_whole = all(isinstance(row[key], kind) for key, kind in needed.items())
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return row if is_whole and line.endswith(b"\n") else None
+
+
+def moment(row: Row) -> int:
+    """Return the number of steps that were done when a row was written."""
+    return row.get("global_step", row.get("resumed_at_step", 0))
+
+
+def named(lines: Sequence[int]) -> str:
+    """Name the lines of a file, of many the first."""
+    return f"line {lines[0]}" + (f" and {len(lines) - 1} more" if len(lines) > 1 else "")
+
+
+def unused_name(path: Path) -> Path:
+    """Return a name beside a file to keep it under: history.damaged.jsonl, history.damaged-2.jsonl and so on."""
+    number, name = 1, path.with_name(f"{path.stem}.damaged{path.suffix}")
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")
+    return name

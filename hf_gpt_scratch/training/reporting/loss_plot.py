@@ -1,0 +1,54 @@
+"""The losses drawn while a run goes on, and those of several runs in one picture."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_gpt_scratch.plots import runs_figure, save_figure
+from hf_gpt_scratch.training.reporting.history import History
+
+
+if TYPE_CHECKING:
+    from hf_gpt_scratch.training.run import Run
+
+LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
+
+
+def refresh_loss_plot(run: "Run") -> None:
+    """Draw the losses so far as PNG, unless drawing has taken more than its share of the run's time."""
+    started = time.perf_counter()
+    if run.drawing_seconds <= LARGEST_SHARE * (started - run.started):
+        run.history.plot_losses(run.output_dir / "loss", ("png",))
+        run.drawing_seconds += time.perf_counter() - started
+
+
+def plot_runs(folders: Sequence[Path], output: Path, x: str) -> Path:
+    """Draw the losses of several runs into one PNG or PDF; the legend has the names of their folders.
+
+    Args:
+        folders: output folders of runs, finished or not.
+        output: the picture, .png or .pdf; one that is there is replaced.
+        x: "steps" or "tokens".
+
+    Raises:
+        FileNotFoundError: a folder holds no evaluation.
+        ValueError: the picture has another ending.
+    """
+    if output.suffix not in (".png", ".pdf"):
+        raise ValueError(f"{output} is neither .png nor .pdf: name the picture so")
+    runs = {}
+    for folder in folders:
+        rows = History(folder / "history.jsonl").rows("evaluation")
+        if not rows:
+            raise FileNotFoundError(
+                f"{folder} holds no history.jsonl with evaluations: name the --output_dir of a run"
+            )
+        name = folder.resolve().name
+        key = {"steps": "global_step", "tokens": "tokens_seen"}[x]
+        # Runs of one name in several places are told apart by their paths.
+        runs[str(folder) if name in runs else name] = [
+            [row[column] for row in rows] for column in (key, "train_loss", "validation_loss")
+        ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return save_figure(runs_figure(runs, x), output.with_suffix(""), (output.suffix[1:],))[0]

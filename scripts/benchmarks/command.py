@@ -1,0 +1,103 @@
+"""What the options of scripts/benchmark.py mean.
+
+A benchmark is a module of this package with HELP, `add_arguments(parser)` and `run(arguments)`, which returns a
+report. None of them imports torch: the contestants that need it run in processes of their own.
+"""
+
+import argparse
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.runtime.cli import OneLineParser, number
+from hf_gpt_scratch.runtime.files import json_text, write_text
+
+from .measuring import format_report
+from .plot import plot_comparisons, plot_growth
+from .speed_table import speed_tables, write_tables
+
+
+BENCHMARKS = {
+    "convert": "conversion",
+    "data": "tokenization",
+    "evaluate": "evaluation",
+    "growth": "growth",
+    "load": "loading",
+    "past_context": "past_context",
+    "train": "training",
+    "generate": "generation",
+    "profile": "profiling",
+}
+RESULTS = Path(__file__).with_name("results")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = OneLineParser(description="Measure this project against its peers, interleaved in one run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.type = str  # the parser of each command looks at its own values
+    for name in BENCHMARKS:
+        module = module_of(name)
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        add_common_arguments(command)
+        module.add_arguments(command)
+    everything = commands.add_parser("all", help="all of them, each with its defaults")
+    add_common_arguments(everything)
+    table = commands.add_parser("table", help="README's tables from the JSON files of earlier runs; --write README.md")
+    table.add_argument("--dir", type=Path, default=RESULTS, help="folder of the files (default: those of the package)")
+    table.add_argument("--write", type=Path, metavar="README", help="put them between the marks of that file instead")
+    return parser
+
+
+def module_of(name: str) -> Any:
+    """The module of a benchmark."""
+    return importlib.import_module(f".{BENCHMARKS[name]}", __package__)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that all benchmarks have."""
+    parser.add_argument("--rounds", type=number(int, 1), default=4, help="samples of each contestant (default: 4)")
+    parser.add_argument(
+        "--threads", type=number(int, 1), default=len(os.sched_getaffinity(0)), help="default: all cores"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, and a plot beside it")
+    parser.add_argument("--peer_python", type=Path, metavar="PYTHON", help="Python with litgpt and llms-from-scratch")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="folder of nanoGPT, with its model.py")
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """Do what the command line says, and print it.
+
+    Raises:
+        ValueError: a contestant fails, or an option is wrong.
+    """
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "table":
+        if parsed.write:
+            write_tables(parsed.dir, parsed.write)
+        else:
+            print(speed_tables(parsed.dir))
+        return
+    if parsed.command != "all":
+        run_one(parsed.command, parsed, parsed.json)
+        return
+    for name in BENCHMARKS:
+        path = parsed.json and parsed.json.with_stem(f"{parsed.json.stem}-{name}")
+        run_one(name, argparse.Namespace(**(vars(parser.parse_args([name])) | vars(parsed))), path)
+
+
+def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None:
+    """Run a benchmark, print its reports as they come and write them; each of several has a part of its own."""
+    made = module_of(name).run(arguments)
+    for report in [made] if isinstance(made, dict) else made:
+        print("\n".join(format_report(report)), flush=True)
+        if path:
+            file = path.with_stem(f"{path.stem}-{report['part']}") if "part" in report else path
+            write_text(file, json_text(report))
+            if report.get("comparisons"):
+                plot_comparisons(report, file.with_suffix(".png"))
+            if report.get("growth"):
+                plot_growth(report, file.with_suffix(".png"))

@@ -1,0 +1,118 @@
+"""README's tables of speed, made from the JSON files that scripts/benchmark.py wrote."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.runtime.files import write_text
+
+from .measuring import format_spread, profile_rows
+
+
+MARKS = "<!-- speed -->", "<!-- end of speed -->"
+
+
+def speed_tables(folder: Path) -> str:
+    """Markdown of all reports in a folder, files in the order of their names: limits, every contestant, profiles.
+
+    Raises:
+        ValueError: a file of the folder is no report.
+    """
+    reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
+    parts = [
+        table(
+            ("what", "limit", "reached, min / median / max", "met"),
+            [row for report in reports for row in limit_rows(report)],
+        ),
+        "<details><summary>Every contestant</summary>",
+        table(
+            ("contestant", "its time / ours, min / median / max", "its memory / ours", "of the machine's limit"),
+            [row for report in reports for row in comparison_rows(report)],
+        ),
+        "</details>",
+    ]
+    if profiles := [row for report in reports for row in profile_table_rows(report)]:
+        head = ("operator", "its seconds", "part of the whole", "calls")
+        parts += ["<details><summary>Where the time goes</summary>", table(head, profiles), "</details>"]
+    return "\n\n".join(parts)
+
+
+def write_tables(folder: Path, readme: Path) -> None:
+    """Put the tables between the two marks of a Markdown file.
+
+    Raises:
+        ValueError: the file has no such marks; or see `speed_tables`.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables shall stand")
+    write_text(readme, f"{before}{start}\n{speed_tables(folder)}\n{end}{after}")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report of a run.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if "machine" not in report:
+        raise ValueError(f"{path} is no report of scripts/benchmark.py")
+    return report
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def title_row(report: dict[str, Any]) -> list[str]:
+    """A row of four cells that says what was measured, and when and on what."""
+    machine = report["machine"]
+    where = f"{machine['date']}, {machine['threads']} threads, {machine['processor']}"
+    return [f"**{report['benchmark']}: {report['setting']}** ({where})", *[""] * 3]
+
+
+def limit_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The limits of a report, below a row with its title."""
+    limits = report.get("limits", [])
+    rows = [
+        [
+            one["text"],
+            f"{one['bound']} {one['limit']}",
+            format_spread(one["reached"]),
+            "yes" if one["met"] else "**no**",
+        ]
+        for one in limits
+    ]
+    return [title_row(report), *rows] if rows else []
+
+
+def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The contestants of a report, below a row with its title; `fraction` is of what the machine can do at most."""
+    rows = [
+        [
+            one["peer"],
+            f"{format_spread(one['times'])} ({one['figure']})",
+            f"{one['memory']:.2f}",
+            f"{one['fraction']:.2f}" if "fraction" in one else "",
+        ]
+        for one in report.get("comparisons", [])
+    ]
+    return [title_row(report), *rows] if rows else []
+
+
+def profile_table_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The profile of a report, below a row with its title."""
+    if "profile" not in report:
+        return []
+    profile = report["profile"]
+    rows = [
+        [name, f"{seconds:.3f}", f"{seconds / profile['wall']:.1%}", "" if calls is None else str(calls)]
+        for name, seconds, calls in profile_rows(profile)
+    ]
+    bound = [profile["bound"]["text"], "", f"{profile['bound']['value']:.2f}", ""]
+    return [title_row(report), *rows, bound]

@@ -1,0 +1,215 @@
+"""The contestants of the training benchmark: one step of ours and of each peer, from the same weights and tokens.
+
+A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32. Every contestant runs in
+a process of its own (`workers`) and gives back the losses of its first steps: where the architecture is the same,
+equal losses show that it did the same work.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from .peer_models import VOCAB_SIZE, Task, litgpt_model, nanogpt_model, stock_model, tutorial_model
+
+
+Step = Callable[[torch.Tensor, torch.Tensor], float]  # token ids and targets, both [rows, length] -> loss
+Work = Callable[[], dict[str, Any]]
+
+LEARNING_RATE = 1e-4
+ADAMW = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+MAX_NORM = 1.0
+NUM_LOSSES = 3  # that are shown and compared: those of the first steps
+
+
+def draw_tokens(task: Task, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and targets of a step, both [rows, length]: the same for every contestant."""
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def numbered(task: Task, step: Step) -> Work:
+    """The work of a sample: the next step, on the next tokens."""
+    losses: list[float] = []
+
+    def work() -> dict[str, Any]:
+        losses.append(round(step(*draw_tokens(task, len(losses))), 6))
+        return {"losses": losses[:NUM_LOSSES]}
+
+    return work
+
+
+def make_product(size: int, times: int) -> Work:
+    """What the machine can do: products of two square matrices, large enough for its full speed."""
+    matrix = torch.rand(size, size)
+    out = torch.empty_like(matrix)
+
+    def work() -> dict[str, Any]:
+        for _ in range(times):
+            torch.mm(matrix, matrix, out=out)
+        return {}
+
+    return work
+
+
+def make_ours(task: dict[str, Any], **settings: Any) -> Work:
+    """The optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
+    from hf_gpt_scratch import registration  # noqa: F401 a worker starts without it
+    from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
+    from hf_gpt_scratch.training.loop import optimizer_step
+    from hf_gpt_scratch.training.run import set_up
+    from hf_gpt_scratch.training.settings import TrainingSettings
+
+    task = Task(**task)
+    folder = Path(tempfile.mkdtemp(dir=task.folder))
+    (folder / "text.txt").write_text("word " * 2 * task.context, encoding="utf-8")
+    values = {
+        "train_file": [str(folder / "text.txt")],
+        "output_dir": str(folder / "run"),
+        "hidden_size": task.width,
+        "num_hidden_layers": task.layers,
+        "num_attention_heads": task.heads,
+        "max_position_embeddings": task.context,
+        "block_size": task.length,
+        "per_device_train_batch_size": task.rows,
+        "dropout": 0.0,
+        "max_grad_norm": MAX_NORM,
+        "weight_decay": ADAMW["weight_decay"],
+        "sample_tokens": 0,
+        "peak_flops": 1e12,  # not measured here
+    }
+    with FolderLock(folder / "run") as lock:
+        run = set_up(TrainingSettings(**values | settings), lock)
+    weights = load_file(task.weights)
+    with torch.no_grad():
+        for name, parameter in run.bare_model.named_parameters():
+            parameter.copy_(weights.pop(name))
+
+    def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
+        batch = {"input_ids": ids, "shift_labels": targets}
+        return optimizer_step(run, batch, targets.numel(), LEARNING_RATE)[0]
+
+    return numbered(task, step)
+
+
+def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[..., torch.Tensor]) -> Step:
+    """A step as the peers' own loops write it."""
+
+    def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
+        loss = loss_of(ids, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def make_nanogpt(task: dict[str, Any], source: str, compiled: bool = False) -> Work:
+    """NanoGPT, with its own optimizer."""
+    task = Task(**task)
+    model = nanogpt_model(task, Path(source))
+    optimizer = model.configure_optimizers(ADAMW["weight_decay"], LEARNING_RATE, ADAMW["betas"], "cpu")
+    called = torch.compile(model) if compiled else model
+    return numbered(task, plain_step(model, optimizer, lambda ids, targets: called(ids, targets)[1]))
+
+
+def make_transformers(task: dict[str, Any], compiled: bool = False) -> Work:
+    """GPT-2 of transformers in a plain loop with PyTorch's default AdamW."""
+    task = Task(**task)
+    model = stock_model(task)
+    called = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
+    loss_of = lambda ids, targets: called(ids, labels=targets, shift_labels=targets).loss  # noqa: E731
+    return numbered(task, plain_step(model, optimizer, loss_of))
+
+
+def make_trainer(task: dict[str, Any]) -> Work:
+    """GPT-2 of transformers under its Trainer, whose loop runs in a thread that waits before each step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    task, go, done = Task(**task), threading.Semaphore(0), threading.Semaphore(0)
+    losses: list[float] = []
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            step = 0
+            while True:
+                for ids, targets in zip(*draw_tokens(task, step), strict=True):
+                    yield {"input_ids": ids, "labels": targets, "shift_labels": targets}
+                step += 1
+
+    class Gate(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **kwargs: Any) -> None:
+            go.acquire()
+
+        def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
+            done.release()
+
+    class TrainerWithLosses(Trainer):
+        def training_step(self, *arguments: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*arguments, **kwargs)
+            losses.append(round(loss.item(), 6))
+            return loss
+
+    settings = TrainingArguments(
+        output_dir=tempfile.mkdtemp(dir=task.folder),
+        per_device_train_batch_size=task.rows,
+        max_steps=10**6,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=ADAMW["weight_decay"],
+        max_grad_norm=MAX_NORM,
+        remove_unused_columns=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = TrainerWithLosses(stock_model(task), settings, train_dataset=Rows(), callbacks=[Gate()])
+
+    def train() -> None:
+        try:
+            trainer.train()
+        finally:
+            os._exit(1)  # it has no end of its own: the process that waits for a step must not wait for ever
+
+    threading.Thread(target=train, daemon=True).start()
+
+    def work() -> dict[str, Any]:
+        go.release()
+        done.acquire()
+        return {"losses": losses[:NUM_LOSSES]}
+
+    return work
+
+
+def make_litgpt(task: dict[str, Any]) -> Work:
+    """GPT of litgpt, with its own loss."""
+    from litgpt.utils import chunked_cross_entropy
+
+    task = Task(**task)
+    model = litgpt_model(task)
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
+    return numbered(task, plain_step(model, optimizer, lambda ids, to: chunked_cross_entropy(model(ids), to)))
+
+
+def make_tutorial(task: dict[str, Any]) -> Work:
+    """Chapter 4's model of the tutorial's package."""
+    from llms_from_scratch.ch04 import GPTModel
+    from llms_from_scratch.ch05 import calc_loss_batch
+
+    task = Task(**task)
+    model = tutorial_model(task, GPTModel)
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
+    return numbered(task, plain_step(model, optimizer, partial(calc_loss_batch, model=model, device="cpu")))

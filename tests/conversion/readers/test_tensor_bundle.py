@@ -1,0 +1,411 @@
+"""Proves that checkpoints are read byte for byte as TensorFlow reads them, and that no damaged one is.
+
+The good files were written by TensorFlow itself; where it is not installed, and for what it never writes, by an
+encoder of the tests that TensorFlow's reader accepts. The corpora of damage come from a fixed seed.
+"""
+
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_gpt_scratch.conversion.readers import tensor_bundle
+from hf_gpt_scratch.conversion.readers.named_tensors import free_pages
+from hf_gpt_scratch.conversion.readers.tensor_bundle import CheckpointError, open_tensor_bundle
+from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
+from tests.conversion.bundle_writer import TINY, entry, gpt2_shapes, header, table, write_bundle
+from tests.conversion.light_interpreter import PEAK, run_light
+from tests.conversion.tf_writer import write_with_saver
+
+
+READERS = {"bundle": open_tensor_bundle, "tensorflow": open_tf_checkpoint}
+ADAM_SLOTS = ("/Adam", "/Adam_1")
+
+
+def contents(tensors) -> dict[str, tuple]:
+    """Everything about every tensor, in order."""
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in tensors.items()}
+
+
+def facts(tensors) -> tuple:
+    """What is known without reading."""
+    return list(tensors), list(tensors.shapes.items()), list(tensors.dtypes.items()), list(tensors.skipped.items())
+
+
+# Held against TensorFlow
+
+
+@pytest.mark.parametrize("kind", ["openai", "training", "sharded", "dtypes", "objects"])
+def test_byte_for_byte_what_tensorflow_reads(tf_checkpoints, kind):
+    ours, theirs = open_tensor_bundle(tf_checkpoints[kind]), open_tf_checkpoint(tf_checkpoints[kind])
+    assert facts(ours) == facts(theirs)
+    assert contents(ours) == contents(theirs)
+    assert len(ours) > 0
+
+
+def test_names_that_openai_gave(tf_checkpoints):
+    assert dict(open_tensor_bundle(tf_checkpoints["openai"]).shapes) == gpt2_shapes(**TINY)
+    names = set(open_tensor_bundle(tf_checkpoints["training"]))
+    slots = {name + slot for name in gpt2_shapes(**TINY) for slot in ADAM_SLOTS}
+    assert names == {*gpt2_shapes(**TINY), *slots, "global_step", "beta1_power", "beta2_power"}
+
+
+def test_sharded_means_several_data_files(tf_checkpoints):
+    # One for each of three devices, and one for what has no device.
+    assert len(list(tf_checkpoints["sharded"].glob("model.ckpt.data-*-of-00004"))) == 4
+
+
+def test_what_numpy_cannot_hold_is_listed(tf_checkpoints):
+    bundle = open_tensor_bundle(tf_checkpoints["dtypes"])
+    assert bundle.skipped == {"bfloat16": "numpy has no dtype bfloat16", "text": "numpy has no dtype string"}
+    assert "text" not in bundle
+    with pytest.raises(CheckpointError, match="text cannot be read: numpy has no dtype string"):
+        bundle["text"]
+    assert list(open_tensor_bundle(tf_checkpoints["objects"]).skipped) == ["_CHECKPOINTABLE_OBJECT_GRAPH"]
+
+
+def test_slices_are_refused_and_tensorflow_joins_them(tf_checkpoints):
+    with pytest.raises(CheckpointError, match=r"model/wte is a partitioned variable, in 2 slices\): use the reader"):
+        open_tensor_bundle(tf_checkpoints["partitioned"])
+    assert open_tf_checkpoint(tf_checkpoints["partitioned"])["model/wte"].shape == (10, 4)
+
+
+def test_tensorflow_reads_what_the_encoder_of_the_tests_writes(tensorflow, handmade_checkpoint):
+    assert contents(open_tf_checkpoint(handmade_checkpoint)) == contents(open_tensor_bundle(handmade_checkpoint))
+
+
+@pytest.mark.slow
+def test_full_size_byte_for_byte(tensorflow, tmp_path):
+    """124M with all its shapes and random values, in one data file and in three."""
+    sizes = {"hidden_size": 768, "num_layers": 12, "vocab_size": 50257, "context_length": 1024}
+    for num_devices in (1, 3):
+        folder = write_with_saver(tensorflow, tmp_path / str(num_devices), sizes, num_devices=num_devices)
+        ours, theirs = open_tensor_bundle(folder), open_tf_checkpoint(folder)
+        assert facts(ours) == facts(theirs)
+        assert sum(array.size for array in ours.values()) == 124439808
+        for name in ours:
+            assert ours[name].tobytes() == theirs[name].tobytes(), name
+        shutil.rmtree(folder)
+
+
+# What the mapping promises
+
+
+def test_tensors_are_read_only_maps(handmade_checkpoint):
+    array = open_tensor_bundle(handmade_checkpoint)["model/wte"]
+    assert array.dtype == np.float32
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 0
+
+
+def test_looking_reads_nothing(handmade_checkpoint, tmp_path):
+    """Names, shapes and membership work while every tensor is damaged."""
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    for path in folder.glob("*.data-*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    bundle = open_tensor_bundle(folder)
+    assert "model/wte" in bundle
+    assert "model/wtf" not in bundle
+    assert sorted(bundle) == list(bundle.shapes) == list(bundle.dtypes)
+    assert len(bundle) == 4 + 12 * TINY["num_layers"]
+    with pytest.raises(KeyError):
+        bundle["model/wtf"]
+    with pytest.raises(CheckpointError, match=r"data-0000\d-of-00002 is damaged at model/wte \(its checksum is "):
+        bundle["model/wte"]
+
+
+def test_freed_pages_come_back(handmade_checkpoint):
+    array = open_tensor_bundle(handmade_checkpoint)["model/wte"]
+    before = array.copy()
+    free_pages(array)
+    assert np.array_equal(array, before)
+    free_pages(before)  # no map: nothing happens
+
+
+MEMORY_PROGRAM = f"""{PEAK}
+import sys
+from hf_gpt_scratch.conversion.readers.named_tensors import free_pages
+from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
+bundle = open_tensor_bundle(sys.argv[1])
+before = peak()
+for name in bundle:
+    array = bundle[name]
+    if sys.argv[2] != "verify":
+        for start in range(0, len(array), 2**18):
+            array[start : start + 2**18].sum()
+            if sys.argv[2] == "free":
+                free_pages(array)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux shows it")
+def test_at_most_one_tensor_in_memory(tmp_path):
+    """Six tensors of 16 MiB: reading all costs less than two of them, verifying or freeing pages a few MiB."""
+    values = np.arange(2**22, dtype=np.float32)
+    write_bundle(tmp_path / "model.ckpt", {f"v{i}": values for i in range(6)})
+    growth = {
+        mode: float(run_light(MEMORY_PROGRAM, str(tmp_path), mode).stdout) for mode in ("verify", "read", "free")
+    }
+    assert growth["verify"] < 6
+    assert 12 < growth["read"] < 24
+    assert growth["free"] < 8
+
+
+def test_neither_torch_nor_transformers_nor_tensorflow_is_imported():
+    program = "import sys\nfrom hf_gpt_scratch.conversion.readers import tensor_bundle, tf_checkpoint\n"
+    program += "print(sorted({'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
+    assert run_light(program).stdout.strip() == "[]"
+
+
+# Indexes that contradict themselves, as TensorFlow never writes them
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (table({}), "it has no header"),
+        (table({b"": header(), b"v": entry((2,)) + b"\x0b"}), "wire type 3"),
+        (table({b"": header(), b"v": entry((2,)) + b"\x12\xff"}), "reaches past its end"),
+        (table({b"": header(), b"v": b"\x12\x02\x10\x01"}), "a number where a message should be"),
+        (table({b"": header(), b"\xff": entry((2,))}), "can't decode byte 0xff"),
+        (table({b"": header(2), b"v": entry((2,), shard_id=2)}), "v lies in data file 2 of 2"),
+        (table({b"": header(2**60), b"v": entry((2,), shard_id=2**59)}), "No such file"),
+        (table({b"": header(), b"v": entry((2,), size=12)}), r"v has 12 bytes and the shape \[2\]"),
+        (table({b"": header(), b"v": entry((2**64 - 2, 2**64 - 1), size=8)}), "v has 8 bytes"),
+        (table({b"": header(), b"v": entry((0, 2**62), size=0)}), "v has 0 bytes and the shape"),
+        (
+            table({b"": header(), b"v": entry((2,), offset=2**64 - 8)}),
+            "has 8 bytes, its index says 18446744073709551616",
+        ),
+        (table({b"": header(), b"v": entry((1,) * 70, size=4)}), "has 8 bytes, its index says 4"),
+        (table({b"": header(), b"v": entry((2,), num_slices=2)}), "v is a partitioned variable, in 2 slices"),
+        (table({b"": header(endianness=1), b"v": entry((2,))}), "big-endian"),
+        (table({b"": header(min_consumer=2), b"v": entry((2,))}), "later version"),
+        (table({b"": header(), b"v": entry((2,))}, compression=1), "compressed"),
+    ],
+)
+def test_index_that_cannot_be(tmp_path, index, message):
+    (tmp_path / "model.ckpt.index").write_bytes(index)
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(8))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        open_tensor_bundle(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_more_dimensions_than_numpy_has(tmp_path):
+    (tmp_path / "model.ckpt.index").write_bytes(table({b"": header(), b"v": entry((1,) * 70, crc32c=0xA282EAD8)}))
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(4))
+    with pytest.raises(CheckpointError, match="damaged at v"):
+        open_tensor_bundle(tmp_path)["v"]
+
+
+def test_unknown_dtype_is_listed(tmp_path):
+    index = table({b"": header(), b"new": entry((2,), dtype=99, size=5), b"v": entry((1,), offset=5)})
+    (tmp_path / "model.ckpt.index").write_bytes(index)
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(9))
+    assert open_tensor_bundle(tmp_path).skipped == {"new": "numpy has no dtype number 99 of TensorFlow"}
+
+
+# Read piece by piece
+
+
+def test_a_tensor_without_values_has_no_pieces_and_is_verified_too(tmp_path):
+    write_bundle(tmp_path / "model.ckpt", {"none": np.zeros((0, 3), np.float32), "v": np.ones(2, np.float32)})
+    assert list(open_tensor_bundle(tmp_path).read_into("none", [])) == []
+    (tmp_path / "model.ckpt.index").write_bytes(table({b"": header(), b"none": entry((0, 3), size=0, crc32c=5)}))
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged at none"):
+        list(open_tensor_bundle(tmp_path).read_into("none", []))
+
+
+@pytest.mark.parametrize("byte", [0, -1], ids=["first", "last"])
+def test_the_last_piece_of_a_damaged_tensor_is_never_handed_out(tmp_path, byte):
+    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(100, np.float32)})
+    data = tmp_path / "model.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[byte] ^= 1
+    data.write_bytes(content)
+    memory = np.empty(30, np.float32)
+    pieces = open_tensor_bundle(tmp_path).read_into("v", (memory[:size] for size in (30, 30, 30, 10)))
+    assert [len(next(pieces)) for _ in range(3)] == [30, 30, 30]
+    with pytest.raises(CheckpointError, match="damaged at v"):
+        next(pieces)
+
+
+def test_a_file_cut_while_it_is_read(tmp_path):
+    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(1 << 20, np.float32)})
+    pieces = open_tensor_bundle(tmp_path).read_into("v", np.empty((2, 1 << 19), np.float32))
+    next(pieces)
+    os.truncate(tmp_path / "model.ckpt.data-00000-of-00001", 3 << 20)
+    with pytest.raises(CheckpointError, match=r"damaged at v \(1048576 bytes are missing\)"):
+        next(pieces)
+
+
+# Damage
+
+
+def copy_of(folder: Path, where: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(folder, where / "copy"))
+
+
+@pytest.fixture(params=["handmade", "training", "sharded"])
+def good(request: pytest.FixtureRequest) -> Path:
+    """A good checkpoint; two of three are TensorFlow's, with the slots of Adam, one of them in three data files."""
+    if request.param == "handmade":
+        return request.getfixturevalue("handmade_checkpoint")
+    return request.getfixturevalue("tf_checkpoints")[request.param]
+
+
+@pytest.fixture(params=list(READERS))
+def reader(request: pytest.FixtureRequest) -> Callable:
+    if request.param == "tensorflow":
+        request.getfixturevalue("tensorflow")
+    return READERS[request.param]
+
+
+def outcome(reader: Callable, folder: Path, expected: dict) -> str:
+    """Read all of a checkpoint: "refused" in one line, "identical", or "wrong"."""
+    try:
+        tensors = reader(folder / "model.ckpt")
+        return "identical" if contents(tensors) == expected else "wrong"
+    except CheckpointError as error:
+        named_in_one_line = str(folder) in str(error) and "\n" not in str(error)
+        return "refused" if named_in_one_line else f"badly refused: {error}"
+
+
+def damaged(folder: Path, path: Path, changes: Iterator[bytes], reader: Callable, expected: dict) -> list[str]:
+    """The outcome for every changed content of a file; the file is good again afterwards."""
+    content = path.read_bytes()
+    outcomes = []
+    for changed in changes:
+        path.write_bytes(changed)
+        outcomes.append(outcome(reader, folder, expected))
+    path.write_bytes(content)
+    return outcomes
+
+
+def flips(content: bytes, count: int, generator: random.Random) -> Iterator[bytes]:
+    """`content` with one bit changed, each time another."""
+    for bit in generator.sample(range(8 * len(content)), count):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+def cuts(content: bytes, count: int, generator: random.Random) -> Iterator[bytes]:
+    """`content` without its end: nothing at all, all but one byte, and others."""
+    lengths = [0, len(content) - 1, *generator.sample(range(1, len(content) - 1), count - 2)]
+    return (content[:length] for length in lengths)
+
+
+def the_files(folder: Path) -> tuple[Path, list[Path]]:
+    """The index, and the data files without those that are too small for a sample."""
+    data = sorted(folder.glob("*.data-*"))
+    return folder / "model.ckpt.index", [path for path in data if path.stat().st_size > 100]
+
+
+def test_flipped_bits_in_the_data(good, reader, tmp_path):
+    folder = copy_of(good, tmp_path)
+    expected, generator = contents(reader(folder)), random.Random(2)
+    _, data = the_files(folder)
+    for path in data:
+        changes = flips(path.read_bytes(), 150 // len(data), generator)
+        assert set(damaged(folder, path, changes, reader, expected)) == {"refused"}
+
+
+def test_flipped_bits_in_the_index(good, reader, tmp_path):
+    folder = copy_of(good, tmp_path)
+    expected, (index, _) = contents(reader(folder)), the_files(folder)
+    outcomes = damaged(folder, index, flips(index.read_bytes(), 150, random.Random(3)), reader, expected)
+    assert set(outcomes) == {"refused", "identical"}
+    assert outcomes.count("refused") > 100
+
+
+def test_cut_files(good, reader, tmp_path):
+    folder = copy_of(good, tmp_path)
+    expected, generator = contents(reader(folder)), random.Random(4)
+    index, data = the_files(folder)
+    for path in (index, data[0]):
+        changes = cuts(path.read_bytes(), 30, generator)
+        assert set(damaged(folder, path, changes, reader, expected)) == {"refused"}
+
+
+def test_other_content(good, reader, tmp_path):
+    """Appended bytes (of which TensorFlow ignores those of the data), pages of HTML, zeros, another file."""
+    folder = copy_of(good, tmp_path)
+    expected = contents(reader(folder))
+    index, data = the_files(folder)
+    html = b"<?xml version='1.0'?><Error><Code>NoSuchBucket</Code></Error>"
+    for path in (index, data[-1]):
+        content = path.read_bytes()
+        other = (data[-1] if path == index else index).read_bytes()
+        changes = [html, bytes(len(content)), other, content[1:] + content[:1], html.ljust(len(content))]
+        assert set(damaged(folder, path, changes, reader, expected)) == {"refused"}
+        appended = damaged(folder, path, [content + b"\0", content + html], reader, expected)
+        ignored = reader is open_tf_checkpoint and path != index
+        assert set(appended) == {"identical" if ignored else "refused"}
+
+
+def test_missing_files(good, reader, tmp_path):
+    folder = copy_of(good, tmp_path)
+    expected = contents(reader(folder))
+    index, data = the_files(folder)
+    data[0].rename(tmp_path / "away")
+    assert outcome(reader, folder, expected) == "refused"
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no TensorFlow checkpoint|there is no"):
+        reader(folder / "model.ckpt")
+
+
+def test_index_and_data_of_two_trainings(handmade_checkpoint, tmp_path):
+    """Same names, same shapes, other values: nothing but the checksums can tell."""
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    good = open_tensor_bundle(folder)
+    other = {name: array + 1 for name, array in good.items()}
+    write_bundle(tmp_path / "other" / "model.ckpt", other, num_shards=2)
+    shutil.copy(tmp_path / "other" / "model.ckpt.index", folder)
+    assert outcome(open_tensor_bundle, folder, {}) == "refused"
+
+
+def test_data_files_exchanged(handmade_checkpoint, tmp_path):
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    first, second = the_files(folder)[1]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert outcome(open_tensor_bundle, folder, {}) == "refused"
+
+
+def test_file_cut_after_it_was_opened(handmade_checkpoint, tmp_path):
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    bundle = open_tensor_bundle(folder)
+    for path in the_files(folder)[1]:
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"damaged at model/wte \(\d+ bytes are missing\)"):
+        bundle["model/wte"]
+
+
+def test_folder_in_the_place_of_a_file(handmade_checkpoint, tmp_path):
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    data = the_files(folder)[1][0]
+    bundle = open_tensor_bundle(folder)
+    data.unlink()
+    data.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        contents(bundle)
+
+
+def test_without_the_checksums_the_same_damage_is_silent(handmade_checkpoint, tmp_path, monkeypatch):
+    """The control: the corpus of flipped bits is one that only a checksum sees."""
+    folder = copy_of(handmade_checkpoint, tmp_path)
+    expected, data = contents(open_tensor_bundle(folder)), the_files(folder)[1][0]
+    monkeypatch.setattr(tensor_bundle, "compare_checksum", lambda crc, entry: None)
+    changes = flips(data.read_bytes(), 150, random.Random(2))
+    assert damaged(folder, data, changes, open_tensor_bundle, expected) == ["wrong"] * 150

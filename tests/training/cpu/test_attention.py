@@ -1,0 +1,197 @@
+"""Proves attention block by block: values and gradients of the formula, with dropout too, and where it is used."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType, DynamoBackend
+from torch import nn
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training.cpu import attention as cpu_attention
+from hf_gpt_scratch.training.cpu.attention import (
+    BLOCK_SIZE,
+    LEAST_LENGTH,
+    NAME,
+    BlockwiseAttention,
+    blocks,
+    blockwise_attention_forward,
+    use_blockwise_attention,
+)
+from hf_gpt_scratch.training.cpu.dropout import DropoutMasks
+from hf_gpt_scratch.training.optim import build_optimizer
+from hf_gpt_scratch.training.run import save_on_cpu
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+def states(batch_size: int, heads: int, length: int, width: int) -> list[torch.Tensor]:
+    """Query, key and value as the model has them: [B, T, H, D] in memory."""
+    generator = torch.Generator().manual_seed(length)
+    shape = (batch_size, length, heads, width)
+    return [torch.randn(shape, generator=generator).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def formula(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, kept: torch.Tensor):
+    """Attention in float64, written out; `kept` [B, H, T, T] has 0 or the scale for each weight."""
+    scores = query.double() @ key.double().mT * scaling
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) * kept @ value.double()
+
+
+def masks_of_all(query: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    """What is drawn for each weight, put together from the blocks."""
+    masks, length = DropoutMasks(dropout, seed), query.shape[2]
+    kept = torch.zeros(*query.shape[:3], length, dtype=torch.float64)
+    for (row, heads, queries), (_, _, keys) in blocks(query):
+        part = kept[row, heads, queries, keys]
+        part += masks.draw(part.shape) * masks.scale
+    return kept
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("batch_size", "heads", "length", "width"),
+    [(1, 1, 1, 4), (2, 3, BLOCK_SIZE, 8), (2, 3, BLOCK_SIZE + 1, 8), (1, 12, 3 * BLOCK_SIZE - 5, 16), (1, 5, 1024, 8)],
+)
+def test_values_and_gradients_are_those_of_the_formula(
+    batch_size: int, heads: int, length: int, width: int, dropout: float
+) -> None:
+    """To 1e-5 against float64. The control: the same with other draws is far off."""
+    inputs = states(batch_size, heads, length, width)
+    torch.manual_seed(5)
+    output = BlockwiseAttention.apply(*inputs, 0.3, dropout)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    got = [output, *torch.autograd.grad(output, inputs, weights)]
+
+    def expected(seed: int) -> list[torch.Tensor]:
+        result = formula(*inputs, 0.3, masks_of_all(inputs[0], dropout, seed))
+        return [result, *torch.autograd.grad(result, inputs, weights.double())]
+
+    torch.manual_seed(5)
+    seed = DropoutMasks(dropout).seed
+    for one, other in zip(got, expected(seed), strict=True):
+        assert (one - other).abs().max() < 1e-5 * max(1, other.abs().max().item())
+    if dropout > 0 and length > 1:
+        assert (output - expected(seed + 1)[0]).abs().max() > 0.1
+
+
+def test_every_pair_of_the_past_is_in_one_block() -> None:
+    query = states(2, 7, 2 * BLOCK_SIZE + 3, 1)[0]
+    seen = torch.zeros(*query.shape[:3], query.shape[2])
+    for (row, heads, queries), (_, _, keys) in blocks(query):
+        seen[row, heads, queries, keys] += 1
+    assert torch.equal(seen.tril(), torch.ones_like(seen).tril())
+    assert seen.triu(BLOCK_SIZE).max() == 0  # and hardly any of the future
+
+
+def test_scores_at_once_stay_small() -> None:
+    """Four bytes each: 4 MiB, or what one head needs."""
+    for heads, length in [(12, 256), (12, 1024), (25, 1024), (1, 100_000)]:
+        sizes = [
+            len(range(*index[1].indices(heads))) * BLOCK_SIZE * length
+            for index, _ in blocks(torch.empty(1, heads, length, 1, device="meta"))
+        ]
+        assert max(sizes) <= max(cpu_attention.MAX_SCORES, BLOCK_SIZE * length)
+
+
+def model_of(length: int, dropout: float, **changes: object) -> GPTScratchForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return GPTScratchForCausalLM(GPTScratchConfig(**sizes, max_position_embeddings=length, dropout=dropout, **changes))
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """A list that gets the queries' shape at each call of the function."""
+    calls: list[torch.Size] = []
+
+    def apply(query: torch.Tensor, *arguments: object) -> torch.Tensor:
+        calls.append(query.shape)
+        return BlockwiseAttention.apply(query, *arguments)
+
+    monkeypatch.setattr(cpu_attention, "BlockwiseAttention", SimpleNamespace(apply=apply))
+    return calls
+
+
+def test_a_model_with_it_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients to 1e-6, packed texts and padding too, generated ids; and the control: it was used.
+
+    So rarely does it drop a weight that here it drops none.
+    """
+    length = 4 * BLOCK_SIZE
+    plain, ours = model_of(length + 8, 0.0), model_of(length + 8, 1e-12)
+    use_blockwise_attention(ours)
+    calls = count_calls(monkeypatch)
+    ids = torch.randint(50, (2, length))
+    padding = torch.ones_like(ids)
+    padding[1, :40] = 0
+    packed = torch.arange(length).remainder(100).expand(2, -1)
+    for model in (plain, ours):
+        model.train()
+    for arguments in ({}, {"attention_mask": padding}, {"position_ids": packed, "use_cache": False}):
+        gradients = []
+        for model in (plain, ours):
+            model.zero_grad()
+            loss = model(ids, labels=ids, **arguments).loss
+            loss.backward()
+            gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert len(calls) == 2  # two layers, and neither with a mask
+    generated = [model.eval().generate(ids, max_new_tokens=8, min_new_tokens=8) for model in (plain, ours)]
+    assert torch.equal(*generated)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "dropout", "mask", "past", "is_used"),
+    [
+        (LEAST_LENGTH, 0.1, False, 0, True),
+        (LEAST_LENGTH - 1, 0.1, False, 0, False),
+        (LEAST_LENGTH, 0.0, False, 0, False),
+        (LEAST_LENGTH, 0.1, True, 0, False),
+        (LEAST_LENGTH, 0.1, False, 5, False),
+    ],
+)
+def test_where_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, length: int, dropout: float, mask: bool, past: int, is_used: bool
+) -> None:
+    calls = count_calls(monkeypatch)
+    query, key, value = states(1, 2, length, 4)
+    if past:
+        key = value = states(1, 2, length + past, 4)[0]
+    attention_mask = torch.ones(1, 1, length, length + past, dtype=torch.bool) if mask else None
+    module = nn.Module()
+    module.is_causal = True
+    with torch.no_grad():
+        output, weights = blockwise_attention_forward(module, query, key, value, attention_mask, dropout, 0.5)
+    assert output.shape == (1, length, 2, 4)
+    assert weights is None
+    assert calls == [query.shape] * is_used
+
+
+CPU = {"mixed_precision": "no", "is_fsdp2": False, "num_processes": 1, "device": torch.device("cpu")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "accelerator", "name", "dropout_name"),
+    [
+        ({}, {}, NAME, "FastDropout"),
+        ({"fast_dropout": False}, {}, "sdpa", "Dropout"),
+        ({"dropout": 0.0}, {}, "sdpa", "FastDropout"),
+        ({"attn_implementation": "eager"}, {}, "eager", "FastDropout"),
+        ({"torch_compile": True}, {}, "sdpa", "Dropout"),
+        ({}, {"mixed_precision": "bf16"}, "sdpa", "FastDropout"),
+        ({}, {"is_fsdp2": True}, "sdpa", "FastDropout"),
+        ({}, {"device": torch.device("cuda")}, "sdpa", "Dropout"),
+    ],
+)
+def test_which_runs_have_it(changes: dict, accelerator: dict, name: str, dropout_name: str) -> None:
+    settings = TrainingSettings(**{"dropout": 0.1} | changes)
+    model = model_of(64, settings.dropout, attn_implementation=settings.attn_implementation)
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator = SimpleNamespace(**{"state": state} | CPU | accelerator, distributed_type=DistributedType.NO)
+    save_on_cpu(model, build_optimizer(model, settings), settings, accelerator)
+    assert model.config._attn_implementation == name
+    assert type(model.model.dropout).__name__ == type(model.model.layers[0].dropout).__name__ == dropout_name
+    assert name not in model.config.to_json_string()

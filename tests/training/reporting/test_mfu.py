@@ -1,0 +1,90 @@
+"""Proves the FLOPs of a token against PyTorch's own counter, the measured peak against a plain timing, and the MFU."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.reporting import mfu
+from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops
+from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_are_those_that_pytorch_counts(tied: bool) -> None:
+    """All matrix products of forward and backward; biases and LayerNorms make up the rest."""
+    config = GPTScratchConfig(
+        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=96, vocab_size=1000
+    )
+    config.tie_word_embeddings = tied
+    model = GPTScratchForCausalLM._from_config(config, attn_implementation="eager")
+    ids = torch.randint(0, 1000, (2, 64))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids).loss.backward()
+    expected = counter.get_total_flops() / ids.numel()
+    assert flops_per_token(model, 64) == pytest.approx(expected, rel=0.02)
+    assert abs(6 * model.num_parameters() / expected - 1) > 0.04  # the control: 6N over all parameters, no attention
+
+
+def test_peak_is_two_operations_for_each_multiplication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mfu, "seconds_of_product", lambda matrix: 2 * len(matrix) ** 3 / 1e13)
+    assert measure_peak_flops(torch.device("cpu"), torch.float32) == pytest.approx(1e13)
+
+
+def test_peak_is_about_that_of_a_plain_product_and_soon_measured() -> None:
+    """About: other processes may take most of the machine at any moment."""
+    started = time.perf_counter()
+    peak = measure_peak_flops(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - started < 3  # 0.3 s on a machine that does nothing else
+    matrix = torch.rand(1024, 1024)
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    plain = 2 * 1024**3 / min(seconds)
+    assert plain / 10 < peak < plain * 10
+
+
+def test_measuring_draws_nothing_from_the_generator_of_the_run() -> None:
+    before = torch.get_rng_state()
+    measure_peak_flops(torch.device("cpu"), torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_utilization_is_speed_times_cost_over_peak() -> None:
+    assert ModelFlops(per_token=6e8, peak=3e11).utilization(100) == pytest.approx(0.2)
+
+
+def test_history_has_the_figures_of_the_bar(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings(peak_flops=1e12, max_steps=3, warmup_steps=0)
+    train(settings)
+    begin = rows(settings.output_dir, "run")[0]
+    steps = rows(settings.output_dir, "step")
+    assert begin["peak_flops"] == 1e12
+    for row in steps:
+        expected = row["tokens_per_second"] * begin["flops_per_token"] / 1e12
+        assert row["mfu"] == pytest.approx(expected, abs=1e-4)
+        assert 1e8 < row["peak_memory_bytes"] < 1e11
+    assert [row["seconds_left"] > 0 for row in steps] == [True, True, False]
+
+
+def test_step_faster_than_the_peak_raises_it_and_says_so_once(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(peak_flops=1e6)
+    train(settings)
+    steps = rows(settings.output_dir, "step")
+    speeds = [row["tokens_per_second"] for row in steps]
+    expected = [speed / max(speeds[: index + 1]) for index, speed in enumerate(speeds)]
+    assert [row["mfu"] for row in steps] == pytest.approx(expected, abs=1e-3)
+    output = capsys.readouterr().err
+    assert output.count("more than the peak of the start: the MFU is from now on that of the fastest step") == 1
+    assert (
+        f"step 1 reached {speeds[0] * rows(settings.output_dir, 'run')[0]['flops_per_token'] / 1e9:,.0f} GF" in output
+    )
