@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_gpt_scratch.runtime.files import unfinished_file
+from hf_gpt_scratch.runtime.files import atomic_file
 
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "p
     paths = []
     for suffix in suffixes:
         path = stem.with_name(f"{stem.name}.{suffix}")
-        with unfinished_file(path) as unfinished:
+        with atomic_file(path) as unfinished:
             figure.savefig(unfinished, format=suffix, dpi=150)
         paths.append(path)
     return paths

@@ -11,7 +11,7 @@ from pathlib import Path
 # Pushing needs neither torch nor transformers, whose import takes seconds.
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
-from hf_gpt_scratch.hub.push import Order, describe_push, push_folder, update_code  # noqa: E402
+from hf_gpt_scratch.hub.push import PushRequest, describe_push, push_folder, update_code  # noqa: E402
 from hf_gpt_scratch.runtime.cli import OneLineParser, number, run  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timeout",
         type=number(float, 1),
-        default=Order.timeout,
+        default=PushRequest.timeout,
         help="give up after so many seconds (default: six hours)",
     )
     arguments = parser.parse_args()

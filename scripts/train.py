@@ -8,12 +8,12 @@ import sys
 os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
 
 from hf_gpt_scratch.runtime.cli import quiet_libraries, run  # noqa: E402
-from hf_gpt_scratch.runtime.launching import start_as_asked, stop_with_launcher  # noqa: E402
+from hf_gpt_scratch.runtime.launching import relaunch_if_needed, stop_with_launcher  # noqa: E402
 
 
 def main() -> None:
     stop_with_launcher()
-    start_as_asked()
+    relaunch_if_needed()
     from hf_gpt_scratch.training.command_line import parse_settings
 
     settings = parse_settings(sys.argv[1:])

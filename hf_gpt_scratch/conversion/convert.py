@@ -35,7 +35,7 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
 )
 from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
 from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
-from hf_gpt_scratch.runtime.files import sha256_of, unfinished_folder
+from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256
 
 
 REPORT_FILE = "conversion_report.json"
@@ -204,7 +204,7 @@ def convert_checkpoint(
 
     output = Path(output)
     given_text = read_text(text)
-    with unfinished_folder(output) as folder:
+    with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
         source, config, plan = conversion.source, conversion.config, conversion.plan
         if size is not None:
@@ -287,4 +287,4 @@ def finish(folder: Path, report: dict[str, Any], licence: str, render: Callable[
 
 def describe_files(paths: list[Path]) -> dict[str, dict[str, Any]]:
     """Bytes and sha256 of each file, by name."""
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    return {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}

@@ -29,7 +29,7 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
 )
 from hf_gpt_scratch.conversion.writers.safetensors_files import STORED, Job, SafetensorsFiles, write_model
 from hf_gpt_scratch.conversion.writers.tensor_jobs import zero_values
-from hf_gpt_scratch.runtime.files import unfinished_folder
+from hf_gpt_scratch.runtime.files import atomic_folder
 
 
 # GPT-2's activation, as one kernel or written out. The tools that know GPT-2 compute no other, whatever is asked for.
@@ -185,7 +185,7 @@ def export_stock(
     """
     given_text = read_text(text)
     output = Path(output)
-    with unfinished_folder(output) as folder:
+    with atomic_folder(output) as folder:
         source = open_source(path)
         config, notes = check_model(source), []
         dtype = dtype or stored_dtype(source.tensors)

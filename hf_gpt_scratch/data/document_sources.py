@@ -19,7 +19,7 @@ from hf_gpt_scratch.data.documents import (
 )
 from hf_gpt_scratch.data.packed_files import PACKED, is_packed
 from hf_gpt_scratch.data.pieces import Piece
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 # The kinds of files that are found in folders, by the end of the name in any case; text and JSON lines may be packed.
@@ -174,7 +174,7 @@ def file_sources(
 
     def describe(path: Path) -> Source:
         num_bytes = path.stat().st_size
-        source = Source(str(path), kind_of(path), split, num_bytes, sha256_of(path))
+        source = Source(str(path), kind_of(path), split, num_bytes, file_sha256(path))
         note_bytes(num_bytes)
         return source
 

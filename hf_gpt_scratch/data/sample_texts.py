@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_GPT_SCRATCH_CACHE") or default)
 
 
-def sha256_of(content: bytes) -> str:
+def file_sha256(content: bytes) -> str:
     """Hexadecimal SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
@@ -46,7 +46,7 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     Raises:
         OSError: it cannot be fetched, or what came is another file.
     """
-    if path.is_file() and sha256_of(path.read_bytes()) == sha256:
+    if path.is_file() and file_sha256(path.read_bytes()) == sha256:
         return path
     by_hand = "fetch it by hand and give it with --train_file"
     try:
@@ -55,8 +55,8 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     except requests.RequestException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot fetch {url} ({reason}): {by_hand}") from None
-    if sha256_of(response.content) != sha256:
-        raise OSError(f"{url} gave another file (sha256 {sha256_of(response.content)}, wanted {sha256}): {by_hand}")
+    if file_sha256(response.content) != sha256:
+        raise OSError(f"{url} gave another file (sha256 {file_sha256(response.content)}, wanted {sha256}): {by_hand}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, response.content)
     return path

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
 from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 INDEX_NAME = "index.json"
@@ -113,7 +113,7 @@ def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
         path = folder / entry["file"]
         if not path.is_file():
             return f"{path} is missing"
-        digest = sha256_of(path)
+        digest = file_sha256(path)
         return None if digest == entry["sha256"] else f"{path} has sha256 {digest} and not {entry['sha256']}"
 
     with ThreadPoolExecutor(num_workers) as threads:

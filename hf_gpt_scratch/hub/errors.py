@@ -105,5 +105,5 @@ def explain_connection(error: Exception, endpoint: str) -> str:
         return f"the connection to {endpoint} was lost again and again ({words}): push again, nothing is sent twice"
     if isinstance(error, ValueError):
         return f"{words}: correct that and push again"
-    way_out = ", or go without Xet by HF_HUB_DISABLE_XET=1" if "xet" in words.lower() else ""
-    return f"the transfer to {endpoint} failed ({words}): push again, what has arrived is not sent twice{way_out}"
+    remedy = ", or go without Xet by HF_HUB_DISABLE_XET=1" if "xet" in words.lower() else ""
+    return f"the transfer to {endpoint} failed ({words}): push again, what has arrived is not sent twice{remedy}"

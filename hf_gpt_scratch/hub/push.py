@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_gpt_scratch.hub.code_update import update_folder
 from hf_gpt_scratch.hub.errors import redact
 from hf_gpt_scratch.hub.folder import check_folder, read_json
-from hf_gpt_scratch.hub.upload import Order, Pushed
+from hf_gpt_scratch.hub.upload import PushRequest, PushResult
 
 
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
@@ -26,7 +26,7 @@ UPLOAD = (
 )
 
 
-def push_folder(folder: str | Path, repo_id: str, **options: Any) -> Pushed:
+def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
     """Push a model folder as one commit, so that no reader ever sees half of it, and compare what arrived.
 
     Afterwards the branch holds the files of the folder and no others. What it held before stays in its history. An
@@ -55,8 +55,8 @@ def prepare_push(
     private: bool = False,
     tag: str | None = None,
     message: str = "Upload model",
-    timeout: float = Order.timeout,
-) -> Order:
+    timeout: float = PushRequest.timeout,
+) -> PushRequest:
     """Check everything that can be checked without the network.
 
     Args:
@@ -73,10 +73,10 @@ def prepare_push(
     """
     check_names(repo_id, revision, tag)
     check_folder(folder)
-    return Order(str(Path(folder).resolve()), repo_id, revision, private, tag, message, timeout)
+    return PushRequest(str(Path(folder).resolve()), repo_id, revision, private, tag, message, timeout)
 
 
-def update_code(target: str, revision: str = "main", timeout: float = Order.timeout) -> str:
+def update_code(target: str, revision: str = "main", timeout: float = PushRequest.timeout) -> str:
     """Replace the code files of a repository on the Hub, or of a local folder, by those of this package.
 
     config.json is brought up to date where it names the code and the class of the tokenizer. Everything else stays as
@@ -104,7 +104,7 @@ def update_code(target: str, revision: str = "main", timeout: float = Order.time
         raise NotADirectoryError(f"cannot update {target}: it is a file, name the folder that holds it")
     else:
         check_names(target, revision)
-        pushed = PushProcess(Order(None, target, revision, message="Update code", timeout=timeout)).wait()
+        pushed = PushProcess(PushRequest(None, target, revision, message="Update code", timeout=timeout)).wait()
         where = f"{target}, commit {pushed.commit}"
         written, removed = pushed.sent, pushed.removed
     done = [f"{verb} {', '.join(names)}" for verb, names in (("wrote", written), ("removed", removed)) if names]
@@ -135,7 +135,7 @@ class PushProcess:
         shows_progress: on a terminal, draw bars.
     """
 
-    def __init__(self, order: Order, shows_progress: bool = True) -> None:
+    def __init__(self, order: PushRequest, shows_progress: bool = True) -> None:
         self.order = order
         self.deadline = time.monotonic() + order.timeout
         environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
@@ -155,7 +155,7 @@ class PushProcess:
         """Whether it has neither succeeded nor failed yet, and has time left."""
         return self.process.poll() is None and time.monotonic() < self.deadline
 
-    def wait(self) -> Pushed:
+    def wait(self) -> PushResult:
         """Wait until it has ended or its time is up; see `push_folder` for what is raised."""
         repo_id, folder, timeout = self.order.repo_id, self.order.folder, self.order.timeout
         try:
@@ -171,7 +171,7 @@ class PushProcess:
             self.stop()
         if "error" in answer:
             raise OSError(answer["error"])
-        return Pushed(**answer)
+        return PushResult(**answer)
 
     def stop(self) -> None:
         """End it at once, if it has not ended: the branch is as before, or as after."""
@@ -200,7 +200,7 @@ def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
     return f'{auto_class}.from_pretrained("{repo_id}", revision="{commit}"{trust})'
 
 
-def describe_push(pushed: Pushed, folder: str | Path, repo_id: str) -> list[str]:
+def describe_push(pushed: PushResult, folder: str | Path, repo_id: str) -> list[str]:
     """What to tell the user."""
     done = f"sent {len(pushed.sent)} files, removed {len(pushed.removed)}" if pushed.is_new else "nothing had changed"
     return [

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.vocabulary import join_merges
 from hf_gpt_scratch.hub.model_card import CardDetails, render_card
-from hf_gpt_scratch.runtime.files import unfinished_folder, write_json
+from hf_gpt_scratch.runtime.files import atomic_folder, write_json
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig:
@@ -52,7 +52,7 @@ def build_repository(
         FileExistsError: the folder is there and `replace` is not set.
     """
     folder = Path(folder)
-    with unfinished_folder(folder, replace) as unfinished:
+    with atomic_folder(folder, replace) as unfinished:
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
         if model.can_generate():
             generation_config(model).save_pretrained(unfinished)

@@ -25,7 +25,7 @@ from huggingface_hub.utils.sha import git_hash
 from hf_gpt_scratch.hub.code_update import update_config
 from hf_gpt_scratch.hub.errors import explain, is_transient, redact
 from hf_gpt_scratch.hub.folder import foreign_files, may_be_pushed
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 from hf_gpt_scratch.runtime.shipped_code import is_code, read_code
 
 
@@ -38,7 +38,7 @@ GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large
 
 
 @dataclass(frozen=True)
-class Order:
+class PushRequest:
     """What to push, and where to.
 
     Raises:
@@ -64,7 +64,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What came of it."""
 
     commit: str
@@ -89,7 +89,7 @@ class Push:
         token: the user's; it goes into the Authorization header and nowhere else.
     """
 
-    def __init__(self, order: Order, token: str) -> None:
+    def __init__(self, order: PushRequest, token: str) -> None:
         self.order = order
         self.api = HfApi(token=token, library_name="hf_gpt_scratch")
         self.files = self.read_files()
@@ -106,7 +106,7 @@ class Push:
             raise Refusal(f"cannot push {folder}: {'; '.join(foreign)}")
         return {path.name: path for path in paths}
 
-    def attempt(self) -> Pushed:
+    def attempt(self) -> PushResult:
         """Bring the repository to what the folder is, in one commit, and see that it is.
 
         Raises:
@@ -128,7 +128,7 @@ class Push:
         commit = self.commit(head, changed, stale) if changed or stale else head
         if order.tag is not None and order.tag not in tags:
             self.api.create_tag(order.repo_id, tag=order.tag, revision=commit)
-        return Pushed(commit, *self.changes)
+        return PushResult(commit, *self.changes)
 
     def open_repository(self) -> tuple[dict[str, str], set[str]]:
         """Make the repository if there is none; its branches with their commits, and its tags."""
@@ -266,7 +266,9 @@ def is_same(remote: RepoFile, file: Path | bytes) -> bool:
     if remote.size != (len(file) if isinstance(file, bytes) else file.stat().st_size):
         return False
     if remote.lfs is not None:
-        return remote.lfs.sha256 == (hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256_of(file))
+        return remote.lfs.sha256 == (
+            hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else file_sha256(file)
+        )
     return remote.blob_id == git_hash(file if isinstance(file, bytes) else file.read_bytes())
 
 
@@ -287,7 +289,7 @@ def why_no_push() -> str | None:
     )
 
 
-def push(order: Order) -> Pushed:
+def push(order: PushRequest) -> PushResult:
     """Try until it is done, a few times where the next attempt may succeed.
 
     Raises:
@@ -346,7 +348,7 @@ def main() -> None:
     if "HF_DEBUG" not in os.environ and "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
     try:
-        pushed = push(Order(**json.loads(sys.argv[1])))
+        pushed = push(PushRequest(**json.loads(sys.argv[1])))
         answer = vars(pushed)
     except OSError as error:
         answer = {"error": str(error)}

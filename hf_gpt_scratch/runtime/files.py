@@ -29,7 +29,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def hash_file(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
+def update_hash(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
     """Add a file of any size to a hash of hashlib; return that."""
     with path.open("rb", buffering=0) as file:
         while piece := file.read(1 << 20):
@@ -37,13 +37,13 @@ def hash_file(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
     return digest
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file of any size."""
-    return hash_file(path, hashlib.sha256()).hexdigest()
+    return update_hash(path, hashlib.sha256()).hexdigest()
 
 
 @contextmanager
-def errors_name(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Have an error of writing inside say which file it was, and in the system's words what.
 
     Python leaves the path out where a write fails, as on a full disk; safetensors and tokenizers, which are written in
@@ -86,13 +86,13 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written; what was there before stays, and nothing is left of it.
     """
-    with unfinished_file(path) as unfinished, unfinished.open("wb") as file:
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
         for part in parts:
             file.write(part)
 
 
 @contextmanager
-def unfinished_file(output: Path) -> Iterator[Path]:
+def atomic_file(output: Path) -> Iterator[Path]:
     """Give a path to write a file at, which takes the place of `output` when the block ends well.
 
     Where another process writes the same file, this one waits for it.
@@ -100,7 +100,7 @@ def unfinished_file(output: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; what was there before stays.
     """
-    with errors_name(output), sole_writer(output, waits=True) as path:
+    with name_file_in_errors(output), sole_writer(output, waits=True) as path:
         yield path
         flush(path)
         path.replace(output)
@@ -108,7 +108,7 @@ def unfinished_file(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def unfinished_folder(output: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(output: Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `output`, which takes its name when the block ends well.
 
     Args:

@@ -165,7 +165,7 @@ def is_accelerate(process_id: int) -> bool:
         return False
 
 
-def start_as_asked() -> None:
+def relaunch_if_needed() -> None:
     """On a CPU, use the processes and threads that were asked for, all cores if nobody asked.
 
     With several processes this one starts them, waits for them and exits; otherwise the function returns.
@@ -194,7 +194,7 @@ def start_as_asked() -> None:
 
 
 def start_processes(request: LaunchRequest, cores: int) -> NoReturn:
-    """Start the processes of this machine, wait for them and exit; see `start_as_asked`."""
+    """Start the processes of this machine, wait for them and exit; see `relaunch_if_needed`."""
     if request.num_processes is None:
         raise ValueError(
             "accelerate launch started one process where its config asks for several on the CPU: use "

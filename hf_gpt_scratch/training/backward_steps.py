@@ -29,7 +29,7 @@ class StepsInBackward:
         self.optimizer.step()
         parameter.grad = None
 
-    def take_norm(self) -> torch.Tensor:
+    def pop_grad_norm(self) -> torch.Tensor:
         """The norm of the whole gradient since the last call, a scalar; computed as `clip_grad_norm_` does."""
         norms = [self.norms[parameter] for parameter in self.parameters if parameter in self.norms]
         norm = torch.linalg.vector_norm(torch.stack(norms))

@@ -56,14 +56,14 @@ def may_be_applied(
     if settings.on_bad_step == "stop" or progress.skipped_in_a_row == MOST_IN_A_ROW:
         raise Diverged(
             f"stopped at step {progress.global_step + 1}, which was not applied: loss {loss:.4g}, gradient norm "
-            f"{grad_norm:.4g} ({fault}); {way_out(progress, checkpoint_dir)}"
+            f"{grad_norm:.4g} ({fault}); {remedy(progress, checkpoint_dir)}"
         )
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1
     return False
 
 
-def way_out(progress: Progress, checkpoint_dir: Path) -> str:
+def remedy(progress: Progress, checkpoint_dir: Path) -> str:
     """What a user can do about a bad step."""
     if progress.skipped_in_a_row:
         return f"so were {progress.skipped_in_a_row} steps before it: start anew with a lower --learning_rate"

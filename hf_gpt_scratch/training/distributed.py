@@ -83,7 +83,7 @@ def complete_fsdp(accelerator: Accelerator) -> None:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2, as scripts/configs/fsdp2.yaml does")
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def unshard(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be spread; to be called by all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -97,14 +97,14 @@ def gather(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tens
     """
     gathered = {}
     for name, tensor in tensors.items():
-        values = whole(tensor.detach())
+        values = unshard(tensor.detach())
         if keep:
             # What was spread may fill a device when it is whole; it goes to the host at once.
             gathered[name] = values.cpu() if isinstance(tensor, DTensor) else values.contiguous()
     return gathered
 
 
-def spread_like(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Cut this process's part out of whole values, as `like` is cut; without messages between the processes."""
     if not isinstance(like, DTensor) or values.shape != like.shape:  # a counter beside a moment stays as it is
         return values
@@ -117,12 +117,12 @@ def spread_optimizer_state(
     """Cut the whole moments of all parameters, by index, as the optimizer's parameters are cut."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        index: {key: spread_like(value, parameters[index]) for key, value in values.items()}
+        index: {key: shard_like(value, parameters[index]) for key, value in values.items()}
         for index, values in state.items()
     }
 
 
-def whole_model(accelerator: Accelerator, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def unsharded_model(accelerator: Accelerator, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A model that the main process can save: the bare `model` itself, or a copy in host memory.
 
     It is a copy where weights are spread, or are to have another dtype. To be called by all processes; what the others

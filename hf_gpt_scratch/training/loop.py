@@ -22,13 +22,13 @@ from hf_gpt_scratch.data.windows import IGNORE_INDEX, draw_like_torch_loader
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
 from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.runtime.environment import peak_memory
-from hf_gpt_scratch.runtime.files import errors_name
+from hf_gpt_scratch.runtime.files import name_file_in_errors
 from hf_gpt_scratch.runtime.interrupts import Interrupted, StopSignals, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
 from hf_gpt_scratch.training.bad_steps import may_be_applied
 from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state
 from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
-from hf_gpt_scratch.training.distributed import on_main_process, whole, whole_model
+from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.reporting.card import card_details
 from hf_gpt_scratch.training.reporting.loss_plot import refresh_loss_plot
@@ -213,9 +213,9 @@ def optimizer_step(
             accelerator.backward(loss * scale)
             step_loss += loss.detach()
     if run.steps_in_backward:
-        norm = run.steps_in_backward.take_norm()
+        norm = run.steps_in_backward.pop_grad_norm()
     else:
-        norm = whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+        norm = unshard(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
     # One sum over the processes and one wait for the device; all get the same bits, so that all judge alike.
     figures = accelerator.reduce(torch.stack([step_loss, norm / accelerator.num_processes]), "sum")
     total_loss, grad_norm = figures.tolist()
@@ -373,10 +373,10 @@ def write_repository(run: Run, folder: Path) -> None:
     """Draw the losses and write the folder that loads without this package; all processes call it."""
     settings = run.settings
     dtype = getattr(torch, settings.result_dtype or settings.weights_dtype)
-    model = whole_model(run.accelerator, run.bare_model, dtype)
+    model = unsharded_model(run.accelerator, run.bare_model, dtype)
 
     def write() -> None:
-        with errors_name(run.output_dir / "loss.png"):
+        with name_file_in_errors(run.output_dir / "loss.png"):
             run.history.plot_losses(run.output_dir / "loss")
         progress = run.progress
         facts = {"training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens"}
@@ -384,7 +384,7 @@ def write_repository(run: Run, folder: Path) -> None:
             loss = row["validation_loss"]
             facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
             facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
-        with errors_name(folder):
+        with name_file_in_errors(folder):
             build_repository(
                 model,
                 folder,

@@ -60,9 +60,9 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from hf_gpt_scratch.training.checkpoints.manifest import damage, digest
+from hf_gpt_scratch.training.checkpoints.manifest import digest, find_corruption
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
-from hf_gpt_scratch.training.checkpoints.resume import other_digits, other_run, restore_draws
+from hf_gpt_scratch.training.checkpoints.resume import incompatibilities, nondeterminism_warnings, restore_draws
 from hf_gpt_scratch.training.command_line import settings_json
 from hf_gpt_scratch.training.cpu.allocator import keep_freed_memory_after_step, return_freed_memory
 from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
@@ -200,7 +200,7 @@ class Run:
         if step is None or step == self.progress.global_step:
             return
         path = self.checkpoint_dir / f"{PREFIX}{step:08d}"
-        fault = on_main_process(self.accelerator, lambda: damage(path))
+        fault = on_main_process(self.accelerator, lambda: find_corruption(path))
         if fault is not None:
             self.say(f"warning: {path}, the best checkpoint, cannot be used ({fault}): keeping the last weights")
             return
@@ -455,7 +455,10 @@ def resume(run: Run, path: Path) -> None:
         ValueError: settings, text, processes or random state would make it another run.
     """
     saved, now = read_state(path), run.saved_state()
-    differences = [*run.settings.differences(saved.settings), *other_run(saved, now, run.train_sampler.num_windows)]
+    differences = [
+        *run.settings.differences(saved.settings),
+        *incompatibilities(saved, now, run.train_sampler.num_windows),
+    ]
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
@@ -471,7 +474,7 @@ def resume(run: Run, path: Path) -> None:
     run.progress = saved.progress
     on_main_process(run.accelerator, lambda: restore_records(run))
     run.say(f"resumed from {path}")
-    for notice in other_digits(saved, now):
+    for notice in nondeterminism_warnings(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
 

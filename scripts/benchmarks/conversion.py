@@ -114,9 +114,9 @@ def convert_ours(source: Path, output: Path) -> None:
     from hf_gpt_scratch.conversion.convert import open_source, plan_conversion
     from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
     from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
-    from hf_gpt_scratch.runtime.files import unfinished_folder
+    from hf_gpt_scratch.runtime.files import atomic_folder
 
-    with unfinished_folder(output) as folder:
+    with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(source))
         plan = conversion.plan
         write_model(folder, plan.shapes, plan_jobs(plan, conversion.source.tensors), "float32", 10**12)

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data.sample_texts import VERDICT_SHA256, bundled_text_path, cache_folder, fetch_verified, sha256_of
+from hf_gpt_scratch.data.sample_texts import (
+    VERDICT_SHA256,
+    bundled_text_path,
+    cache_folder,
+    fetch_verified,
+    file_sha256,
+)
 
 
 TEXT = b"I HAD always thought"
@@ -42,10 +48,10 @@ def test_text_is_fetched_once_and_kept(server: tuple[str, list[str]], tmp_path: 
     url, requests = server
     path = tmp_path / "cache" / "text.txt"
     for _ in range(2):
-        assert fetch_verified(f"{url}/good", path, sha256_of(TEXT)).read_bytes() == TEXT
+        assert fetch_verified(f"{url}/good", path, file_sha256(TEXT)).read_bytes() == TEXT
     assert requests == ["/good"]
     path.write_bytes(b"damaged")
-    assert fetch_verified(f"{url}/good", path, sha256_of(TEXT)).read_bytes() == TEXT
+    assert fetch_verified(f"{url}/good", path, file_sha256(TEXT)).read_bytes() == TEXT
     assert [file.name for file in path.parent.iterdir()] == ["text.txt"]
 
 
@@ -54,7 +60,7 @@ def test_anything_else_is_refused_and_not_kept(
     server: tuple[str, list[str]], tmp_path: Path, path: str, reason: str
 ) -> None:
     with pytest.raises(OSError, match=reason) as caught:
-        fetch_verified(server[0] + path, tmp_path / "text.txt", sha256_of(TEXT))
+        fetch_verified(server[0] + path, tmp_path / "text.txt", file_sha256(TEXT))
     assert "fetch it by hand and give it with --train_file" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -62,11 +68,11 @@ def test_anything_else_is_refused_and_not_kept(
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot fetch http://127.0.0.1:9/"):
-        fetch_verified("http://127.0.0.1:9/", tmp_path / "text.txt", sha256_of(TEXT))
+        fetch_verified("http://127.0.0.1:9/", tmp_path / "text.txt", file_sha256(TEXT))
 
 
 def test_the_verdict_is_pinned(shared_data: Path) -> None:
-    assert sha256_of((shared_data / "the-verdict.txt").read_bytes()) == VERDICT_SHA256
+    assert file_sha256((shared_data / "the-verdict.txt").read_bytes()) == VERDICT_SHA256
 
 
 def test_bundled_story_is_plain_text_of_about_twenty_kilobytes() -> None:

@@ -12,7 +12,7 @@ from hf_gpt_scratch.data.token_folder import INDEX_NAME, UNFINISHED_NAME, Sharde
 from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, save_shard
 from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
 from hf_gpt_scratch.data.windows import IGNORE_INDEX, PADDING_WINDOW, TokenWindows, build_loader, epoch_order_seed
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 Folder = tuple[Path, np.ndarray]
@@ -25,7 +25,7 @@ def write_folder(folder: Path, tokens: np.ndarray, shard_tokens: int) -> None:
         part = tokens[start : start + shard_tokens]
         path = folder / f"train-{number:05d}.safetensors"
         save_shard(path, part, num_documents=number)
-        facts = {"file": path.name, "num_tokens": len(part), "num_documents": number, "sha256": sha256_of(path)}
+        facts = {"file": path.name, "num_tokens": len(part), "num_documents": number, "sha256": file_sha256(path)}
         shards.append(facts)
     vocabulary = {"sha256": VOCAB_SHA256}
     index = {"format": FORMAT, "version": VERSION, "vocabulary": vocabulary, "splits": {"train": {"shards": shards}}}

@@ -19,7 +19,15 @@ import huggingface_hub
 import pytest
 from packaging.version import Version
 
-from hf_gpt_scratch.hub.push import Pushed, PushProcess, check_names, load_line, prepare_push, push_folder, update_code
+from hf_gpt_scratch.hub.push import (
+    PushProcess,
+    PushResult,
+    check_names,
+    load_line,
+    prepare_push,
+    push_folder,
+    update_code,
+)
 from hf_gpt_scratch.runtime.shipped_code import CODE_FILES
 from tests.loopback_hub import File, LoopbackHub, Request
 from tests.older_release import DROPPED, ENTRIES, make_older
@@ -88,7 +96,7 @@ def test_xet_makes_one_commit_too(alice: LoopbackHub, folder: Path, monkeypatch:
 def test_an_unchanged_folder_is_not_sent_and_makes_no_commit(alice: LoopbackHub, folder: Path) -> None:
     first = push_folder(folder, REPO)
     asked = len(alice.requests)
-    assert push_folder(folder, REPO) == Pushed(first.commit, sent=[], removed=[])
+    assert push_folder(folder, REPO) == PushResult(first.commit, sent=[], removed=[])
     assert alice.routes_asked(asked) == ["GET refs", "GET tree"]
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from hf_gpt_scratch.runtime.files import (
     UNFINISHED_MARK,
+    atomic_folder,
     clear_unfinished,
-    errors_name,
+    file_sha256,
     flush,
-    sha256_of,
-    unfinished_folder,
+    name_file_in_errors,
     write_text,
     write_whole,
 )
@@ -28,7 +28,7 @@ from hf_gpt_scratch.runtime.files import (
 def test_hash_is_that_of_the_content(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
-    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_files_and_folders_can_be_flushed_and_missing_ones_are_named(tmp_path: Path) -> None:
@@ -57,17 +57,17 @@ def test_error_of_any_writer_names_the_file(tmp_path: Path, small_files_only: No
         "safetensors": lambda: save_file({"x": torch.zeros(1000)}, path),
     }
     for name, write in writers.items():
-        with pytest.raises(OSError, match="File too large") as caught, errors_name(path):
+        with pytest.raises(OSError, match="File too large") as caught, name_file_in_errors(path):
             write()
         assert caught.value.filename == str(path), name
         assert caught.value.strerror == os.strerror(caught.value.errno)
 
 
 def test_error_that_names_a_file_or_none_of_the_system_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, errors_name(tmp_path / "other"):
+    with pytest.raises(FileNotFoundError) as caught, name_file_in_errors(tmp_path / "other"):
         (tmp_path / "missing").read_bytes()
     assert caught.value.filename == str(tmp_path / "missing")
-    with pytest.raises(OSError, match="^a line of ours$"), errors_name(tmp_path):
+    with pytest.raises(OSError, match="^a line of ours$"), name_file_in_errors(tmp_path):
         raise OSError("a line of ours")
 
 
@@ -135,14 +135,14 @@ def test_folder_that_was_moved_away_when_the_kill_came_is_back(tmp_path: Path, r
     output = tmp_path / "model"
     leave(output, "", "-replaced", ".lock")
     if not replace:
-        with pytest.raises(FileExistsError, match="exists already"), unfinished_folder(output):
+        with pytest.raises(FileExistsError, match="exists already"), atomic_folder(output):
             pass
         assert (output / "file").read_text() == "-replaced"
     else:
-        with pytest.raises(OSError, match="full"), unfinished_folder(output, replace=True):
+        with pytest.raises(OSError, match="full"), atomic_folder(output, replace=True):
             raise OSError("full")
         assert (output / "file").read_text() == "-replaced"
-        with unfinished_folder(output, replace=True) as folder:
+        with atomic_folder(output, replace=True) as folder:
             (folder / "new").write_text("x")
         assert [path.name for path in output.iterdir()] == ["new"]
     assert os.listdir(tmp_path) == ["model"]
@@ -153,7 +153,7 @@ def test_only_what_bears_the_mark_and_is_not_being_written_is_cleared(tmp_path: 
     strangers = [tmp_path / name for name in (".left-x1y2z3", "left.partial", "left.tmp", ".left.unfinished", "left")]
     for stranger in strangers:
         stranger.mkdir()
-    with unfinished_folder(tmp_path / "other") as folder:
+    with atomic_folder(tmp_path / "other") as folder:
         clear_unfinished(tmp_path)
         assert folder.is_dir()
         assert not (tmp_path / f".left{UNFINISHED_MARK}").exists()

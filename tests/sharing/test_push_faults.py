@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils._xet import abort_xet_session
 
-from hf_gpt_scratch.hub.upload import Order, push
+from hf_gpt_scratch.hub.upload import PushRequest, push
 from tests.loopback_hub import Commit, File, LoopbackHub, Repository
 from tests.sharing.comparing import content, history, state
 
@@ -57,15 +57,15 @@ class Scene:
     def states(self) -> dict[str, dict[str, bytes]]:
         return {"old": content(self.old), "new": content(self.new)}
 
-    def order(self, scenario: str) -> Order:
+    def order(self, scenario: str) -> PushRequest:
         """A push to a new branch of a repository that holds the old state, with a tag; or to none, a private one."""
         repo_id = f"alice/toy-{next(self.numbers)}"
         if scenario == "first":
-            return Order(str(self.new), repo_id, private=True, timeout=TIMEOUT)
+            return PushRequest(str(self.new), repo_id, private=True, timeout=TIMEOUT)
         self.hub.copy_repository("alice/old", repo_id)
-        return Order(str(self.new), repo_id, revision="next", tag="v0.1", timeout=TIMEOUT)
+        return PushRequest(str(self.new), repo_id, revision="next", tag="v0.1", timeout=TIMEOUT)
 
-    def seen(self, order: Order) -> list[str]:
+    def seen(self, order: PushRequest) -> list[str]:
         """The states of the branch so far."""
         repository = self.hub.repositories.get(order.repo_id)
         if repository is None or order.revision not in repository.branches:
@@ -96,7 +96,7 @@ def scene(
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / SHORTER))
     old, new = make_state(tmp_path / "old", 1), make_state(tmp_path / "new", 2)
     (old / "LICENSE").write_text("a file that the new state does not have\n", encoding="utf-8")
-    push(Order(str(old), "alice/old"))
+    push(PushRequest(str(old), "alice/old"))
     yield Scene(hub, old, new, itertools.count())
     huggingface_hub.close_session()  # with its limit on silence
     abort_xet_session()

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_gpt_scratch.hub.upload import Order
+from hf_gpt_scratch.hub.upload import PushRequest
 from tests.loopback_hub import LoopbackHub
 from tests.sharing.comparing import content, history
 
@@ -59,7 +59,7 @@ class Scene:
 
     def start_push(self, repo_id: str, state: str = "sharded") -> subprocess.Popen:
         """The process that does the work; `push_folder` and the scripts start it in just this way."""
-        order = Order(str(self.folders[state]), repo_id)
+        order = PushRequest(str(self.folders[state]), repo_id)
         return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(order))])
 
     def start_script(self, repo_id: str) -> subprocess.Popen:

@@ -27,7 +27,7 @@ from hf_gpt_scratch.data.windows import (
     read_text,
     split_text,
 )
-from hf_gpt_scratch.training.checkpoints.manifest import damage
+from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -222,7 +222,7 @@ def test_loss_gradient_and_weights_do_not_depend_on_the_split(two: tuple, split:
     # A sum of the gradients of all steps.
     assert difference(state(folder, "optimizer"), state(reference, "optimizer"), ".exp_avg") < TOLERANCE
     assert rows(folder, "sample")[-1] == rows(reference, "sample")[-1]
-    assert damage(folder / "checkpoints" / f"step-{STEPS:08d}") is None
+    assert find_corruption(folder / "checkpoints" / f"step-{STEPS:08d}") is None
     if split in results:
         micro_batches = STEPS * SPLITS[split][1]
         assert results[split]["losses_without_logits"] > micro_batches, "all of training, and the evaluations"
@@ -308,7 +308,7 @@ def test_nan_on_one_process_is_judged_alike_on_all(two: tuple) -> None:
     folders, results = two
     stopped = results["DDP NaN stop"]["stopped"]
     assert f"stopped at step {POISONED_STEP}, which was not applied: loss nan" in stopped
-    assert damage(folders["DDP NaN stop"] / "checkpoints" / "step-00000003") is None
+    assert find_corruption(folders["DDP NaN stop"] / "checkpoints" / "step-00000003") is None
     for name in ("DDP NaN skip", "FSDP2 NaN skip"):
         assert results[name]["skipped_steps"] == 1
         skipped = [row["global_step"] for row in rows(folders[name], "step") if row.get("skipped")]

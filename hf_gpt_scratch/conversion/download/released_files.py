@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from hf_gpt_scratch.conversion.download.transfer import (
     MAX_REDIRECTS,
-    Patience,
+    BadResponse,
+    RetryPolicy,
     ServerError,
     Transfer,
-    WrongAnswer,
     size_of,
 )
 from hf_gpt_scratch.conversion.gpt2_sizes import (
@@ -34,7 +34,7 @@ from hf_gpt_scratch.conversion.gpt2_sizes import (
     find_size,
 )
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle, read_index
-from hf_gpt_scratch.runtime.files import flush, hash_file
+from hf_gpt_scratch.runtime.files import flush, update_hash
 
 
 MIRRORS_VARIABLE = "HF_GPT_SCRATCH_MIRRORS"
@@ -46,7 +46,7 @@ def download_gpt2(
     folder: str | Path,
     mirrors: Sequence[str] | None = None,
     *,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
 ) -> Path:
@@ -76,7 +76,7 @@ def download_gpt2(
     bases = base_urls(mirrors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    download = Download(size, folder, bases, patience or Patience(), log or print_line)
+    download = Download(size, folder, bases, patience or RetryPolicy(), log or print_line)
     with ExitStack() as stack:
         lock = FileLock(folder / ".lock")
         try:
@@ -159,7 +159,7 @@ class Download:
     size: GPT2Size
     folder: Path
     bases: list[str]
-    patience: Patience
+    patience: RetryPolicy
     log: Callable[[str], None]
 
     def run(self, progress: bool) -> None:
@@ -192,7 +192,7 @@ class Download:
             return False
         try:
             self.verify(name, path, "")
-        except WrongAnswer as answer:
+        except BadResponse as answer:
             self.log(f"{path} is replaced, since {answer}")
             return False
         return True
@@ -254,43 +254,43 @@ class Download:
             md5: what the server stated, base64; "" if nothing.
 
         Raises:
-            WrongAnswer: it is something else.
+            BadResponse: it is something else.
         """
         num_bytes = self.size.files[name]
         if size_of(path) != num_bytes and num_bytes is not None:
-            raise WrongAnswer(f"it has {size_of(path)} bytes instead of {num_bytes}")
+            raise BadResponse(f"it has {size_of(path)} bytes instead of {num_bytes}")
         if md5 and md5 != base64.b64encode(digest(path, "md5")).decode():
-            raise WrongAnswer("it has another MD5 than the server said")
+            raise BadResponse("it has another MD5 than the server said")
         found, pinned = digest(path, "sha256").hex(), self.size.sha256.get(name)
         if pinned is None:
             self.check_content(name, path)
             self.log(f"{name}: {size_of(path)} bytes, sha256 {found}")
         elif found != pinned:
-            raise WrongAnswer(f"it has the sha256 {found} instead of {pinned}")
+            raise BadResponse(f"it has the sha256 {found} instead of {pinned}")
 
     def check_content(self, name: str, path: Path) -> None:
         """What can be said of a file without knowing its hash."""
         try:
             if name == HPARAMS_FILE and json.loads(path.read_bytes()) != self.size.hparams:
-                raise WrongAnswer(f"it has other settings than {self.size.name}")
+                raise BadResponse(f"it has other settings than {self.size.name}")
             if name == INDEX_FILE:
                 _, entries = read_index(path)
                 if sum(entry.size for entry in entries.values()) != self.size.files[DATA_FILE]:
-                    raise WrongAnswer(f"it is the index of something else than {self.size.name}")
+                    raise BadResponse(f"it is the index of something else than {self.size.name}")
             if name == DATA_FILE:
                 bundle = open_tensor_bundle(self.folder / INDEX_FILE, ending=path.name.removeprefix(DATA_FILE))
                 for tensor in bundle:
                     bundle[tensor]  # verifies its checksum
         except ValueError as error:  # CheckpointError is one too
-            raise WrongAnswer(str(error)) from None
+            raise BadResponse(str(error)) from None
         with path.open("rb") as file:
             if name != DATA_FILE and file.read(1) == b"<":
-                raise WrongAnswer("it is a page of HTML or XML")
+                raise BadResponse("it is a page of HTML or XML")
 
 
 def digest(path: Path, algorithm: str) -> bytes:
     """A file's hash; MD5 finds damage and is no proof of origin."""
-    return hash_file(path, hashlib.new(algorithm, usedforsecurity=False)).digest()
+    return update_hash(path, hashlib.new(algorithm, usedforsecurity=False)).digest()
 
 
 def publish(part: Path, path: Path) -> None:

@@ -24,7 +24,7 @@ WRONG_ANSWERS_ALLOWED = 1  # per file: a second one means that the server has so
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for a server, and how often.
 
     Attributes:
@@ -63,7 +63,7 @@ class InterruptedTransfer(Exception):
         self.reached = reached
 
 
-class WrongAnswer(Exception):
+class BadResponse(Exception):
     """The server sent something else than the file, or than the part that was asked for."""
 
 
@@ -91,7 +91,7 @@ class Transfer:
         url: of the file.
         part: where the unfinished file lies.
         size: bytes of the file; None if unknown.
-        verify: is called with the complete `part` and the Content-MD5 ("" if none), and raises `WrongAnswer`.
+        verify: is called with the complete `part` and the Content-MD5 ("" if none), and raises `BadResponse`.
         patience: how long and how often.
         report: is called with the number of bytes that are there, and of all bytes if known.
         log: is called with a line for each retry.
@@ -102,7 +102,7 @@ class Transfer:
     part: Path
     size: int | None
     verify: Callable[[Path, str], None]
-    patience: Patience
+    patience: RetryPolicy
     report: Callable[[int, int | None], None]
     log: Callable[[str], None]
 
@@ -129,7 +129,7 @@ class Transfer:
                 # A server that was never reached is most likely out of reach because there is no network.
                 if tries > (self.patience.retries if interruption.reached or progressed else 1):
                     raise ServerError(f"{reason}, {tries} times in a row") from None
-            except WrongAnswer as answer:
+            except BadResponse as answer:
                 reason, wait = str(answer), 0.0
                 wrong_answers += 1
                 if wrong_answers > WRONG_ANSWERS_ALLOWED:
@@ -170,7 +170,7 @@ class Transfer:
         """Verify the complete part; what is not the file is not kept."""
         try:
             self.verify(self.part, self.read_state().md5)
-        except WrongAnswer:
+        except BadResponse:
             self.discard()
             raise
 
@@ -182,22 +182,22 @@ class Transfer:
             raise InterruptedTransfer(said, wait=retry_after(response))
         if status == 416:
             self.discard()
-            raise WrongAnswer(said)
+            raise BadResponse(said)
         if status not in (200, 206):
             raise ServerError(said)
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise WrongAnswer(f"it came as {response.headers['Content-Encoding']}")
+            raise BadResponse(f"it came as {response.headers['Content-Encoding']}")
 
     def check_range(self, response: requests.Response, offset: int) -> int | None:
         """See that an answer of status 206 continues the part; returns the size of the whole file, if it is stated."""
         state, etag = self.read_state(), response.headers.get("ETag", "")
         if state.url == self.url and is_strong(state.validator) and is_strong(etag) and etag != state.validator:
             self.discard()
-            raise WrongAnswer("the file has changed on the server")
+            raise BadResponse("the file has changed on the server")
         start, total = content_range(response)
         if start != offset or (total is not None and self.size not in (None, total)):
             self.discard()
-            raise WrongAnswer(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
+            raise BadResponse(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
         return self.size if total is None else total
 
     def begin(self, response: requests.Response) -> int | None:
@@ -208,7 +208,7 @@ class Transfer:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else self.size
         if self.size not in (None, total):
-            raise WrongAnswer(f"it has {total} bytes instead of {self.size}")
+            raise BadResponse(f"it has {total} bytes instead of {self.size}")
         etag = response.headers.get("ETag", "")
         validator = etag if is_strong(etag) else response.headers.get("Last-Modified", "")
         self.discard()
@@ -224,7 +224,7 @@ class Transfer:
                 offset += len(chunk)
                 if total is not None and offset > total:
                     self.discard()
-                    raise WrongAnswer(f"more than {total} bytes came")
+                    raise BadResponse(f"more than {total} bytes came")
                 write(file, chunk)
                 self.report(offset, total)
         if total is not None and offset < total:
@@ -275,7 +275,7 @@ def classified(error: requests.RequestException) -> Exception:
             f"no connection ({reason})" if not reached else f"broke off ({reason})", 0.0, reached
         )
     if isinstance(error, requests.TooManyRedirects):
-        return WrongAnswer(f"it redirected more than {MAX_REDIRECTS} times")
+        return BadResponse(f"it redirected more than {MAX_REDIRECTS} times")
     return ServerError(f"it cannot be asked ({type(error).__name__})")
 
 

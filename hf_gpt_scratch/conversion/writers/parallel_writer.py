@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
-from hf_gpt_scratch.runtime.files import errors_name
+from hf_gpt_scratch.runtime.files import name_file_in_errors
 
 
 NUM_THREADS = 2  # more hold more memory and wait for each other
@@ -69,7 +69,7 @@ def reserve(path: Path, num_bytes: int) -> None:
     Raises:
         OSError: the file is there already, or the disk is full.
     """
-    with errors_name(path), path.open("xb") as file:
+    with name_file_in_errors(path), path.open("xb") as file:
         file.truncate(num_bytes)
         if not hasattr(os, "posix_fallocate"):
             return
@@ -94,7 +94,7 @@ class ParallelWriter:
             OSError: it cannot be written.
         """
         data = memoryview(values.reshape(-1).view(np.uint8))
-        with errors_name(path), path.open("r+b", buffering=0) as file, self._lock:
+        with name_file_in_errors(path), path.open("r+b", buffering=0) as file, self._lock:
             file.seek(position)
             while data:
                 data = data[file.write(data) :]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape
 from hf_gpt_scratch.conversion.writers.parallel_writer import PIECE_BYTES, Buffer, ParallelWriter, reserve, run_jobs
-from hf_gpt_scratch.runtime.files import errors_name, flush
+from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -90,7 +90,7 @@ def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % PAGE_BYTES)
     reserve(path, 8 + len(text) + end)
-    with errors_name(path), path.open("r+b") as file:
+    with name_file_in_errors(path), path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
     places = {}
     for name in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gpt_scratch.data.token_folder import INDEX_NAME, UNFINISHED_NAME
-from hf_gpt_scratch.runtime.files import is_unfinished, sha256_of, write_whole
+from hf_gpt_scratch.runtime.files import file_sha256, is_unfinished, write_whole
 
 
 LOCK_NAME = ".lock"
@@ -54,7 +54,7 @@ def drop_damaged(folder: Path, shards: list[dict[str, Any]], num_workers: int, s
 
     def is_whole(shard: dict[str, Any]) -> bool:
         path = folder / shard["file"]
-        return path.is_file() and sha256_of(path) == shard["sha256"]
+        return path.is_file() and file_sha256(path) == shard["sha256"]
 
     with ThreadPoolExecutor(num_workers) as threads:
         are_whole = list(threads.map(is_whole, shards))

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_gpt_scratch.data.token_shards import VOCAB_SIZE, save_shard, token_dtype
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 @dataclass
@@ -56,7 +56,7 @@ class SplitWriter:
         path = self.folder / f"{self.split}-{len(self.shards):05d}.safetensors"
         save_shard(path, self.buffer[: self.filled], self.num_documents)
         facts = {"file": path.name, "num_tokens": self.filled, "num_documents": self.num_documents}
-        self.shards.append({**facts, "sha256": sha256_of(path), "position": list(position)})
+        self.shards.append({**facts, "sha256": file_sha256(path), "position": list(position)})
         self.filled = self.num_documents = 0
 
     def summary(self) -> dict[str, Any]:

@@ -23,9 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_gpt_scratch.runtime.files import errors_name, flush
-from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, damage, read_manifest, strangers, write_manifest
-from hf_gpt_scratch.training.distributed import gather, on_main_process, spread_like, spread_optimizer_state
+from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
+from hf_gpt_scratch.training.checkpoints.manifest import (
+    MANIFEST,
+    find_corruption,
+    read_manifest,
+    unexpected_files,
+    write_manifest,
+)
+from hf_gpt_scratch.training.distributed import gather, on_main_process, shard_like, spread_optimizer_state
 
 
 PREFIX = "step-"
@@ -112,7 +118,7 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], groups: list[dict[str, An
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file; an error names it."""
-    with errors_name(path):
+    with name_file_in_errors(path):
         save_file(tensors, path)
 
 
@@ -172,7 +178,7 @@ def write_state(saved: SavedState, folder: Path) -> None:
     """Write state.json, then the manifest over all files of the folder."""
     values = asdict(saved)
     facts = {name: values.pop(name) for name in IN_MANIFEST}
-    with errors_name(folder / "state.json"):
+    with name_file_in_errors(folder / "state.json"):
         (folder / "state.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
     progress = saved.progress
     write_manifest(folder, {"global_step": progress.global_step, "tokens_seen": progress.tokens_seen, **facts})
@@ -252,9 +258,11 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """
     warnings: list[str] = []
     for path in find_checkpoints(folder):
-        fault = damage(path)
+        fault = find_corruption(path)
         if fault is None:
-            warnings += [f"{path / name} does not belong to the checkpoint: not read" for name in strangers(path)]
+            warnings += [
+                f"{path / name} does not belong to the checkpoint: not read" for name in unexpected_files(path)
+            ]
             return path, warnings
         warnings.append(f"{path} is left out: {fault}")
     found = f" ({'; '.join(warnings)})" if warnings else ""
@@ -294,7 +302,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise ValueError(f"{path} is the checkpoint of another model: its weights have other names or shapes")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(spread_like(saved[name], parameter))
+            parameter.copy_(shard_like(saved[name], parameter))
 
 
 def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> None:

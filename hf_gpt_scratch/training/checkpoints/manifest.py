@@ -8,7 +8,7 @@ import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import errors_name, flush, sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256, flush, name_file_in_errors
 
 
 MANIFEST = "manifest.json"
@@ -26,12 +26,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         folder: holds everything but the manifest.
         facts: JSON-ready; stands beside the hashes.
     """
-    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+    files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
     for name in files:
         flush(folder / name)
     content = {**facts, "files": files}
     path = folder / MANIFEST
-    with errors_name(path):
+    with name_file_in_errors(path):
         path.write_text(json.dumps({**content, "sha256": digest(content)}, indent=2), encoding="utf-8")
         flush(path)
         flush(folder)
@@ -59,11 +59,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def damage(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None if every file has the hash of the manifest."""
     try:
         for name, expected in read_manifest(folder)["files"].items():
-            if sha256_of(folder / name) != expected:
+            if file_sha256(folder / name) != expected:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -74,6 +74,6 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def strangers(folder: Path) -> list[str]:
+def unexpected_files(folder: Path) -> list[str]:
     """Names in a valid checkpoint that its manifest does not know; nothing ever reads them."""
     return sorted({file.name for file in folder.iterdir()} - set(read_manifest(folder)["files"]) - {MANIFEST})

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from hf_gpt_scratch.runtime.files import clear_unfinished, errors_name
+from hf_gpt_scratch.runtime.files import clear_unfinished, name_file_in_errors
 from hf_gpt_scratch.training.checkpoints.checkpoint import find_unfinished
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -63,7 +63,7 @@ class FolderLock:
             raise BlockingIOError(
                 f"{self.path.parent} is in use by {self._owner()}: wait for it, stop it, or name another --output_dir"
             ) from None
-        with errors_name(self.path):
+        with name_file_in_errors(self.path):
             self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def withdraw(self) -> None:

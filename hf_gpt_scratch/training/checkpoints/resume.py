@@ -22,7 +22,7 @@ def windows_of_step(state: SavedState) -> int:
     return processes * micro_batch * accumulated
 
 
-def other_run(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[str]:
+def incompatibilities(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[str]:
     """Name what would make the resumed run another one, besides changed settings.
 
     A step has at most the `num_windows` of the training text.
@@ -41,7 +41,7 @@ def other_run(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[
         yield "--data_order torch_dataloader draws the window order after dropout, so a step cannot be split otherwise"
 
 
-def other_digits(saved: SavedState, now: SavedState) -> Iterator[str]:
+def nondeterminism_warnings(saved: SavedState, now: SavedState) -> Iterator[str]:
     """Name what leaves the run the same, but not to the last bit."""
     if split_of(saved) != split_of(now):
         dropout = "; dropout draws other numbers from here on" if now.settings["dropout"] > 0 else ""

@@ -13,7 +13,7 @@ from hf_gpt_scratch.data.windows import find_text_files
 from hf_gpt_scratch.evaluation import perplexity
 from hf_gpt_scratch.hub.model_card import CardDetails
 from hf_gpt_scratch.runtime.environment import as_line
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.settings import FREE_ON_RESUME, TrainingSettings
 
@@ -31,7 +31,7 @@ def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
     training = prepared or settings.train_file or [str(SAMPLE_TEXTS[settings.sample_text]())]
     parts = {"training": training, "validation": settings.validation_file or []}
     return [
-        {"part": part, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        {"part": part, "name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for part, paths in parts.items()
         for path in paths
         for file in text_files(Path(path))

@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_gpt_scratch.plots import loss_figure, save_figure
 from hf_gpt_scratch.runtime.cli import lost_streams
-from hf_gpt_scratch.runtime.files import errors_name, flush, hash_file, unfinished_file
+from hf_gpt_scratch.runtime.files import atomic_file, flush, name_file_in_errors, update_hash
 from hf_gpt_scratch.training.reporting.progress_bar import warn
 
 
@@ -179,7 +179,7 @@ class History:
 
     def _write(self, row: Row) -> None:
         line = (json.dumps(row) + "\n").encode()
-        with errors_name(self.path), self.path.open("ab") as file:
+        with name_file_in_errors(self.path), self.path.open("ab") as file:
             file.write(line)
         self._num_bytes += len(line)
         self._digest.update(line)
@@ -196,15 +196,15 @@ class History:
                 self._write(row)
             return
         warn(f"{self.path} was changed while this run writes it: the next --resume will take what can be read of it")
-        self._digest = hash_file(self.path, hashlib.sha256())
+        self._digest = update_hash(self.path, hashlib.sha256())
         self._num_bytes = size
 
     def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:
         """Keep the file aside and put its readable rows up to a step in its place, whole or not at all."""
         found, aside = self._num_bytes, unused_name(self.path)
-        with unfinished_file(aside) as copy:
+        with atomic_file(aside) as copy:
             shutil.copyfile(self.path, copy)
-        with unfinished_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
+        with atomic_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
             for line in source:
                 row = parse_row(line)
                 if row is not None and row["event"] != "end" and moment(row) <= global_step:

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from hf_gpt_scratch.conversion.download.released_files import base_urls, download_gpt2, file_url
-from hf_gpt_scratch.conversion.download.transfer import Patience
+from hf_gpt_scratch.conversion.download.transfer import RetryPolicy
 from hf_gpt_scratch.conversion.gpt2_sizes import (
     CONTEXT_LENGTH,
     DATA_FILE,
@@ -45,7 +45,7 @@ from tests.conversion.download.misbehaving_server import ALWAYS, MisbehavingServ
 
 NAME = "13K"
 CHUNK = 1024
-PATIENCE = Patience(
+PATIENCE = RetryPolicy(
     connect_timeout=2, read_timeout=0.2, retries=2, first_wait=0.01, longest_wait=0.05, chunk_bytes=CHUNK
 )
 
@@ -118,7 +118,7 @@ def base(server: MisbehavingServer) -> str:
     return f"{server.url}/models"
 
 
-def fetch(size: GPT2Size, folder: Path, *servers: MisbehavingServer, patience: Patience = PATIENCE) -> list[str]:
+def fetch(size: GPT2Size, folder: Path, *servers: MisbehavingServer, patience: RetryPolicy = PATIENCE) -> list[str]:
     """Download without bars; returns what was logged."""
     lines: list[str] = []
     download_gpt2(size, folder, [base(server) for server in servers], patience=patience, log=lines.append)
@@ -482,11 +482,11 @@ import json, resource, signal, sys
 from hf_gpt_scratch.runtime.cli import run
 from hf_gpt_scratch.conversion.download.released_files import download_gpt2
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
-from hf_gpt_scratch.conversion.download.transfer import Patience
+from hf_gpt_scratch.conversion.download.transfer import RetryPolicy
 size, folder, base, chunk, limit = json.loads(sys.argv[1])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-run(lambda: download_gpt2(GPT2Size(**size), folder, [base], patience=Patience(chunk_bytes=chunk)) and None)
+run(lambda: download_gpt2(GPT2Size(**size), folder, [base], patience=RetryPolicy(chunk_bytes=chunk)) and None)
 """
 
 
@@ -544,7 +544,7 @@ def test_kill_loses_at_most_a_chunk(megabyte, tmp_path, percent):
         assert sent - chunk < kept <= sent
         assert part.read_bytes() == content[:kept]
         assert_nothing_wrong(megabyte, tmp_path)
-        fetch(megabyte.size, tmp_path, server, patience=Patience(chunk_bytes=chunk))
+        fetch(megabyte.size, tmp_path, server, patience=RetryPolicy(chunk_bytes=chunk))
         assert_complete(megabyte, tmp_path)
         assert server.log[-1].offset == kept
         wait_until(lambda: server.log[-1].sent == len(content) - kept)  # the server may count later than we receive

@@ -13,10 +13,10 @@ import pytest
 import requests
 
 from hf_gpt_scratch.conversion.download.transfer import (
-    Patience,
+    BadResponse,
+    RetryPolicy,
     ServerError,
     Transfer,
-    WrongAnswer,
     content_range,
     retry_after,
 )
@@ -24,7 +24,7 @@ from tests.conversion.download.misbehaving_server import MisbehavingServer
 
 
 CONTENT = bytes(range(256)) * 40
-PATIENCE = Patience(read_timeout=0.3, retries=3, first_wait=0.01, longest_wait=0.05, chunk_bytes=1000)
+PATIENCE = RetryPolicy(read_timeout=0.3, retries=3, first_wait=0.01, longest_wait=0.05, chunk_bytes=1000)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def server() -> Iterator[MisbehavingServer]:
 def make_transfer(server: MisbehavingServer, folder: Path, size: int | None = len(CONTENT), **changes) -> Transfer:
     def verify(part: Path, md5: str) -> None:
         if part.read_bytes() != server.files["/file"]:
-            raise WrongAnswer("it is something else")
+            raise BadResponse("it is something else")
 
     values = {
         "session": requests.Session(),
@@ -76,7 +76,7 @@ def test_file_that_changed_between_two_runs(server, tmp_path):
 
 def test_waits_double_and_progress_starts_them_anew(server, tmp_path):
     lines: list[str] = []
-    patience = Patience(retries=4, first_wait=0.02, longest_wait=0.05, chunk_bytes=100)
+    patience = RetryPolicy(retries=4, first_wait=0.02, longest_wait=0.05, chunk_bytes=100)
     server.faults["/file"] = ["500", "500", "500", "cut 50", "500", "500", "500"]
     begin = time.monotonic()
     make_transfer(server, tmp_path, patience=patience, log=lines.append).run()
@@ -98,7 +98,7 @@ def test_gives_up_after_so_many_tries_without_a_byte(server, tmp_path):
 
 def test_what_fails_to_verify_is_not_kept(server, tmp_path):
     def refuse(part: Path, md5: str) -> None:
-        raise WrongAnswer("it is not liked")
+        raise BadResponse("it is not liked")
 
     with pytest.raises(ServerError, match="it is not liked"):
         make_transfer(server, tmp_path, verify=refuse).run()

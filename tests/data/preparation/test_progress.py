@@ -12,7 +12,7 @@ from hf_gpt_scratch.data.preparation.progress import (
     write_json,
 )
 from hf_gpt_scratch.data.token_folder import UNFINISHED_NAME
-from hf_gpt_scratch.runtime.files import sha256_of
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 PLAN = {"version": 1, "sources": [{"name": "a.txt"}]}
@@ -24,7 +24,7 @@ def begun(tmp_path: Path) -> Path:
     for number in range(3):
         path = tmp_path / f"train-0000{number}.safetensors"
         path.write_bytes(bytes([number]))
-        shards.append({"file": path.name, "sha256": sha256_of(path), "position": [number, 0]})
+        shards.append({"file": path.name, "sha256": file_sha256(path), "position": [number, 0]})
     note_shards(tmp_path, PLAN, {"train": shards, "validation": []})
     return tmp_path
 

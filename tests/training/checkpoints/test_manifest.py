@@ -8,10 +8,10 @@ import pytest
 
 from hf_gpt_scratch.training.checkpoints.manifest import (
     MANIFEST,
-    damage,
     digest,
+    find_corruption,
     read_manifest,
-    strangers,
+    unexpected_files,
     write_manifest,
 )
 
@@ -31,8 +31,8 @@ def test_manifest_says_what_was_written(folder: Path) -> None:
     assert content["global_step"] == 3
     assert content["settings"] == {"learning_rate": 4e-4}
     assert set(content["files"]) == {"a.json", "b.bin"}
-    assert damage(folder) is None
-    assert strangers(folder) == []
+    assert find_corruption(folder) is None
+    assert unexpected_files(folder) == []
 
 
 def test_no_flipped_bit_of_the_manifest_goes_unseen(folder: Path) -> None:
@@ -44,7 +44,7 @@ def test_no_flipped_bit_of_the_manifest_goes_unseen(folder: Path) -> None:
         content = bytearray(intact)
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         (folder / MANIFEST).write_bytes(content)
-        if damage(folder) is None:
+        if find_corruption(folder) is None:
             assert read_manifest(folder) == said
             harmless += 1
     assert harmless < 30
@@ -55,7 +55,7 @@ def test_damaged_manifest_never_counts(folder: Path, content: bytes | None) -> N
     (folder / MANIFEST).unlink()
     if content is not None:
         (folder / MANIFEST).write_bytes(content)
-    assert damage(folder) == f"{MANIFEST} is {'missing' if content is None else 'damaged'}"
+    assert find_corruption(folder) == f"{MANIFEST} is {'missing' if content is None else 'damaged'}"
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ".", "", "a/b", "..\\secret", "C:\\secret"])
@@ -63,16 +63,16 @@ def test_name_outside_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_text("x")
     content = {"files": {name: "0" * 64}}
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": digest(content)}))
-    assert damage(folder) == f"{MANIFEST} names {name!r}, which is no file of this folder"
+    assert find_corruption(folder) == f"{MANIFEST} names {name!r}, which is no file of this folder"
 
 
 def test_file_that_became_a_folder_is_damage(folder: Path) -> None:
     (folder / "b.bin").unlink()
     (folder / "b.bin").mkdir()
-    assert "b.bin" in damage(folder)
+    assert "b.bin" in find_corruption(folder)
 
 
 def test_unknown_files_are_listed(folder: Path) -> None:
     (folder / "z").write_text("")
-    assert damage(folder) is None
-    assert strangers(folder) == ["z"]
+    assert find_corruption(folder) is None
+    assert unexpected_files(folder) == ["z"]

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from hf_gpt_scratch.training.checkpoints.checkpoint import Progress, SavedState, random_state
-from hf_gpt_scratch.training.checkpoints.resume import other_digits, other_run, restore_draws
+from hf_gpt_scratch.training.checkpoints.resume import incompatibilities, nondeterminism_warnings, restore_draws
 
 
 def state(processes: int = 2, windows: int = 4, accumulated: int = 1, **changes: object) -> SavedState:
@@ -25,47 +25,47 @@ def state(processes: int = 2, windows: int = 4, accumulated: int = 1, **changes:
 
 
 def test_nothing_is_said_of_the_same_run() -> None:
-    assert list(other_run(state(), state(), 99)) == []
-    assert list(other_digits(state(), state())) == []
+    assert list(incompatibilities(state(), state(), 99)) == []
+    assert list(nondeterminism_warnings(state(), state())) == []
 
 
 @pytest.mark.parametrize("split", [(1, 8, 1), (1, 4, 2), (8, 1, 1), (4, 2, 1), (2, 2, 2)])
 def test_same_batch_split_otherwise_is_the_same_run_but_for_rounding(split: tuple[int, int, int]) -> None:
-    assert list(other_run(state(), state(*split), 99)) == []
-    (line,) = other_digits(state(), state(*split))
+    assert list(incompatibilities(state(), state(*split), 99)) == []
+    (line,) = nondeterminism_warnings(state(), state(*split))
     assert line.startswith("a step was 2 processes x 4 windows x 1 micro-batches, is ")
     assert "dropout" not in line
-    (line,) = other_digits(state(dropout=0.1), state(*split, dropout=0.1))
+    (line,) = nondeterminism_warnings(state(dropout=0.1), state(*split, dropout=0.1))
     assert line.endswith("dropout draws other numbers from here on")
 
 
 def test_another_batch_is_another_run() -> None:
-    (line,) = other_run(state(2), state(1), 99)
+    (line,) = incompatibilities(state(2), state(1), 99)
     assert "a step had 2 processes x 4 windows x 1 micro-batches, has 1 processes x 4 windows" in line
     assert "--gradient_accumulation_steps" in line
 
 
 def test_step_of_all_windows_is_the_same_whatever_was_asked_for() -> None:
     """An older version did not cut the batch, and two processes cut it to another product."""
-    assert list(other_run(state(2, 5000), state(1, 47), 47)) == []
-    assert list(other_run(state(1, 47), state(2, 24), 47)) == []
-    assert len(list(other_run(state(1, 46), state(2, 24), 47))) == 1
+    assert list(incompatibilities(state(2, 5000), state(1, 47), 47)) == []
+    assert list(incompatibilities(state(1, 47), state(2, 24), 47)) == []
+    assert len(list(incompatibilities(state(1, 46), state(2, 24), 47))) == 1
 
 
 def test_order_drawn_after_dropout_does_not_survive_another_split() -> None:
     drawn = {"data_order": "torch_dataloader"}
-    assert list(other_run(state(**drawn), state(1, 8, **drawn), 99)) == []
-    (line,) = other_run(state(**drawn, dropout=0.1), state(1, 8, **drawn, dropout=0.1), 99)
+    assert list(incompatibilities(state(**drawn), state(1, 8, **drawn), 99)) == []
+    (line,) = incompatibilities(state(**drawn, dropout=0.1), state(1, 8, **drawn, dropout=0.1), 99)
     assert "--data_order torch_dataloader" in line
 
 
 def test_other_text_and_other_versions_are_named() -> None:
     other = state()
     other.text_sha256, other.environment = "b", {"torch": "2.14.0", "device": "cpu (1 threads)"}
-    assert list(other_run(state(), other, 99)) == [
+    assert list(incompatibilities(state(), other, 99)) == [
         "the training or validation text has changed (its tokens are others, whatever its path)"
     ]
-    assert list(other_digits(state(), other)) == [
+    assert list(nondeterminism_warnings(state(), other)) == [
         "torch was 2.13.0, is 2.14.0: losses may differ in their last digits"
     ]
 
@@ -73,19 +73,19 @@ def test_other_text_and_other_versions_are_named() -> None:
 def test_another_kind_of_processor_is_named_where_the_old_one_is_known() -> None:
     before, now = state(), state()
     before.environment, now.environment = {"processor": "AVX512 x"}, {"processor": "AVX2 x"}
-    (line,) = other_digits(before, now)
+    (line,) = nondeterminism_warnings(before, now)
     assert line == "processor was AVX512 x, is AVX2 x: losses may differ in their last digits"
     before.environment = {}  # of an older version
-    assert list(other_digits(before, now)) == []
+    assert list(nondeterminism_warnings(before, now)) == []
 
 
 def test_another_model_is_another_run_where_its_hash_is_known() -> None:
     first, second = state(), state()
     first.model_sha256, second.model_sha256 = "a", "b"
-    (line,) = other_run(first, second, 99)
+    (line,) = incompatibilities(first, second, 99)
     assert line == "the model is another one: --model_name_or_path has another config"
     first.model_sha256 = ""
-    assert list(other_run(first, second, 99)) == []
+    assert list(incompatibilities(first, second, 99)) == []
 
 
 class Process:

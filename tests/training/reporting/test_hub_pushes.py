@@ -47,7 +47,7 @@ def test_a_failed_push_ends_nothing_and_the_last_line_makes_it_good(
     alice.fault("POST commit", "422", times=1, path="commit/main")
     settings = tiny_settings(push_to_hub="alice/lamp", push_steps=5)
     result = train(settings)
-    (way_out,) = push_result(settings, result.repository)
+    (remedy,) = push_result(settings, result.repository)
     repository = alice.repo("alice/lamp")
     unfinished = repository.resolve("in-training")
     assert unfinished.title == "Unfinished model after step 5"
@@ -58,7 +58,7 @@ def test_a_failed_push_ends_nothing_and_the_last_line_makes_it_good(
     warning = f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
     assert warning in capsys.readouterr().err.splitlines()
     assert set(repository.head().files) == {".gitattributes"}
-    said, typed = way_out.split(": python ")
+    said, typed = remedy.split(": python ")
     assert said == "the model is saved; push it again"
     again = subprocess.run(
         [sys.executable, *typed.split()], cwd=project_root, capture_output=True, text=True, timeout=60
@@ -137,9 +137,9 @@ def test_a_hang_in_the_background_ends_with_its_time(
 def test_a_folder_that_cannot_be_pushed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     BackgroundPushes().start(tmp_path, settings_for(), 7)
     assert "it lacks README.md" in capsys.readouterr().err
-    (way_out,) = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
+    (remedy,) = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
     assert f"warning: cannot push {tmp_path}: it lacks README.md" in capsys.readouterr().err
-    assert way_out.endswith(f"scripts/push_to_hub.py {tmp_path} alice/lamp --revision b --private")
+    assert remedy.endswith(f"scripts/push_to_hub.py {tmp_path} alice/lamp --revision b --private")
 
 
 def test_what_will_fail_is_said_at_the_start(

@@ -45,7 +45,7 @@ def arguments(text: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
+def unshard(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The unbroken run: its folder, what it left, its file events and its seconds."""
     from tests.training.resilience.harness import run_whole
 

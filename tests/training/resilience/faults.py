@@ -116,7 +116,7 @@ def as_process(index: int, count: int, port: int) -> None:
 
 def digests_of_each_process(record: Path) -> None:
     """Before the run ends, every process writes the hashes of its own weights, optimizer state and generator."""
-    from hf_gpt_scratch.training.checkpoints.manifest import sha256_of
+    from hf_gpt_scratch.training.checkpoints.manifest import file_sha256
 
     finish = loop.finish
 
@@ -125,7 +125,7 @@ def digests_of_each_process(record: Path) -> None:
         weights = {f"model.{k}": v.detach().contiguous() for k, v in run.bare_model.named_parameters()}
         state, _ = checkpoint.pack_optimizer(run.optimizer.optimizer)
         checkpoint.save_file({**weights, **state, "draws": torch.get_rng_state()}, mine)
-        text = sha256_of(mine)
+        text = file_sha256(mine)
         mine.write_text(text)
         return finish(run)
 
