@@ -86,7 +86,11 @@ def test_finished_folder_is_left_alone_and_another_is_never_written_over(
     said = []
     index = prepare(tmp_path / "out", sources, SMALL, 1, quiet)
     before = folder_bytes(tmp_path / "out")
+    (tmp_path / "out" / ".train-00003.safetensors.hf_gpt_scratch-unfinished").write_bytes(b"half, of a killed process")
+    (tmp_path / "out" / "film.partial").write_bytes(b"somebody else's")
     assert prepare(tmp_path / "out", sources, SMALL, 1, said.append) == index
+    (tmp_path / "out" / "film.partial").unlink()
+    assert folder_bytes(tmp_path / "out") == before
     assert "is finished already" in said[0]
     for others in ((sources[1:], SMALL), (sources, Choices(shard_tokens=999))):
         with pytest.raises(FileExistsError, match="holds other prepared data: name another folder"):
