@@ -71,7 +71,7 @@ NOT_RUN = {
     ),
     "accelerate launch scripts/train.py --output_dir runs/a --report_to": (
         "trains for minutes",
-        "training/test_trackers.py::test_trackio_has_the_figures_and_goes_on_with_the_same_run",
+        "training/reporting/test_trackers.py::test_trackio_has_the_figures_and_goes_on_with_the_same_run",
     ),
     "accelerate launch scripts/train.py --recipe char-small": (
         "trains for minutes",
@@ -87,21 +87,21 @@ NOT_RUN = {
     ),
     "accelerate launch --config_file scripts/configs/": (
         "needs eight GPUs",
-        "scripts/test_launching.py::test_every_config_is_read_by_accelerate",
+        "runtime/test_launching.py::test_every_config_is_read_by_accelerate",
     ),
     "torchrun --nnodes=2": (
         "needs two nodes",
-        "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process",
+        "runtime/test_launching.py::test_two_nodes_give_the_losses_of_one_process",
     ),
-    "export HEAD=": ("needs Slurm", "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
-    "srun bash -c": ("needs Slurm", "scripts/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
+    "export HEAD=": ("needs Slurm", "runtime/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
+    "srun bash -c": ("needs Slurm", "runtime/test_launching.py::test_two_nodes_give_the_losses_of_one_process"),
     "python scripts/prepare_data.py --dataset": (
         "needs the Hub",
-        "preparation/test_documents.py::test_dataset_is_streamed_from_a_local_folder",
+        "data/test_documents.py::test_dataset_is_streamed_from_a_local_folder",
     ),
     "accelerate launch scripts/train.py --train_data tokens": (
         "trains for minutes",
-        "scripts/test_prepare_script.py::test_training_on_it_is_the_same_on_one_process_and_two",
+        "data/preparation/test_command.py::test_training_on_it_is_the_same_on_one_process_and_two",
     ),
     "hf upload USER/NAME space": ("needs the Hub", "browser/test_space.py::test_a_space"),
     "python scripts/convert_gpt2.py --size 124M --output gpt2-124m": (

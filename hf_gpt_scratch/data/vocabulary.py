@@ -18,7 +18,7 @@ def read_merges() -> list[tuple[str, str]]:
     Raises:
         ValueError: it is not the file OpenAI published.
     """
-    vocab_file = files(__package__) / "assets" / "vocab.bpe"
+    vocab_file = files("hf_gpt_scratch") / "assets" / "vocab.bpe"
     content = vocab_file.read_bytes()
     if (digest := hashlib.sha256(content).hexdigest()) != VOCAB_SHA256:
         raise ValueError(f"{vocab_file} has sha256 {digest}, not {VOCAB_SHA256}: reinstall the package")

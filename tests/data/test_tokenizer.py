@@ -5,7 +5,6 @@ OpenAI, which the package does not ship, is the reference for the ids.
 """
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -149,17 +148,14 @@ def test_packaged_vocabulary_has_the_published_hash() -> None:
 
 
 def test_tampered_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / "tampered_package"
-    shutil.copytree(PACKAGE / "assets", copy / "assets")
-    for name in ("tokenizer.py", "vocabulary.py"):
-        shutil.copy(PACKAGE / name, copy)
-    monkeypatch.syspath_prepend(tmp_path)
-    tampered = importlib.import_module("tampered_package.tokenizer")
-    assert tampered.build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
+    shutil.copytree(PACKAGE / "assets", tmp_path / "assets")
+    monkeypatch.setattr("hf_gpt_scratch.data.vocabulary.files", lambda package: tmp_path)
+    assert build_tokenizer().get_vocab()["<|endoftext|>"] == END_OF_TEXT_ID
 
-    vocab_file = copy / "assets" / "vocab.bpe"
+    vocab_file = tmp_path / "assets" / "vocab.bpe"
     vocab_file.write_bytes(vocab_file.read_bytes().replace("Ġ t\nĠ a\n".encode(), "Ġ a\nĠ t\n".encode()))
-    for build in (tampered.load_encoding, tampered.build_tokenizer):
+    load_encoding.cache_clear()
+    for build in (load_encoding, build_tokenizer):
         with pytest.raises(ValueError, match=f"has sha256 [0-9a-f]{{64}}, not {VOCAB_SHA256}: reinstall") as refusal:
             build()
         assert "\n" not in str(refusal.value)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
-from hf_gpt_scratch.training.checkpoints.manifest import damage
+from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from tests.loopback_hub import LoopbackHub
 
 
@@ -98,7 +98,7 @@ class Started:
     def checkpoint(self) -> int:
         """The step of the newest checkpoint, which is whole."""
         newest = max((self.folder / "checkpoints").glob("step-*"))
-        assert damage(newest) is None
+        assert find_corruption(newest) is None
         return int(newest.name.removeprefix("step-"))
 
     def end(self) -> None:
@@ -287,7 +287,7 @@ def test_ctrl_c_in_a_terminal_that_closes_with_the_launcher(
     assert (everyone != [], alive) == (True, [])
     assert b"SIGINT: stopping after this step, saving" in shown
     newest = max((run / "checkpoints").glob("step-*"))
-    assert damage(newest) is None
+    assert find_corruption(newest) is None
     assert int(newest.name.removeprefix("step-")) == len(rows(run, "step"))
 
 

@@ -18,7 +18,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from hf_gpt_scratch.training.checkpoints.manifest import damage
+from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 
 
 TINY = [
@@ -271,7 +271,7 @@ def test_killed_process_takes_the_job_down_with_one_message(start: Callable, lau
         assert not [line for line in messages if "gloo" in line or line.startswith("[rank")]
     checkpoints = sorted((job.folder / "checkpoints").glob("step-*"))
     assert checkpoints
-    assert [damage(path) for path in checkpoints] == [None] * len(checkpoints)
+    assert [find_corruption(path) for path in checkpoints] == [None] * len(checkpoints)
 
 
 @pytest.mark.resilience

@@ -13,7 +13,7 @@ import torch
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.bad_steps import FEWEST, MOST_IN_A_ROW, Diverged, find_fault
-from hf_gpt_scratch.training.checkpoints.manifest import damage
+from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, without_speed
@@ -91,7 +91,7 @@ def test_run_stops_with_one_line_and_the_checkpoint_before_is_intact(
     assert "--learning_rate" in line
     assert "\n" not in line
     assert caught.value.exit_code == 1
-    assert damage(checkpoint(settings, 4)) is None
+    assert find_corruption(checkpoint(settings, 4)) is None
     assert len(step_rows(settings)) == 5
 
     # The way out that the line names.
@@ -150,7 +150,7 @@ def test_broken_weights_are_not_skipped_over_for_ever(
         train(settings)
     steps = step_rows(settings)
     assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * MOST_IN_A_ROW
-    assert damage(checkpoint(settings, 3)) is None
+    assert find_corruption(checkpoint(settings, 3)) is None
 
 
 def test_spike_is_skipped_and_what_it_is_compared_with_survives_a_resume(

@@ -1,4 +1,4 @@
-"""Proves the loop: losses against a plain PyTorch loop, bit for bit on resume; other splits: test_many_devices.py."""
+"""Proves the loop: losses against a plain PyTorch loop, bit for bit on resume; other splits: test_distributed.py."""
 
 import inspect
 import shutil

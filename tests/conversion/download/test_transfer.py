@@ -1,6 +1,6 @@
 """Proves what one transfer promises apart from its faults: how it resumes, waits and gives up.
 
-The faults are in test_download.py, through the whole download; here the server behaves or changes its mind.
+The faults are in test_released_files.py, through the whole download; here the server behaves or changes its mind.
 """
 
 import json
