@@ -1,16 +1,15 @@
 # Copyright 2026 The hf_gpt_scratch authors. SPDX-License-Identifier: Apache-2.0
 """Decoding: temperature and top-k, repeatable draws, texts beyond the context. Shipped with every repository."""
 
-import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor
 
 
@@ -49,7 +48,7 @@ class TemperatureTopKLogitsProcessor(LogitsProcessor):
         self.top_k = int(top_k or 0)
         self.greedy = temperature < torch.finfo(torch.float32).eps
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return new scores [..., vocab_size] in the dtype of `scores`; `scores` itself stays as it is."""
         if self.greedy:
             best = scores.argmax(dim=-1, keepdim=True)
@@ -91,7 +90,7 @@ class SeededDrawLogitsProcessor(LogitsProcessor):
         self.seed = seed
         self.generators: list[torch.Generator] = []
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores [B, vocab_size] that are 0 at the drawn token of each row and minus infinity elsewhere."""
         probabilities = scores.softmax(dim=-1)
         if isinstance(self.seed, torch.Generator):
@@ -106,17 +105,15 @@ class SeededDrawLogitsProcessor(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(-1, drawn, 0.0)
 
 
-class OneDNNProducts(TorchFunctionMode):
-    """Let oneDNN multiply with large float32 weights on a CPU: it reads them faster than `nn.Linear` does."""
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        is_linear = func is torch.nn.functional.linear and len(args) == 3 and not torch.compiler.is_compiling()
-        if is_linear and args[1].numel() >= 2**19:  # below that, handing over takes longer than is gained
-            kinds = {(type(one), one.device.type, one.dtype, one.layout) for one in args if one is not None}
-            plain = {(kind, "cpu", torch.float32, torch.strided) for kind in (torch.Tensor, torch.nn.Parameter)}
-            if kinds <= plain and args[1].is_contiguous() and not torch.is_autocast_enabled("cpu"):
-                return func(args[0].to_mkldnn(), *args[1:]).to_dense()
-        return func(*args, **(kwargs or {}))
+def multiply_by_onednn(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Compute `linear(hidden_states)` with oneDNN where all tensors are plain float32 ones on a CPU."""
+    tensors = [one for one in (hidden_states, linear.weight, linear.bias) if one is not None]
+    kinds = {(type(one), one.device.type, one.dtype, one.layout) for one in tensors}
+    plain = {(kind, "cpu", torch.float32, torch.strided) for kind in (torch.Tensor, nn.Parameter)}
+    is_busy = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    if is_busy or not kinds <= plain or not linear.weight.is_contiguous():
+        return nn.Linear.forward(linear, hidden_states)
+    return nn.functional.linear(hidden_states.to_mkldnn(), linear.weight, linear.bias).to_dense()
 
 
 class GPTScratchPastContext(GenerationMixin):
@@ -130,14 +127,23 @@ class GPTScratchPastContext(GenerationMixin):
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the library does, with faster products on a CPU."""
-        is_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        with OneDNNProducts() if is_on_cpu and hasattr(torch, "get_autocast_dtype") else contextlib.nullcontext():
+        """Generate as the library does; on a CPU with oneDNN, which reads large weights faster than `nn.Linear`."""
+        can = (
+            self.device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch, "get_autocast_dtype")
+        )
+        linears = [one for one in self.modules() if can and type(one) is nn.Linear and "forward" not in vars(one)]
+        large = [one for one in linears if one.weight.numel() >= 2**19]  # below, handing over costs more than it gains
+        for linear in large:
+            linear.forward = functools.partial(multiply_by_onednn, linear)
+        try:
             return super().generate(*args, **kwargs)
+        finally:
+            for linear in large:
+                vars(linear).pop("forward", None)
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         inputs_embeds: torch.Tensor | None = None,
         past_context: str | None = None,
         past_key_values: Cache | None = None,
@@ -171,7 +177,7 @@ class GPTScratchPastContext(GenerationMixin):
             kwargs["cache_position"] = torch.arange(window, device=input_ids.device) + num_cached
         return self._next_inputs(input_ids[:, -window:], **kwargs, **{CACHE: cache})
 
-    def _next_inputs(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+    def _next_inputs(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Let the library leave out what is cached, where it can: before 4.46 that is the model's own duty."""
         if "attention_mask" in PREPARED_BY_LIBRARY:
             return super().prepare_inputs_for_generation(input_ids, **kwargs)

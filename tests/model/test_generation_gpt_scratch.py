@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from hf_gpt_scratch import GPTScratchForCausalLM, TemperatureTopKLogitsProcessor
-from hf_gpt_scratch.model.generation_gpt_scratch import OneDNNProducts
+from hf_gpt_scratch.model.generation_gpt_scratch import multiply_by_onednn
 
 
 ModelBuilder = Callable[..., GPTScratchForCausalLM]
@@ -415,19 +415,50 @@ class TestProductsOfOneDNN:
         model.forward = torch.compile(model.forward, backend="eager")
         assert torch.equal(model.generate(input_ids, max_new_tokens=6), expected)
 
+    def test_small_weights_are_left_alone(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE - 1)
+        assert num_onednn_products(lambda: model.generate(input_ids, max_new_tokens=2)) == 0
+
+    def test_the_layers_are_as_before_also_after_an_error(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor
+    ) -> None:
+        model = build_model(hidden_size=128, vocab_size=self.LARGE)
+        during = []
+        model.lm_head.register_forward_hook(lambda module, inputs, output: during.append("forward" in vars(module)))
+        model.generate(input_ids, max_new_tokens=1)
+        with pytest.raises(ValueError, match="context of this model ends"):
+            model.generate(input_ids, max_new_tokens=1000)
+        assert during[0]
+        assert not [module for module in model.modules() if "forward" in vars(module)]
+
+    def test_a_forward_that_somebody_put_in_place_stays(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor
+    ) -> None:
+        """As Accelerate's hooks do, which bring weights from a disk."""
+        model, calls = build_model(hidden_size=128, vocab_size=self.LARGE), []
+        forward = model.lm_head.forward
+        model.lm_head.forward = lambda hidden: calls.append(hidden.shape) or forward(hidden)
+        mine = model.lm_head.forward
+        model.generate(input_ids, max_new_tokens=2, min_new_tokens=2)
+        assert len(calls) == 2
+        assert model.lm_head.forward is mine
+
     @pytest.mark.parametrize(
-        ("rows", "change"),
+        "change",
         [
-            pytest.param(LARGE - 1, lambda tensor: tensor, id="small"),
-            pytest.param(LARGE, lambda tensor: tensor.t().contiguous().t(), id="turned"),
-            pytest.param(LARGE, lambda tensor: tensor.as_subclass(Subclass), id="subclass"),
-            pytest.param(LARGE, lambda tensor: tensor.to(torch.bfloat16), id="bfloat16"),
-            pytest.param(LARGE, lambda tensor: tensor.to("meta"), id="meta"),
-            pytest.param(LARGE, lambda tensor: tensor.to_sparse_csr(), id="sparse"),
+            pytest.param(lambda tensor: tensor.t().contiguous().t(), id="transposed"),
+            pytest.param(lambda tensor: tensor.as_subclass(Subclass), id="subclass"),
+            pytest.param(lambda tensor: tensor.to(torch.bfloat16), id="bfloat16"),
+            pytest.param(lambda tensor: tensor.to("meta"), id="meta"),
+            pytest.param(lambda tensor: tensor.to_sparse_csr(), id="sparse"),
         ],
     )
-    def test_what_is_left_alone(self, rows: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        weight = change(torch.randn(rows, 128))
-        inputs = torch.randn(2, 128).to(weight.device, weight.dtype)
-        with OneDNNProducts():
-            assert num_onednn_products(lambda: torch.nn.functional.linear(inputs, weight, None)) == 0
+    def test_what_is_left_alone(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        linear = torch.nn.Linear(128, self.LARGE, bias=False).requires_grad_(False)
+        inputs = torch.randn(2, 128)
+        assert num_onednn_products(lambda: multiply_by_onednn(linear, inputs)) == 1
+        weight = change(linear.weight.data)
+        del linear.weight
+        linear.weight = weight
+        inputs = inputs.to(weight.device, weight.dtype)
+        assert num_onednn_products(lambda: multiply_by_onednn(linear, inputs)) == 0
