@@ -34,6 +34,7 @@ SIZE = int, "must be at least 1", lambda value: value >= 1
 SCALE = float, "must be above 0 and finite", lambda value: 0 < value < math.inf
 FLAG = bool, "", lambda value: True
 TOKEN = int, "", lambda value: True
+NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}  # norm_type -> class of torch.nn, RMSNorm from torch 2.4 on
 RULES = {
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size"), SIZE),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), SIZE),
@@ -41,6 +42,7 @@ RULES = {
     **dict.fromkeys(("qkv_bias", "tie_word_embeddings", "use_cache"), FLAG),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), TOKEN),
     "dropout": (float, "must be at least 0 and below 1", lambda value: 0 <= value < 1),
+    "norm_type": (str, f"must be one of {', '.join(NORMS)}", NORMS.__contains__),
     "hidden_act": (str, f"must be one of {', '.join(sorted(ACT2FN))}", ACT2FN.__contains__),
 }
 
@@ -57,8 +59,7 @@ def check_field(field: str, value: Any) -> None:
             raise ValueError(f"GPTScratchConfig: '{field}' {rule}, got {value!r}")
 
 
-# trf-ignore: TRF010
-class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
+class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057 trf-ignore: TRF010
     r"""Architecture of a GPT-2 style decoder. The defaults are GPT-2 124M.
 
     The names of GPT-2 and of the tutorial in `attribute_map` are accepted for the same fields.
@@ -72,10 +73,10 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
         hidden_act (`str`): Activation of the MLP; the default is GPT-2's GELU in tanh form, as one PyTorch kernel.
         dropout (`float`): Probability of zeroing an element of embeddings, attention weights and residual branches.
         qkv_bias (`bool`): Whether the query, key and value projections have a bias.
-        layer_norm_eps (`float`): Added to the variance in each LayerNorm.
+        norm_type (`str`): "layernorm", or "rmsnorm" (arXiv:1910.07467), which takes off no mean and has no shift.
+        layer_norm_eps (`float`): Added to the variance or mean square in each normalization.
         initializer_range (`float`): Standard deviation of fresh weights, / sqrt(2 * layers) for residual projections.
-        tie_word_embeddings (`bool`): Whether the language-model head is the token embedding.
-        use_cache (`bool`): Whether to return the key/value cache.
+        tie_word_embeddings, use_cache (`bool`): Whether the head is the token embedding; whether to return the cache.
         bos_token_id, eos_token_id, pad_token_id (`int`): `<|endoftext|>` serves as all three.
 
     Raises:
@@ -85,16 +86,14 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
     model_type = "gpt_scratch"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
-        # GPT-2
-        "n_embd": "hidden_size",
+        "n_embd": "hidden_size",  # GPT-2's names
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
         "n_positions": "max_position_embeddings",
         "n_ctx": "max_position_embeddings",
         "n_inner": "intermediate_size",
         "num_key_value_heads": "num_attention_heads",
-        # tutorial
-        "emb_dim": "hidden_size",
+        "emb_dim": "hidden_size",  # the tutorial's
         "n_layers": "num_hidden_layers",
         "n_heads": "num_attention_heads",
         "context_length": "max_position_embeddings",
@@ -115,6 +114,7 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057
     hidden_act: str = "gelu_pytorch_tanh"
     dropout: float = 0.1
     qkv_bias: bool = True
+    norm_type: str = "layernorm"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from hf_gpt_scratch.model import GPTScratchForCausalLM
 from hf_gpt_scratch.model.loss_gpt_scratch import chunked_causal_lm_loss, shifted
@@ -28,7 +28,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden_states: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
@@ -39,9 +39,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         num_tokens, vocab_size = len(hidden_states), len(weight)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         # In float32, as a single product adds up inside, and as the backward pass scales.
-        grad_hidden = torch.empty_like(hidden_states, dtype=torch.float32) if needs_hidden else None
-        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
-        if num_tokens == 0 and needs_weight:
+        grad_hidden = hidden_states.new_empty(hidden_states.shape if needs_hidden else 0, dtype=torch.float32)
+        grad_weight = weight.new_empty(weight.shape if needs_weight else 0, dtype=torch.float32)
+        if num_tokens == 0:
             grad_weight.zero_()
         losses = hidden_states.new_empty(num_tokens, dtype=torch.float32)
         ctx.dtypes = hidden_states.dtype, weight.dtype
@@ -76,12 +76,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.copy_(errors.T @ hidden)
                 else:
                     grad_weight.add_(errors.T @ hidden)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden if needs_hidden else None, grad_weight if needs_weight else None)
         return losses.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the kept gradients, in place: a second backward pass over the same graph is refused by PyTorch."""
         scaled = [
             None if gradient is None else gradient.mul_(grad_loss).to(dtype)
@@ -110,9 +110,9 @@ def linear_cross_entropy(
 
 
 def fused_causal_lm_loss(
-    head: nn.Module,
+    head: Any,
     hidden_states: torch.Tensor,
-    labels: torch.Tensor | None,
+    labels: Any,
     vocab_size: int,
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
@@ -142,7 +142,7 @@ def fused_causal_lm_loss(
 
 
 def use_fused_loss(model: nn.Module) -> None:
-    """Let a language model of ours compute its loss in this way where it is asked for no logits; others stay."""
+    """Have a language model of this project compute its loss this way where no logits are asked for."""
     if isinstance(model, GPTScratchForCausalLM):
         model.chunked_loss_function = fused_causal_lm_loss
 

@@ -68,8 +68,7 @@ def chunked_causal_lm_loss(
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """Compute what `config.problem_type` asks for; where it is None, one label is a regression, and labels [B, L] of
-    floats are several at once.
+    """Compute what `config.problem_type` asks for; None is a regression for one label, several at once for floats.
 
     logits [B, L] or [B, T, L] with labels [B], [B, T], or, for regression and several at once, [B, L].
     """

@@ -17,10 +17,9 @@ import transformers
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, modeling_outputs, modeling_utils
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto import modeling_auto
 
-from .configuration_gpt_scratch import AUTO_MAP, VERSION, GPTScratchFields
+from .configuration_gpt_scratch import AUTO_MAP, NORMS, VERSION, GPTScratchFields
 from .generation_gpt_scratch import CACHE, GPTScratchPastContext
 from .generation_gpt_scratch import SeededDrawLogitsProcessor as SeededDrawLogitsProcessor
 from .generation_gpt_scratch import TemperatureTopKLogitsProcessor as TemperatureTopKLogitsProcessor
@@ -106,10 +105,8 @@ def causal_mask(
 ) -> Any:
     """Make what the attention function takes as a mask; `slots` [T] are the places of the tokens among the keys."""
     if masking_utils is not None:
-        more = {CACHE: cache} | ({"cache_position": slots} if TAKES_SLOTS else {})
-        return masking_utils.create_causal_mask(
-            config, inputs_embeds, attention_mask, position_ids=position_ids, **more
-        )
+        more = {CACHE: cache, "position_ids": position_ids} | ({"cache_position": slots} if TAKES_SLOTS else {})
+        return masking_utils.create_causal_mask(config, inputs_embeds, attention_mask, **more)
     if attention_mask is not None and attention_mask.ndim == 4:
         return attention_mask
     size_of_static_cache = getattr(cache, "get_max_cache_shape", getattr(cache, "get_max_length", lambda: None))()
@@ -184,13 +181,14 @@ class GPTScratchMLP(nn.Module):
 
 
 class GPTScratchDecoderLayer(GradientCheckpointingLayer):
-    """Attention, then MLP; each reads a normalised copy of the residual stream and adds to it (pre-LayerNorm)."""
+    """Attention, then MLP; each reads a normalized copy of the residual stream and adds to it (pre-LayerNorm)."""
 
     def __init__(self, config: GPTScratchConfig, layer_idx: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = getattr(nn, NORMS[config.norm_type])
+        self.input_layernorm = norm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = GPTScratchAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_attention_layernorm = norm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = GPTScratchMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -203,7 +201,7 @@ class GPTScratchDecoderLayer(GradientCheckpointingLayer):
 
 
 class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
-    """What all our models share: initialisation, saving, and what the library may do with them."""
+    """What all our models share: initialization, saving, and what the library may do with them."""
 
     config_class = GPTScratchConfig
     base_model_prefix = "model"
@@ -223,7 +221,7 @@ class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
             nn.init.normal_(module.weight, std=std)
             if hasattr(module, "is_residual_projection"):  # flagged: the library does not ask for the MLP around it
                 nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
-        elif isinstance(module, nn.LayerNorm):
+        elif hasattr(module, "normalized_shape"):
             nn.init.ones_(module.weight)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
@@ -255,7 +253,7 @@ def tuple_on_request(forward: Callable) -> Callable:
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
-    """Token and position embeddings, the decoder layers and the final LayerNorm: token ids -> hidden states."""
+    """Token and position embeddings, the decoder layers and the final normalization: token ids -> hidden states."""
 
     def __init__(self, config: GPTScratchConfig) -> None:
         super().__init__(config)
@@ -264,7 +262,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(GPTScratchDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = getattr(nn, NORMS[config.norm_type])(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -283,14 +281,14 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
     @tuple_on_request
     def forward(  # trf-ignore: TRF057
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> modeling_outputs.BaseModelOutputWithPast:
         """Compute hidden states [B, T, C] from input_ids [B, T] or inputs_embeds [B, T, C].
 
         attention_mask [B, S] is 1 at real tokens. position_ids [B, T] default to counting the real tokens; given
@@ -336,7 +334,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         collected = None if layer_inputs is None else (*layer_inputs, hidden_states)
         attentions = None if attentions is None else tuple(attentions)
         outputs = {"hidden_states": collected, "attentions": attentions, CACHE: past_key_values}
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **outputs)
+        return modeling_outputs.BaseModelOutputWithPast(last_hidden_state=hidden_states, **outputs)
 
 
 # trf-ignore: TRF004
@@ -370,17 +368,17 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
     @tuple_on_request
     def forward(  # trf-ignore: TRF057
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> modeling_outputs.CausalLMOutputWithPast:
         """Compute logits [B, T, V], and with labels the mean cross-entropy in nats per token.
 
         labels [B, T] are the input_ids, which `causal_lm_loss` shifts; its other arguments are passed on. Logits are
@@ -401,7 +399,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
             logits = self.lm_head(hidden_states)
             loss = self.loss_function(logits=logits, **kwargs) if has_labels else None
             logits = None if skip_logits else logits
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
+        return modeling_outputs.CausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 
 
 class GPTScratchClassifier(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
@@ -420,11 +418,11 @@ class GPTScratchClassifier(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
     @tuple_on_request
     def forward(  # trf-ignore: TRF057
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> modeling_outputs.ModelOutput:
@@ -456,10 +454,7 @@ class GPTScratchForTokenClassification(GPTScratchClassifier):  # trf-ignore: TRF
     is_for_tokens = True
 
 
-GPTScratchConfig.register_for_auto_class()
-GPTScratchModel.register_for_auto_class("AutoModel")
-GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-GPTScratchForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+for auto_class, place in AUTO_MAP.items():
+    globals()[place.partition(".")[2]].register_for_auto_class(auto_class)
 # Trainer's label smoothing shifts the labels of models in this table only: others would learn to repeat their input.
 getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})["gpt_scratch"] = "GPTScratchForCausalLM"

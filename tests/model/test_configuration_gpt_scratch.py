@@ -69,6 +69,8 @@ IMPOSSIBLE = [
     *[(field, value, "expected float") for field in SCALES for value in (True, "1e-5", None)],
     *[(field, value, "expected bool") for field in FLAGS for value in (0, 1, 1.0, "False", None)],
     *[("hidden_act", value, "must be one of") for value in ("gelu_11", "", "GELU")],
+    *[("norm_type", value, "must be one of layernorm, rmsnorm") for value in ("RMSNorm", "batchnorm", "")],
+    *[("norm_type", value, "expected str") for value in (None, True)],
     *[("hidden_act", value, "expected str") for value in (None, 3, torch.nn.GELU())],
     *[(f"{name}_token_id", value, "expected int") for name in ("bos", "eos", "pad") for value in ("0", 1.5, True)],
     ("eos_token_id", [0, "1"], "expected int"),
@@ -269,7 +271,7 @@ class TestDefaults:
 
     def test_each_field_is_declared_and_documented_once(self) -> None:
         fields = fields_of_the_class()
-        assert len(fields) == len(set(fields)) == 16
+        assert len(fields) == len(set(fields)) == 17
         assert not set(fields) & set(GPTScratchConfig.attribute_map)
         assert set(GPTScratchConfig.attribute_map.values()) <= set(fields)
         assert set(fields) <= set(getattr(GPTScratchConfig, "__dataclass_fields__", fields))  # there since 5.4
@@ -290,6 +292,7 @@ class TestSaving:
         "hidden_act": "relu",
         "dropout": 0.25,
         "qkv_bias": False,
+        "norm_type": "rmsnorm",
         "layer_norm_eps": 1e-6,
         "initializer_range": 0.5,
         "tie_word_embeddings": False,

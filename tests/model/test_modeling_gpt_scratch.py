@@ -4,6 +4,7 @@ The reference for every number is transformers' GPT2LMHeadModel with the same we
 model's own plain forward pass where two ways to the same result are compared. Tolerance: 1e-5 in float32.
 """
 
+import copy
 import inspect
 import json
 import math
@@ -634,6 +635,43 @@ class TestInitialization:
         gradient = model.get_input_embeddings().weight.grad
         assert gradient[0].abs().max() > 1e-4
         assert bool((gradient[1] == 0).all())  # control: token 1 is not in the text
+
+
+class Normalization(torch.nn.Module):
+    """The formula of arXiv:1910.07467, or for the control that of LayerNorm without its shift."""
+
+    def __init__(self, norm: torch.nn.RMSNorm, takes_off_mean: bool) -> None:
+        super().__init__()
+        self.norm, self.takes_off_mean = norm, takes_off_mean
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden - hidden.mean(-1, keepdim=True) if self.takes_off_mean else hidden
+        return hidden / (hidden.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight
+
+
+class TestNormType:
+    def test_logits_are_those_of_the_formula(self, build_model: ModelBuilder, input_ids: torch.Tensor) -> None:
+        model = build_model(norm_type="rmsnorm", layer_norm_eps=1e-2)
+        norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.RMSNorm)]
+        assert len(norms) == 2 * model.config.num_hidden_layers + 1
+        assert not [name for name, _ in model.named_parameters() if name.endswith("norm.bias")]
+        expected = {}
+        for takes_off_mean in (False, True):
+            reference = copy.deepcopy(model)
+            for name in norms:
+                reference.set_submodule(name, Normalization(reference.get_submodule(name), takes_off_mean))
+            expected[takes_off_mean] = reference(input_ids).logits
+        logits = model(input_ids).logits
+        assert_equal(logits, expected[False])
+        assert differ_visibly(logits, expected[True])
+
+    def test_the_default_is_gpt2s(self, build_model: ModelBuilder) -> None:
+        assert not [module for module in build_model().modules() if isinstance(module, torch.nn.RMSNorm)]
+
+    def test_a_fresh_one_scales_by_one(self, tiny_config: GPTScratchConfig) -> None:
+        tiny_config.norm_type = "rmsnorm"
+        model = GPTScratchForCausalLM(tiny_config)
+        assert all(torch.equal(value, torch.ones(32)) for name, value in model.named_parameters() if "norm" in name)
 
 
 class TestLoss:
