@@ -196,6 +196,7 @@ def test_built_package_holds_its_assets(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     for name in ("vocab.bpe", "sample_text.txt", "model_card.md"):
         assert f"hf_gpt_scratch/assets/{name}" in names
+    assert "hf_gpt_scratch/py.typed" in names
     for path in (PACKAGE / "recipes").iterdir():
         assert f"hf_gpt_scratch/recipes/{path.name}" in names
     assert {f"hf_gpt_scratch/{path.relative_to(PACKAGE).as_posix()}" for path in MODULES} <= names
