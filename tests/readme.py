@@ -1,4 +1,4 @@
-"""README's blocks of code: found, run in order in one folder as a reader would, and what they print compared."""
+"""The READMEs' blocks of code: found, run in order in one folder as a reader would, and their output compared."""
 
 import json
 import os
@@ -9,6 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 
+ROOT = Path(__file__).resolve().parent.parent
+README, ROAD = ROOT / "README.md", ROOT / "scripts" / "README.md"
+READMES = [
+    README,
+    ROOT / ".github" / "CONTRIBUTING.md",
+    *sorted((ROOT / "hf_gpt_scratch").rglob("README.md")),
+    *sorted((ROOT / "scripts").rglob("README.md")),
+]
 LEFT_OUT = "[...]"
 END_OF_BLOCK = "\x1e"
 
@@ -36,27 +44,27 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a shell block, each in one line."""
+        """Return the commands of a shell block, each in one line."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def read_blocks(readme: str) -> list[Block]:
-    """The blocks of code in their order; one of the language `text` is the output of the block before it.
+    """Return the blocks of code in order; `text` is the output of the block before it, and `diff` is passed over.
 
     Raises:
-        ValueError: a fence is left open, or its language is not bash, python or text.
+        ValueError: a fence is left open, or its language is none of these.
     """
     blocks: list[Block] = []
     fences = re.findall(r"^ *```", readme, flags=re.MULTILINE)
-    found = list(re.finditer(r"^```(bash|python|text)\n(.*?)^```$", readme, flags=re.DOTALL | re.MULTILINE))
+    found = list(re.finditer(r"^```(bash|python|text|diff)\n(.*?)^```$", readme, flags=re.DOTALL | re.MULTILINE))
     if len(fences) != 2 * len(found):
-        raise ValueError("README has a block that is not bash, python or text, is indented or not closed")
+        raise ValueError("README has a block that is not bash, python, text or diff, is indented or not closed")
     for match in found:
         language, text = match.groups()
         if language == "text":
             blocks[-1] = replace(blocks[-1], shown=text)
-        else:
+        elif language != "diff":
             headings = re.findall(r"^##+ (.*)$", readme[: match.start()], flags=re.MULTILINE)
             blocks.append(Block(language, text, "".join(headings[-1:])))
     return blocks
@@ -83,7 +91,7 @@ def run_blocks(blocks: list[Block], folder: Path, environment: dict[str, str]) -
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether that was printed; `[...]` stands for anything, and decimals may differ by 1 in the last digit."""
+    """Return True if that was printed; `[...]` stands for anything, and decimals may differ by 1 in the last digit."""
     pieces = re.split(rf"({re.escape(LEFT_OUT)}|\d+\.\d+)", shown.strip())
     numbers = [piece for piece in pieces[1::2] if piece != LEFT_OUT]
     special = [".*" if piece == LEFT_OUT else r"(\d+\.\d+)" for piece in pieces[1::2]]
@@ -95,6 +103,6 @@ def is_as_shown(shown: str, printed: str) -> bool:
 
 
 def is_near(shown: str, printed: str) -> bool:
-    """Whether two decimals have equally many digits after the point and differ by at most 1 in the last."""
+    """Return True if two decimals have equally many digits after the point and differ by at most 1 in the last."""
     digits = [len(number.partition(".")[2]) for number in (shown, printed)]
     return digits[0] == digits[1] and round(abs(float(shown) - float(printed)) * 10 ** digits[0]) <= 1

@@ -12,6 +12,8 @@ from statistics import median
 
 import pytest
 
+from tests.readme import READMES
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_gpt_scratch"
@@ -194,6 +196,7 @@ def test_built_package_holds_its_assets(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     for name in ("vocab.bpe", "sample_text.txt", "model_card.md"):
         assert f"hf_gpt_scratch/assets/{name}" in names
+    assert "hf_gpt_scratch/py.typed" in names
     for path in (PACKAGE / "recipes").iterdir():
         assert f"hf_gpt_scratch/recipes/{path.name}" in names
     assert {f"hf_gpt_scratch/{path.relative_to(PACKAGE).as_posix()}" for path in MODULES} <= names
@@ -213,16 +216,20 @@ def test_package_with_another_vocabulary_is_not_built(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").glob("*.whl"))
 
 
-def test_readme_names_the_duty_of_every_file() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `([^`]+\.py)` \|", readme, flags=re.MULTILINE))
+def test_the_readmes_name_the_duty_of_every_file() -> None:
+    listed = [
+        (readme.parent / name).relative_to(ROOT).as_posix()
+        for readme in READMES
+        for name in re.findall(r"^\| `([^`]+\.py)` \|", readme.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
     files = [*MODULES, *SCRIPTS, *BENCHMARKS.glob("*.py")]
     tree = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
-    assert listed == tree
+    assert set(listed) == tree
+    assert len(listed) == len(tree)
 
 
 def test_readme_commands_use_flags_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    readme = "\n".join(path.read_text(encoding="utf-8") for path in READMES).replace("\\\n", " ")
     commands = re.findall(r"(scripts/\w+\.py)([^\n`|]*)", readme)
     assert commands
     help_texts: dict[str, str] = {}
@@ -234,10 +241,3 @@ def test_readme_commands_use_flags_that_exist() -> None:
             help_texts[script] = result.stdout
         for flag in flags:
             assert re.search(rf"{flag}\b", help_texts[script]), f"{script} has no {flag}"
-
-
-def test_readme_first_command_is_near_the_top() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    fence = next(index for index, line in enumerate(lines) if line.startswith("```"))
-    assert fence < 25
-    assert len(" ".join(lines[:fence]).split()) <= 150

@@ -1,10 +1,14 @@
-"""Proves that README's other code works: run here, or named with the reason why not and the test of the same command.
+"""Proves that the READMEs are true: their code is run here or named with the test of the same command, their links
+lead somewhere, and README's tables say what the package and the recorded runs say.
 
-Every command is parsed by the parser of its script and launcher. `python -m pytest -m slow` runs those of RUN.
+Every command is parsed by the parser of its script and launcher. `python -m pytest -m slow` runs those not in NOT_RUN.
 """
 
+import importlib
+import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -16,42 +20,31 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import parse_args as parse_torchrun
 
+import hf_gpt_scratch
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.command_line import parse_settings
+from scripts.benchmarks.command import RESULTS
 from scripts.benchmarks.conversion import TINY as TINY_CHECKPOINT
 from scripts.benchmarks.conversion import make_checkpoint
+from scripts.benchmarks.measuring import format_spread
 from tests.pyproject import PYPROJECT
-from tests.readme import Block, read_blocks, run_blocks
+from tests.readme import README, READMES, ROOT, Block, read_blocks, run_blocks
 
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [
     block
-    for block in read_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    for path in READMES
+    for block in read_blocks(path.read_text(encoding="utf-8"))
     if block.heading != "Learning road"
 ]
-# A block of Python counts as one command.
-COMMANDS = [
-    command for block in BLOCKS for command in ([block.text] if block.language == "python" else block.commands)
-]
+# A block of Python counts as one command. A command that several READMEs have counts once.
+COMMANDS = {
+    command: block.language
+    for block in BLOCKS
+    for command in ([block.text] if block.language == "python" else block.commands)
+}
 
-# Beginnings of the commands that are run by this file.
-RUN = (
-    "accelerate launch scripts/train.py --train_file my_texts/",  # also with --resume and with --dry_run
-    "accelerate launch scripts/train.py --config settings.yaml",
-    "python scripts/plot_history.py runs/a",
-    "python scripts/prepare_data.py --source",
-    "python scripts/prepare_data.py --verify",
-    "from datatrove.pipeline.tokens import DocumentTokenizer",
-    "from transformers import AutoModelForCausalLM, AutoTokenizer",
-    "python scripts/generate.py",
-    "python scripts/evaluate.py",
-    "mkdir space",
-    "cp -r runs/gpt-scratch/model space/model",
-    "python scripts/convert_gpt2.py --from-dir",
-)
-
-# Beginnings of those that are not run here, why, and the test that proves the same.
+# Beginnings of the commands that are not run here, why, and the tests that prove the same.
 NOT_RUN = {
     "python3 -m venv .venv && .venv/bin/pip install -q -c .ci/constraints.txt -e . &&": (
         "installs packages and trains for minutes",
@@ -59,7 +52,7 @@ NOT_RUN = {
     ),
     "python3 -m venv .venv && .venv/bin/pip install -q -c .ci/constraints.txt -e '.[test]'": (
         "runs all tests; .ci/run takes it from README",
-        "test_architecture.py::test_readme_first_command_is_near_the_top",
+        "test_readme.py::test_the_two_commands_are_near_the_top",
     ),
     "accelerate launch --cpu --num_processes 2 scripts/train.py": (
         "trains for minutes",
@@ -105,7 +98,7 @@ NOT_RUN = {
     ),
     "hf upload USER/NAME space": ("needs the Hub", "browser/test_space.py::test_a_space"),
     "python scripts/convert_gpt2.py --size 124M --output gpt2-124m": (
-        "downloads 500 MB, and with --push-to-hub needs the Hub",
+        "downloads 500 MB, and with --push_to_hub needs the Hub",
         "conversion/test_convert_and_share.py::test_a_converted_checkpoint_arrives",
     ),
     "hf auth login": (
@@ -116,7 +109,7 @@ NOT_RUN = {
         "needs the Hub",
         "scripts/test_push_to_hub_script.py::test_a_push_prints_the_commit_and_the_line_that_loads_it",
     ),
-    "python scripts/push_to_hub.py --update-code": (
+    "python scripts/push_to_hub.py --update_code": (
         "needs the Hub",
         "scripts/test_push_to_hub_script.py::test_the_code_of_a_folder_and_of_a_repository_is_updated",
     ),
@@ -131,23 +124,10 @@ NOT_RUN = {
 }
 
 
-def places(command: str) -> list[str]:
-    """The beginnings under which a command is listed."""
-    return [beginning for beginning in (*RUN, *NOT_RUN) if command.startswith(beginning)]
-
-
-def test_every_command_is_run_or_named() -> None:
+def test_what_is_not_run_stands_in_a_readme_once() -> None:
     assert not [block.text for block in BLOCKS if block.shown], "output is compared in the learning road only"
-    unknown = [command for command in COMMANDS if len(places(command)) != 1]
-    assert not unknown, "list these in RUN, or in NOT_RUN with the test that proves the same"
-    unused = {*RUN, *NOT_RUN} - {place for command in COMMANDS for place in places(command)}
-    assert not unused, "README has these no more"
-
-
-def test_a_command_that_is_not_listed_is_found() -> None:
-    """The control."""
-    assert places("python scripts/train.py --new") == []
-    assert places("rm -r runs") == []
+    assert not [start for start in NOT_RUN if not any(command.startswith(start) for command in COMMANDS)]
+    assert not [command for command in COMMANDS if sum(map(command.startswith, NOT_RUN)) > 1]
 
 
 @pytest.mark.parametrize("test", sorted({test for _, test in NOT_RUN.values()}))
@@ -242,7 +222,7 @@ SETTINGS = "train_file: [my_text.txt]\noutput_dir: runs/config\nmax_steps: 3\nwa
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
-    """In README's order, after what a reader has by then: texts, a trained model and OpenAI's files, all small."""
+    """In the READMEs' order, after what a reader has by then: texts, a trained model, OpenAI's files, all small."""
     pytest.importorskip("tensorflow", reason="writes the checkpoint that is converted")
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -264,18 +244,16 @@ def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     run_one(Block("bash", SMALL_RUN, ""), tmp_path, environment)
     printed = {}
-    for block in BLOCKS:
-        for command in [block.text] if block.language == "python" else block.commands:
-            if command.startswith(RUN):
-                printed[command] = run_one(Block(block.language, command, ""), tmp_path, environment)
-    assert {places(command)[0] for command in printed} == set(RUN)
+    for command, language in COMMANDS.items():
+        if not command.startswith(tuple(NOT_RUN)):
+            printed[command] = run_one(Block(language, command, ""), tmp_path, environment)
     for start, words in {
         "accelerate launch scripts/train.py --train_file my_texts/ --output_dir runs/new": "parameters",
         "python scripts/generate.py": "The lamp",
         "from transformers import": "The lamp",
         "python scripts/evaluate.py": "bits per byte",
-        "python scripts/convert_gpt2.py --from-dir models": "loss on all of the text",
-        "python scripts/convert_gpt2.py --from-dir runs": "verified: largest difference of a value 0",
+        "python scripts/convert_gpt2.py --from_dir models": "loss on all of the text",
+        "python scripts/convert_gpt2.py --from_dir runs": "verified: largest difference of a value 0",
     }.items():
         (output,) = [output for command, output in printed.items() if command.startswith(start)]
         assert words in output
@@ -309,3 +287,90 @@ def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
     ) in text
     assert project["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
     assert project["project"]["classifiers"][0] == f"Programming Language :: Python :: {python}"
+
+
+def test_readme_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    assert len(text.encode()) <= 20_000
+
+
+def test_the_two_commands_are_near_the_top() -> None:
+    first, second = read_blocks(README.read_text(encoding="utf-8"))[:2]
+    beginning = " ".join(README.read_text(encoding="utf-8").split()[:100])
+    for block in (first, second):
+        assert " ".join(block.text.split()) in beginning
+    assert "scripts/train.py" in first.text
+    assert "pytest" in second.text
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def broken_links(path: Path) -> list[str]:
+    """Return the links of a Markdown file that lead to no file, or to no heading of it."""
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, section = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists():
+            broken.append(link)
+        elif section:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            broken += [link] * (section not in map(anchor, headings))
+    return broken
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    """The control."""
+    (tmp_path / "a.md").write_text("# One two\n[x](#one-two) [x](#three) [x](a.md#one-two) [x](b.md)")
+    assert broken_links(tmp_path / "a.md") == ["#three", "b.md"]
+
+
+def test_contents_name_every_section() -> None:
+    text = README.read_text(encoding="utf-8")
+    contents = text.partition("**Contents**")[2].partition("\n\n")[0]
+    sections = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert re.findall(r"\[(.*?)\]\(#", contents) == sections
+
+
+def test_the_picture_is_drawn_by_its_script_and_shows_every_folder() -> None:
+    script = runpy.run_path(str(ROOT / ".github" / "draw_parts.py"))
+    assert (ROOT / ".github" / "parts.svg").read_text(encoding="utf-8") == script["draw_parts"]() + "\n"
+    folders = {path.parent.name for path in (ROOT / "hf_gpt_scratch").glob("*/__init__.py")}
+    assert folders <= {name for *_, name, _ in script["BOXES"]}
+
+
+def first_cells(heading: str) -> list[list[str]]:
+    """Return the rows of README's tables below a heading, without their heads."""
+    section = README.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return rows[1:]
+
+
+def test_the_api_is_complete_and_can_be_imported() -> None:
+    names = [row[0].strip("`") for row in first_cells("Python API")]
+    public = [name.removeprefix("hf_gpt_scratch.") for name in names if name.count(".") == 1]
+    assert sorted(public) == sorted(hf_gpt_scratch.__all__)
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_the_results_are_those_of_the_recorded_runs() -> None:
+    recorded = set()
+    for path in RESULTS.glob("*.json"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for limit in report.get("limits", []):
+            what = f"{report['benchmark']}: {report['setting']}"
+            recorded.add((what, limit["text"], format_spread(limit["reached"])))
+    rows = first_cells("Results")
+    assert len(rows) == 10
+    assert {tuple(row) for row in rows} <= recorded

@@ -1,4 +1,4 @@
-"""Proves README's learning road: all its code is run in order as typed, and prints what stands below it."""
+"""Proves the learning road of scripts/README.md: all its code is run in order, and prints what stands below it."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.readme import LEFT_OUT, Block, is_as_shown, read_blocks, run_blocks
+from tests.readme import LEFT_OUT, ROAD, Block, is_as_shown, read_blocks, run_blocks
 
 
 HEADING = "Learning road"
-README = Path(__file__).resolve().parent.parent / "README.md"
-ROAD = [block for block in read_blocks(README.read_text(encoding="utf-8")) if block.heading == HEADING]
+TEXT = ROAD.read_text(encoding="utf-8")
+BLOCKS = [block for block in read_blocks(TEXT) if block.heading == HEADING]
 
 # Where the reader has OpenAI's files, the test has a checkpoint of a tiny model, which TensorFlow writes.
 MAKE_CHECKPOINT = """
@@ -46,13 +46,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def printed(scratch: Path, environment: dict[str, str]) -> list[str]:
     """What each block printed."""
-    outputs, errors = run_blocks(ROAD, scratch, environment)
-    assert len(outputs) == len(ROAD), f"this block fails:\n{ROAD[len(outputs)].text}\n{errors}"
+    outputs, errors = run_blocks(BLOCKS, scratch, environment)
+    assert len(outputs) == len(BLOCKS), f"this block fails:\n{BLOCKS[len(outputs)].text}\n{errors}"
     return outputs
 
 
 def test_the_road_has_all_parts_of_the_chapter(project_root: Path) -> None:
-    section = README.read_text(encoding="utf-8").partition(f"## {HEADING}\n")[2].partition("\n## ")[0]
+    section = TEXT.partition(f"## {HEADING}\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\*\*(.*?)\.\*\*", section, flags=re.MULTILINE) == [
         "Text generation",
         "Cross-entropy and perplexity",
@@ -71,16 +71,16 @@ def test_the_road_has_all_parts_of_the_chapter(project_root: Path) -> None:
         assert set(re.findall(r"`(.*?)`", read)) <= tree
 
 
-@pytest.mark.parametrize("index", range(len(ROAD)))
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_a_block_prints_what_stands_below_it(printed: list[str], index: int) -> None:
-    assert ROAD[index].shown is not None, f"README shows no output of\n{ROAD[index].text}"
-    assert is_as_shown(ROAD[index].shown, printed[index]), printed[index]
+    assert BLOCKS[index].shown is not None, f"the road shows no output of\n{BLOCKS[index].text}"
+    assert is_as_shown(BLOCKS[index].shown, printed[index]), printed[index]
 
 
-@pytest.mark.parametrize("index", range(len(ROAD)))
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_an_altered_output_is_found(printed: list[str], index: int) -> None:
     """The control: each word of what is shown, altered alone."""
-    shown = ROAD[index].shown
+    shown = BLOCKS[index].shown
     places = [match.start() for match in re.finditer(r"\w+", shown)]
     assert places, f"nothing is compared: {shown}"
     for place in places:
@@ -89,7 +89,7 @@ def test_an_altered_output_is_found(printed: list[str], index: int) -> None:
 
 
 def test_the_pictures_are_drawn(printed: list[str], scratch: Path) -> None:
-    for path in re.findall(r"road/[\w/-]+\.png", README.read_text(encoding="utf-8")):
+    for path in re.findall(r"road/[\w/-]+\.png", TEXT):
         assert (scratch / path).read_bytes().startswith(b"\x89PNG"), path
 
 
@@ -125,5 +125,5 @@ def test_what_counts_as_shown(shown: str, printed: str, expected: bool) -> None:
 def test_a_block_that_cannot_be_read_is_an_error() -> None:
     assert [block.commands for block in read_blocks("## A\n```bash\na \\\n  b\nc\n```\n")] == [["a b", "c"]]
     for wrong in ("```sh\na\n```\n", "```bash\na\n", "  ```bash\na\n  ```\n"):
-        with pytest.raises(ValueError, match="README has a block that is not bash, python or text"):
+        with pytest.raises(ValueError, match="README has a block that is not bash, python, text or diff"):
             read_blocks(wrong)

@@ -45,9 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
     everything = commands.add_parser("all", help="all of them, each with its defaults")
     add_common_arguments(everything)
-    table = commands.add_parser("table", help="README's tables from the JSON files of earlier runs; --write README.md")
-    table.add_argument("--dir", type=Path, default=RESULTS, help="folder of the files (default: those of the package)")
-    table.add_argument("--write", type=Path, metavar="README", help="put them between the marks of that file instead")
+    table = commands.add_parser("table", help="tables of recorded runs; --write puts them into a file")
+    table.add_argument("--dir", type=Path, default=RESULTS, help="folder of the files (default: the recorded ones)")
+    table.add_argument(
+        "--write", type=Path, metavar="FILE", nargs="?", const=RESULTS / "README.md",
+        help="put them between the marks of that file instead of printing them (default: README.md of the results)",
+    )  # fmt: skip
     return parser
 
 

@@ -1,4 +1,4 @@
-"""README's tables of speed, made from the JSON files that scripts/benchmark.py wrote."""
+"""Markdown tables of speed from the JSON files that scripts/benchmark.py wrote."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ MARKS = "<!-- speed -->", "<!-- end of speed -->"
 
 
 def speed_tables(folder: Path) -> str:
-    """Markdown of all reports in a folder, files in the order of their names: limits, every contestant, profiles.
+    """Markdown of all reports in a folder, files in the order of their names: limits, every candidate, profiles.
 
     Raises:
-        ValueError: a file of the folder is no report.
+        ValueError: a file of the folder is not a report.
     """
     reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
     parts = [
@@ -25,9 +25,9 @@ def speed_tables(folder: Path) -> str:
             ("what", "limit", "reached, min / median / max", "met"),
             [row for report in reports for row in limit_rows(report)],
         ),
-        "<details><summary>Every contestant</summary>",
+        "<details><summary>Every candidate</summary>",
         table(
-            ("contestant", "its time / ours, min / median / max", "its memory / ours", "of the machine's limit"),
+            ("candidate", "its time / ours, min / median / max", "its memory / ours", "of the machine's limit"),
             [row for report in reports for row in comparison_rows(report)],
         ),
         "</details>",
@@ -48,7 +48,7 @@ def write_tables(folder: Path, readme: Path) -> None:
     before, start, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (start and end):
-        raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables shall stand")
+        raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables belong")
     write_text(readme, f"{before}{start}\n{speed_tables(folder)}\n{end}{after}")
 
 
@@ -56,11 +56,11 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report of a run.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is not one.
     """
     report = json.loads(path.read_text(encoding="utf-8"))
     if "machine" not in report:
-        raise ValueError(f"{path} is no report of scripts/benchmark.py")
+        raise ValueError(f"{path} is not a report of scripts/benchmark.py")
     return report
 
 
@@ -92,7 +92,7 @@ def limit_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The contestants of a report, below a row with its title; `fraction` is of what the machine can do at most."""
+    """The candidates of a report, below a row with its title; `fraction` is of what the machine can do at most."""
     rows = [
         [
             one["peer"],

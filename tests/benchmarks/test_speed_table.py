@@ -1,4 +1,4 @@
-"""Proves that README's tables of speed say what the recorded runs say, and nothing else."""
+"""Proves that the tables of speed say what the recorded runs say, and nothing else."""
 
 import json
 import subprocess
@@ -41,9 +41,9 @@ LINES = """
 | **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
 | wall time, nanoGPT / ours | at least 1.2 | 1.00 / 2.00 / 3.00 | yes |
 
-<details><summary>Every contestant</summary>
+<details><summary>Every candidate</summary>
 
-| contestant | its time / ours, min / median / max | its memory / ours | of the machine's limit |
+| candidate | its time / ours, min / median / max | its memory / ours | of the machine's limit |
 | --- | --- | --- | --- |
 | **train: small** (2026-01-02, 2 threads, A CPU) |  |  |  |
 | nanoGPT | 1.10 / 1.19 / 1.30 (wall) | 1.50 |  |
@@ -53,13 +53,13 @@ LINES = """
 </details>""".strip()
 
 
-def test_limits_and_contestants_in_the_order_of_the_files(folder):
+def test_limits_and_candidates_in_the_order_of_the_files(folder):
     assert speed_tables(folder) == LINES
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"a\.json is no report"):
+    with pytest.raises(ValueError, match=r"a\.json is not a report"):
         speed_tables(tmp_path)
 
 
@@ -76,8 +76,7 @@ def test_the_command_writes_between_the_marks_and_nowhere_else(project_root, fol
     assert "has no lines" in process.stderr
 
 
-def test_readme_has_the_tables_of_the_recorded_runs(project_root):
-    readme = (project_root / "README.md").read_text(encoding="utf-8")
-    _, mark, rest = readme.partition(MARKS[0])
+def test_the_results_have_the_tables_of_the_recorded_runs():
+    _, mark, rest = (RESULTS / "README.md").read_text(encoding="utf-8").partition(MARKS[0])
     assert mark
     assert rest.partition(MARKS[1])[0].strip() == speed_tables(RESULTS)
