@@ -27,6 +27,10 @@ DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
 class SettingsParser(OneLineParser, HfArgumentParser):
     """A flag for each setting; mistakes are reported in one line."""
 
+    def add_argument(self, *names: Any, may_change_on_resume: bool = False, **kwargs: Any) -> argparse.Action:
+        """Add a flag; HfArgumentParser also hands on the metadata of a field that argparse does not know."""
+        return super().add_argument(*names, **kwargs)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest the known name nearest to a misspelled one, or nothing."""

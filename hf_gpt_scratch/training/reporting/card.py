@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ from hf_gpt_scratch.hub.model_card import CardDetails
 from hf_gpt_scratch.runtime.environment import as_line
 from hf_gpt_scratch.runtime.files import file_sha256
 from hf_gpt_scratch.training.reporting.history import History
-from hf_gpt_scratch.training.settings import FREE_ON_RESUME, TrainingSettings
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 MAX_LOSS_ROWS = 12
@@ -111,9 +112,9 @@ def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
 def recipe(settings: TrainingSettings) -> str:
     """The settings that make the result; free text is left out, as it may name files of this machine."""
     hints = get_type_hints(type(settings))
-    unused = FREE_ON_RESUME - {"sample_text"} | (
-        {"sample_text"} if settings.train_file or settings.train_data else set()
-    )
+    unused = {item.name for item in fields(settings) if item.metadata["may_change_on_resume"]}
+    if not (settings.train_file or settings.train_data):
+        unused -= {"sample_text"}
     lines = [
         f"{name}: {json.dumps(value)}"
         for name, value in settings.to_dict().items()
