@@ -1,4 +1,4 @@
-"""Every knob of a training run: declared once, with default, unit and rule."""
+"""All settings of a training run, each declared once with its default, unit and rule."""
 
 import math
 from collections.abc import Iterator
@@ -20,9 +20,10 @@ Seconds = Annotated[int, Range(1, below=2**31)]
 Seed = Annotated[int, Range(0, below=2**32)]  # numpy takes no other
 NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
+Vocabulary = Literal["gpt2", "bytes"]
 
-# Settings that an existing model brings with it, and what a fresh one has where nothing is said.
-FRESH_ARCHITECTURE = {
+# Settings that an existing model brings with it, and the defaults of a fresh one.
+FRESH_ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
@@ -33,7 +34,7 @@ FRESH_ARCHITECTURE = {
 }
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
-WARMUP_STEPS = 20  # where nothing is said, if the run has twice as many
+WARMUP_STEPS = 20  # by default, in a run of at least twice as many
 
 
 def setting(default: Any, help_text: str, may_change_on_resume: bool = False) -> Any:
@@ -82,7 +83,7 @@ class TrainingSettings:
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
-    vocabulary: Literal["gpt2", "bytes"] | None = setting(
+    vocabulary: Vocabulary | None = setting(
         None, "GPT-2's 50,257 tokens, or one token for each byte; none: that of model_name_or_path, or gpt2"
     )
     model_name_or_path: str | None = setting(
@@ -239,10 +240,10 @@ class TrainingSettings:
         if problems:
             raise ValueError("; ".join(problems))
         if self.model_name_or_path is None:
-            self.model_config()  # has rules of its own, and raises by them
+            self.model_config()  # has rules of its own
 
     def _derive(self) -> None:
-        """Fill in what depends on other settings; of a model that exists, what it brings is not known yet."""
+        """Fill in what depends on other settings; what a base model brings is not known yet."""
         if self.min_learning_rate is None:
             self.min_learning_rate = float(f"{self.learning_rate / 10:.12g}")
         if self.report_to == ["none"]:
@@ -250,7 +251,7 @@ class TrainingSettings:
         if self.model_name_or_path is not None:
             return
         self.vocabulary = self.vocabulary or "gpt2"
-        if self.num_attention_heads is None and (self.hidden_size or 0) > 0:
+        if self.num_attention_heads is None and self.hidden_size is not None and self.hidden_size > 0:
             self.num_attention_heads = fitting_heads(self.hidden_size)
         for name, value in FRESH_ARCHITECTURE.items():
             if getattr(self, name) is None:
@@ -328,15 +329,22 @@ class TrainingSettings:
             yield f"--push_steps {self.push_steps} has nowhere to push to: add --push_to_hub USER/NAME"
 
     @property
+    def context(self) -> int:
+        """The longest context of the model in tokens; a base model has to be read first."""
+        if self.max_position_embeddings is None:
+            raise ValueError(f"the context of {self.model_name_or_path} is not known before it is read")
+        return self.max_position_embeddings
+
+    @property
     def window_size(self) -> int:
         """Tokens of a training window."""
-        return self.block_size or self.max_position_embeddings
+        return self.block_size or self.context
 
     def with_num_steps(self, num_steps: int) -> "TrainingSettings":
-        """Return the settings of a run of that many steps: with its warm-up.
+        """Return the settings of a run of that many steps, with its warm-up.
 
         Raises:
-            ValueError: warm-up would be all of it.
+            ValueError: warm-up would be the whole run.
         """
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
@@ -347,17 +355,17 @@ class TrainingSettings:
 
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""
-        # Imported here, because --help and most mistakes shall not wait seconds for torch; from there, because the
-        # scripts leave the registration to whoever needs it.
+        # Imported here, because --help and most mistakes must not wait seconds for torch; from there, because the
+        # scripts leave the registration to the code that needs it.
         from hf_gpt_scratch.registration import GPTScratchConfig
 
-        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary]
+        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary or "gpt2"]
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text_id)
         values = {name: getattr(self, name) for name in ARCHITECTURE}
         return GPTScratchConfig(**values, vocab_size=end_of_text_id + 1, dropout=self.dropout, **ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, JSON-ready."""
+        """Return all values, JSON-ready."""
         return asdict(self)
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
@@ -371,7 +379,7 @@ class TrainingSettings:
 
 
 def fitting_heads(hidden_size: int) -> int:
-    """Return a number of heads that divides a width: the usual one, or that whose heads are nearest to GPT-2's."""
+    """Return a number of heads that divides a width: the usual one, or the one whose heads are as wide as GPT-2's."""
     usual = FRESH_ARCHITECTURE["num_attention_heads"]
     if hidden_size % usual == 0:
         return usual
