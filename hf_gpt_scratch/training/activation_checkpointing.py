@@ -1,10 +1,10 @@
-"""Activation checkpointing: activations are computed again in the backward pass in place of being kept."""
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them."""
 
 from transformers import PreTrainedModel
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Have a model do so, by the name that the library's method has since 5.23 or by that of before."""
+    """Switch it on, by the name of the library's method since 5.23 or by the older one."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:

@@ -1,4 +1,4 @@
-"""Optimizer steps taken in the backward pass, so that no more than a few gradients are ever there."""
+"""Take optimizer steps in the backward pass, so that only a few gradients are in memory at a time."""
 
 import torch
 from accelerate import Accelerator
@@ -9,11 +9,11 @@ from hf_gpt_scratch.training.distributed import is_in_group
 
 
 class StepsInBackward:
-    """Steps each parameter as soon as its gradient is complete, and frees that.
+    """Steps each parameter as soon as its gradient is complete, and frees the gradient.
 
-    The weights are those of a step after the backward pass, to the last bit, since AdamW and Muon treat each parameter
-    alone. But nothing that needs the whole gradient can happen before: no clipping, no sum over micro-batches or
-    processes, and no judging of a step before it is applied.
+    The weights equal those of a step after the backward pass, to the last bit, since AdamW and Muon treat each
+    parameter alone. But nothing that needs the whole gradient can happen before: no clipping, no sum over
+    micro-batches or processes, no check of a step before it is applied.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -24,13 +24,13 @@ class StepsInBackward:
             parameter.register_post_accumulate_grad_hook(self.step)
 
     def step(self, parameter: torch.Tensor) -> None:
-        """Step one parameter: the gradients of all others are None, which an optimizer passes over."""
+        """Step one parameter: the gradients of all others are None, so the optimizer skips them."""
         self.norms[parameter] = torch.linalg.vector_norm(parameter.grad)
         self.optimizer.step()
         parameter.grad = None
 
     def pop_grad_norm(self) -> torch.Tensor:
-        """The norm of the whole gradient since the last call, a scalar; computed as `clip_grad_norm_` does."""
+        """Return the norm of the whole gradient since the last call, a scalar, computed as `clip_grad_norm_` does."""
         norms = [self.norms[parameter] for parameter in self.parameters if parameter in self.norms]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.norms.clear()
@@ -38,10 +38,10 @@ class StepsInBackward:
 
 
 def refuse_where_impossible(accelerator: Accelerator) -> None:
-    """Stop a run whose steps cannot be taken in the backward pass.
+    """Refuse a run whose steps cannot be taken in the backward pass.
 
     Raises:
-        ValueError: it is in a process group, or in fp16, whose gradients have to be scaled back first.
+        ValueError: the run is in a process group, or in fp16, whose gradients have to be scaled back first.
     """
     if is_in_group(accelerator):
         what = f"torchrun or several processes (here {accelerator.num_processes})"

@@ -1,37 +1,38 @@
-"""Steps that must not change the weights: a loss or gradient that is not a number, or far above the ones before."""
+"""Steps that must not change the weights: a loss or gradient that is not finite, or far above those before."""
 
 import math
 from pathlib import Path
 from statistics import NormalDist
 
 from hf_gpt_scratch.runtime.interrupts import Stopped
-from hf_gpt_scratch.training.checkpoints.checkpoint import Progress, find_checkpoints
+from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints
+from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 WINDOW = 128  # applied steps that a new one is compared with
-FEWEST = 32  # of them, before there is a comparison
-MOST_IN_A_ROW = 10  # skipped steps; one more, and the weights themselves are taken to be broken
+MIN_STEPS = 32  # applied steps before there is a comparison
+MAX_SKIPPED = 10  # skipped steps in a row; with one more the weights themselves count as broken
 
 
 class Diverged(Stopped):
-    """A run stopped, on all processes alike, by a step that must not be applied; the text says how to go on."""
+    """A run stopped, on all processes alike, by a step that must not be applied; the text says how to continue."""
 
     exit_code = 1
 
 
 def find_fault(loss: float, grad_norm: float, recent: list[list[float]], threshold: float) -> str | None:
-    """Say why a step must not be applied, or None if it may.
+    """Return why a step must not be applied, or None if it may be.
 
     Args:
         loss: of the step, in nats per token.
         grad_norm: of its gradient before clipping.
         recent: loss and gradient norm of applied steps before it.
-        threshold: standard deviations over the mean of `recent` from which on there is a spike; 0: there is none.
+        threshold: standard deviations over the mean of `recent` that make a spike; 0: never.
     """
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         return "not finite"
-    if threshold and len(recent) >= FEWEST:
+    if threshold and len(recent) >= MIN_STEPS:
         for column, (name, value) in enumerate((("loss", loss), ("gradient norm", grad_norm))):
             usual = NormalDist.from_samples([step[column] for step in recent])
             if value > usual.mean + threshold * usual.stdev:
@@ -42,32 +43,33 @@ def find_fault(loss: float, grad_norm: float, recent: list[list[float]], thresho
 def may_be_applied(
     loss: float, grad_norm: float, progress: Progress, settings: TrainingSettings, checkpoint_dir: Path
 ) -> bool:
-    """Judge the step under way and keep count in `progress`: the same on all processes, and after a resume.
+    """Return True if the step under way may be applied, and count it in `progress`.
+
+    The answer is the same on all processes, and after a resume.
 
     Raises:
         Diverged: the step is bad and settings say to stop, or too many before it were bad too.
     """
     fault = find_fault(loss, grad_norm, progress.recent_steps, settings.spike_threshold)
     if fault is None:
-        progress.skipped_in_a_row = 0
-        if settings.spike_threshold:
-            progress.recent_steps = [*progress.recent_steps, [loss, grad_norm]][-WINDOW:]
+        progress.apply_step((loss, grad_norm), WINDOW if settings.spike_threshold else 0)
         return True
-    if settings.on_bad_step == "stop" or progress.skipped_in_a_row == MOST_IN_A_ROW:
+    if settings.on_bad_step == "stop" or progress.skipped_in_a_row == MAX_SKIPPED:
         raise Diverged(
             f"stopped at step {progress.global_step + 1}, which was not applied: loss {loss:.4g}, gradient norm "
             f"{grad_norm:.4g} ({fault}); {remedy(progress, checkpoint_dir)}"
         )
-    progress.skipped_steps += 1
-    progress.skipped_in_a_row += 1
+    progress.skip_step()
     return False
 
 
 def remedy(progress: Progress, checkpoint_dir: Path) -> str:
-    """What a user can do about a bad step."""
+    """Name what a user can do about a bad step."""
     if progress.skipped_in_a_row:
-        return f"so were {progress.skipped_in_a_row} steps before it: start anew with a lower --learning_rate"
+        return f"so were {progress.skipped_in_a_row} steps before it: start again with a lower --learning_rate"
     checkpoints = find_checkpoints(checkpoint_dir)
     if not checkpoints:
-        return "there is no checkpoint yet: start anew with --on_bad_step skip or a lower --learning_rate"
-    return f"resume from {checkpoints[0]} with --resume --on_bad_step skip, or start anew with a lower --learning_rate"
+        return "there is no checkpoint yet: start again with --on_bad_step skip or a lower --learning_rate"
+    return (
+        f"resume from {checkpoints[0]} with --resume --on_bad_step skip, or start again with a lower --learning_rate"
+    )

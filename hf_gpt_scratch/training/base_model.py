@@ -1,8 +1,8 @@
-"""Starting from a model that exists: its architecture and vocabulary into the settings, its weights into the run."""
+"""Start from an existing model: its architecture and vocabulary go into the settings, its weights into the run."""
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
 from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
-from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings, Vocabulary
 
 
 if TYPE_CHECKING:
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """What is known of a model before its weights are loaded."""
+    """Config and tokenizer of a model, read before its weights are loaded."""
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: str | None  # "gpt2" or "bytes"; None: a tokenizer of its own
+    vocabulary: Vocabulary | None  # None: a tokenizer of its own
 
     @property
     def stored_dtype(self) -> str | None:
-        """The dtype that its folder has the weights in, as its config says."""
+        """The dtype of the stored weights, according to the config."""
         return None if self.config.dtype is None else str(self.config.dtype).removeprefix("torch.")
 
     @property
     def rows_without_token(self) -> list[int]:
-        """Ids of embeddings that the tokenizer has no token for, such as those that round a vocabulary up."""
+        """Ids of embeddings without a token, such as those that round a vocabulary up."""
         return sorted(set(range(self.config.vocab_size)) - set(self.tokenizer.get_vocab().values()))
 
     @property
     def encoding(self) -> "AnyTokenizer":
-        """What turns texts into its token ids: tiktoken, if that gives the same ones."""
+        """The encoder of texts: tiktoken if it gives the same ids, else the tokenizer."""
         return self.tokenizer if self.vocabulary is None else load_encoding(self.vocabulary)
 
 
 def read_base_model(settings: TrainingSettings) -> BaseModel | None:
-    """Read config and tokenizer of `model_name_or_path`; None without one.
+    """Read config and tokenizer of `model_name_or_path`; return None without one.
 
     Raises:
-        ValueError: it is no model of ours, or its tokenizer has more tokens than it has embeddings.
+        ValueError: the model is of another type, or its tokenizer has more tokens than it has embeddings.
         OSError: config or tokenizer cannot be read.
     """
     name = settings.model_name_or_path
@@ -75,16 +75,18 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
     return BaseModel(config, tokenizer, known_vocabulary(tokenizer))
 
 
-def known_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Name the vocabulary of the package that has the same ids for every text; None if there is none."""
-    for name, last_id in END_OF_TEXT_IDS.items():
-        if len(tokenizer) == last_id + 1 and text_rules(tokenizer) == text_rules(build_tokenizer(vocabulary=name)):
+def known_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
+    """Return the vocabulary of this package with the same ids for every text, or None."""
+    for name in get_args(Vocabulary):
+        if len(tokenizer) == END_OF_TEXT_IDS[name] + 1 and text_rules(tokenizer) == text_rules(
+            build_tokenizer(vocabulary=name)
+        ):
             return name
     return None
 
 
 def text_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """Read the parts of a fast tokenizer that ids depend on; None of one that is not fast."""
+    """Read the parts of a tokenizer that ids depend on; return None unless it is a fast one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -93,7 +95,7 @@ def text_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
 
 
 def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> TrainingSettings:
-    """Fill in the architecture and vocabulary of the base model, so that settings and history say what is trained.
+    """Fill in the architecture and vocabulary of the base model, so that settings and history describe the model.
 
     Raises:
         ValueError: a setting contradicts the model, or the prepared tokens are not its tokens.
@@ -119,14 +121,16 @@ def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> Train
     return replace(settings, vocabulary=base.vocabulary, **own)
 
 
-def load_base_model(settings: TrainingSettings) -> PreTrainedModel:
-    """Load the weights of `model_name_or_path`, with the dropout, attention and dtype of the settings.
+def load_base_model(name: str, settings: TrainingSettings) -> PreTrainedModel:
+    """Load the weights of the base model `name`, with the dropout, attention and dtype of the settings.
 
     Raises:
         OSError: weights or tokenizer cannot be read or are not complete.
     """
-    changes = {"dropout": settings.dropout, "attn_implementation": settings.attn_implementation}
-    # How a folder was stored does not decide how a run computes.
-    changes["dtype"] = getattr(torch, settings.weights_dtype)
-    model, _ = load_model_and_tokenizer(settings.model_name_or_path, **changes)
+    model, _ = load_model_and_tokenizer(
+        name,
+        dropout=settings.dropout,
+        attn_implementation=settings.attn_implementation,
+        dtype=getattr(torch, settings.weights_dtype),  # however the folder stores them
+    )
     return model

@@ -1,4 +1,4 @@
-"""Settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
+"""Read settings from a recipe, a YAML or JSON file and flags; each overrides the one before."""
 
 import argparse
 import difflib
@@ -17,19 +17,23 @@ from hf_gpt_scratch.runtime.launching import settings_of_launcher
 from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
 
-# Settings that make a known run, each a YAML file; the command line can still change each of them.
+# Settings of known runs, each a YAML file; the command line overrides them.
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
-TRAINING_TEXT = {"train_file", "train_data", "sample_text"}  # ways to name it
+TRAINING_TEXT = {"train_file", "train_data", "sample_text"}  # settings that name it
 DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
 
 
 class SettingsParser(OneLineParser, HfArgumentParser):
     """A flag for each setting; mistakes are reported in one line."""
 
+    def add_argument(self, *names: Any, may_change_on_resume: bool = False, **kwargs: Any) -> argparse.Action:
+        """Add a flag; HfArgumentParser also hands on the metadata of a field that argparse does not know."""
+        return super().add_argument(*names, **kwargs)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name nearest to a misspelled one, or nothing."""
+    """Return a suggestion of the known name nearest to a misspelled one, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
@@ -39,7 +43,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be parsed, or holds a key that is no setting; the line suggests the nearest one.
+        ValueError: it cannot be parsed, or holds an unknown setting; the line suggests the nearest one.
     """
     if not path.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
@@ -52,7 +56,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold lines of the form setting: value")
     known = {item.name for item in fields(TrainingSettings)} | {"recipe"}
-    problems = [f"{key!r} is no setting{nearest(str(key), known)}" for key in values if key not in known]
+    problems = [f"unknown setting {key!r}{nearest(str(key), known)}" for key in values if key not in known]
     lists = {name for name, hint in get_type_hints(TrainingSettings).items() if list[str] in get_args(hint)}
     problems += [
         f"{key} takes one value, got {value}"
@@ -65,12 +69,12 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Write settings as flags, so that one parser checks all sources; YAML alone would read 4e-4 as a text."""
+    """Convert settings to flags, so that one parser checks all sources; YAML alone would read 4e-4 as a string."""
     flags: list[str] = []
     for name, value in values.items():
         if value is not None:
             words = value if isinstance(value, list) else [value]
-            # An empty --flag= keeps the value of an empty text; lists take their words one by one.
+            # An empty --flag= keeps an empty string; lists take their words one by one.
             flags += [f"--{name}", *map(str, words)] if isinstance(value, list) else [f"--{name}={value}"]
     return flags
 
@@ -114,11 +118,17 @@ def build_parser() -> SettingsParser:
     )
     parser.add_argument("--config", help="YAML or JSON file with any of these settings; flags override it")
     for action in list(parser._actions):
-        # The library has `--x` and `--no_x` only for what is true where nothing is said, and not for what is derived.
+        # HfArgumentParser has `--no_x` only for settings that are true by default, not for derived ones.
         if action.dest in DERIVED_BOOLS:
             action.nargs, action.const = "?", True
-            words = {"action": "store_false", "dest": action.dest, "default": None, "help": argparse.SUPPRESS}
-            parser.add_argument(f"--no_{action.dest}", f"--no-{action.dest.replace('_', '-')}", **words)
+            parser.add_argument(
+                f"--no_{action.dest}",
+                f"--no-{action.dest.replace('_', '-')}",
+                action="store_false",
+                dest=action.dest,
+                default=None,
+                help=argparse.SUPPRESS,
+            )
     return parser
 
 
@@ -132,12 +142,12 @@ def given(parser: OneLineParser, words: Sequence[str]) -> dict[str, Any]:
     nothing = argparse.Namespace(**{action.dest: MISSING for action in parser._actions})
     found, unknown = parser.parse_known_args(words, nothing)
     if unknown:
-        raise ValueError(f"{unknown[0]} is no flag{nearest(unknown[0], known)}; --help lists all flags")
+        raise ValueError(f"unknown flag {unknown[0]}{nearest(unknown[0], known)}; --help lists all flags")
     return {name: value for name, value in vars(found).items() if value is not MISSING}
 
 
 def without_replaced(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of settings what those above them say in another way: the training text, the length of the run."""
+    """Drop the settings that those above them replace by others: the training text, the length of the run."""
     replaced = set()
     if TRAINING_TEXT & set(upper):
         replaced |= {"train_file", "train_data"}
@@ -147,7 +157,7 @@ def without_replaced(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, 
 
 
 def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
-    """Fit a recipe's settings to those of the user that they depend on.
+    """Adapt a recipe to those settings of the user that it depends on.
 
     Raises:
         ValueError: of the recipe's pair of texts, only the one for validation is named.
@@ -172,5 +182,5 @@ def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, An
 
 
 def settings_json(settings: TrainingSettings) -> str:
-    """The settings as a file that `--config` reads back."""
+    """Return the settings as the text of a file that `--config` reads."""
     return json.dumps(settings.to_dict(), indent=2) + "\n"

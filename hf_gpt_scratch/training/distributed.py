@@ -1,6 +1,6 @@
-"""Several processes: what only the main one does, and weights that are spread over them (FSDP2).
+"""Several processes: work of the main one alone, and sharded weights (FSDP2).
 
-A checkpoint and a repository folder always hold whole tensors, so that neither depends on how many processes wrote it.
+Checkpoints and repository folders always hold whole tensors, so they do not depend on the number of processes.
 """
 
 import os
@@ -20,18 +20,19 @@ Result = TypeVar("Result")
 
 
 def is_in_group(accelerator: Accelerator) -> bool:
-    """Whether the process is in a process group, be it alone there (`torchrun --nproc_per_node=1`): Accelerate wraps
-    the model then, in DDP for one, which copies every gradient away and back as soon as autograd calls it complete.
+    """Return True if the process is in a process group, even alone (`torchrun --nproc_per_node=1`).
+
+    Accelerate then wraps the model, for example in DDP, which copies every gradient as soon as autograd completes it.
     """
     return accelerator.distributed_type != DistributedType.NO
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Call `action` on the main process and give its result to all; every process calls this.
+    """Call `action` on the main process and give its result to all. Collective: call on every process.
 
     Raises:
-        ValueError, OSError: on the main process, what `action` raised.
-        SystemExit: on the others, with code 1 and without a word: one mistake is reported once.
+        ValueError, OSError: on the main process, as `action` raised it.
+        SystemExit: on the others, with code 1 and no message: one mistake is reported once.
     """
     result, failure = None, None
     if accelerator.is_main_process:
@@ -48,15 +49,15 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
 
 
 def refuse_deepspeed() -> None:
-    """Stop before anything is set up if the launcher was asked for DeepSpeed, or for splitting of another kind.
+    """Refuse DeepSpeed and other ways of sharding that the launcher was asked for.
 
     Raises:
-        ValueError: it was; the line names what to use instead.
+        ValueError: it was; the line names the replacement.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError(
             "DeepSpeed is not supported, because its weights and optimizer state do not fit these checkpoints: launch "
-            "with scripts/configs/fsdp2.yaml, which spreads them as well"
+            "with scripts/configs/fsdp2.yaml, which shards them as well"
         )
     for variable, what in (("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "a parallelism config")):
         if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
@@ -64,10 +65,10 @@ def refuse_deepspeed() -> None:
 
 
 def complete_fsdp(accelerator: Accelerator) -> None:
-    """Give the FSDP that the launcher was asked for to processes on a CPU too.
+    """Enable the FSDP that the launcher was asked for on a CPU too.
 
-    Accelerate 1.15 hears of it there, says nothing and goes on with DDP, though PyTorch shards over gloo as well. What
-    is set here is what Accelerate sets for GPUs.
+    Accelerate 1.15 silently falls back to DDP there, though PyTorch shards over gloo as well. The values set here are
+    those that Accelerate sets for GPUs.
 
     Raises:
         ValueError: FSDP version 1 was asked for.
@@ -84,37 +85,37 @@ def complete_fsdp(accelerator: Accelerator) -> None:
 
 
 def unshard(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that may be spread; to be called by all processes."""
+    """Return the whole of a tensor that may be sharded. Collective: call on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Make spread tensors whole, one after the other; to be called by all processes.
+    """Unshard tensors one after the other. Collective: call on every process.
 
     Args:
-        tensors: named tensors, spread or not.
-        keep: whether this process needs them; where not, no more than one is whole at a time and {} is returned.
+        tensors: named tensors, sharded or not.
+        keep: return them; otherwise only one is whole at a time, and the result is empty.
     """
     gathered = {}
     for name, tensor in tensors.items():
         values = unshard(tensor.detach())
         if keep:
-            # What was spread may fill a device when it is whole; it goes to the host at once.
+            # Whole tensors may not fit on the device together, so each goes to the host at once.
             gathered[name] = values.cpu() if isinstance(tensor, DTensor) else values.contiguous()
     return gathered
 
 
 def shard_like(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Cut this process's part out of whole values, as `like` is cut; without messages between the processes."""
+    """Cut this process's shard out of whole values, as `like` is sharded, without communication."""
     if not isinstance(like, DTensor) or values.shape != like.shape:  # a counter beside a moment stays as it is
         return values
     return distribute_tensor(values.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def spread_optimizer_state(
+def shard_optimizer_state(
     state: dict[int, dict[str, torch.Tensor]], optimizer: Optimizer
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """Cut the whole moments of all parameters, by index, as the optimizer's parameters are cut."""
+    """Shard the whole moments of all parameters, by index, as the optimizer's parameters are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         index: {key: shard_like(value, parameters[index]) for key, value in values.items()}
@@ -123,10 +124,10 @@ def spread_optimizer_state(
 
 
 def unsharded_model(accelerator: Accelerator, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model that the main process can save: the bare `model` itself, or a copy in host memory.
+    """Return a model that the main process can save: the bare `model` itself, or a copy in host memory.
 
-    It is a copy where weights are spread, or are to have another dtype. To be called by all processes; what the others
-    get is not to be used.
+    It is a copy if weights are sharded or get another dtype. Collective: call on every process; only the main one may
+    use the result.
     """
     if not accelerator.is_fsdp2 and model.dtype == dtype:
         return model

@@ -1,4 +1,4 @@
-"""A look at a run before it begins: sizes, steps, memory and time, and nothing written."""
+"""Print sizes, steps, memory and time of a run without starting it or writing anything."""
 
 from datetime import timedelta
 
@@ -11,29 +11,29 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.runtime.environment import describe_device
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
+from hf_gpt_scratch.training.build import build_accelerator, build_windows
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, fit_to_text
 from hf_gpt_scratch.training.rehearsal import rehearse
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
-from hf_gpt_scratch.training.run import build_accelerator, build_windows
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.trial import check_attention
 
 
-# Memory that an allocator holds for a byte in use, since blocks are freed in another order than they were taken;
-# measured on runs from 0.8 to 163 million parameters it was 1.1 to 1.4.
+# Bytes that an allocator holds per byte in use, because blocks are freed in another order than they were taken:
+# 1.1 to 1.4, measured on runs from 0.8 to 163 million parameters.
 ALLOCATOR_OVERHEAD = 1.2
 
 
 def dry_run(settings: TrainingSettings) -> list[str]:
-    """Say what a run would be, without writing anything; the text is read, the model only sketched.
+    """Describe a run without writing anything; the text is read, the model only sketched.
 
     Returns:
         Lines to print; none on other processes than the main one.
 
     Raises:
-        ValueError, OSError: what would stop the run before its first step.
+        ValueError, OSError: the run would stop with this before its first step.
     """
     check_attention(settings)
     refuse_used_folder(settings)
@@ -53,7 +53,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
-    # Before the memory: it computes, and so loads the libraries that a step will load.
+    # Before the memory, because it computes and so loads the libraries that a step will load.
     time = time_estimate(tokens * flops_per_token(model, settings.window_size), settings, accelerator)
     cut = cut_line(asked, settings, num_windows)
     return [
@@ -70,28 +70,29 @@ def dry_run(settings: TrainingSettings) -> list[str]:
 
 
 def model_config(settings: TrainingSettings, base: BaseModel | None) -> PretrainedConfig:
-    """Config of the model that would be trained: that of the base model, or fresh."""
+    """Return the config of the model to train: that of the base model, or a fresh one."""
     config = settings.model_config() if base is None else base.config
     config.dropout, config.dtype = settings.dropout, getattr(torch, settings.weights_dtype)
     return config
 
 
 def memory_estimate(config: PretrainedConfig, settings: TrainingSettings, accelerator: Accelerator) -> int:
-    """Bytes at the peak of a run: of the GPU what PyTorch allocates, of a CPU process all that is resident.
+    """Estimate the bytes at the peak of a run: allocated by PyTorch on a GPU, resident in a process on a CPU.
 
-    DDP keeps a second copy of the gradients in its buckets. What FSDP shards is counted whole.
+    DDP keeps a second copy of the gradients in its buckets. FSDP's shards are counted as whole tensors.
     """
     device = accelerator.device
     num_bytes = round(ALLOCATOR_OVERHEAD * rehearse(config, settings, device, accelerator.mixed_precision))
     if accelerator.num_processes > 1:
         with FakeTensorMode():
-            num_bytes += config.dtype.itemsize * AutoModelForCausalLM.from_config(config).num_parameters()
+            itemsize = getattr(torch, settings.weights_dtype).itemsize
+            num_bytes += itemsize * AutoModelForCausalLM.from_config(config).num_parameters()
     # By now the libraries and the text are loaded, as in the run.
     return num_bytes + (psutil.Process().memory_info().rss if device.type == "cpu" else 0)
 
 
 def time_estimate(flops: float, settings: TrainingSettings, accelerator: Accelerator) -> str:
-    """The least time that training can take: an MFU of 100 %, no evaluation. How much longer, only a run can tell."""
+    """Estimate the least time of training: at an MFU of 100 %, without any evaluation."""
     dtype = product_dtype(accelerator.mixed_precision)
     peak = (settings.peak_flops or measure_peak_flops(accelerator.device, dtype)) * accelerator.num_processes
     seconds = flops / peak

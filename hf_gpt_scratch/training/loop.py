@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -26,17 +27,17 @@ from hf_gpt_scratch.runtime.files import name_file_in_errors
 from hf_gpt_scratch.runtime.interrupts import Interrupted, StopSignals, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
 from hf_gpt_scratch.training.bad_steps import may_be_applied
+from hf_gpt_scratch.training.build import set_up
 from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state
 from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
 from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.reporting.card import card_details
-from hf_gpt_scratch.training.reporting.loss_plot import refresh_loss_plot
 from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, warn
 from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
-from hf_gpt_scratch.training.run import Run, set_up
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.stopping import SignalCriterion, WorkLeft, agreed_signal, leave_at_signal, until_signal
+from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
 
 
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
@@ -44,7 +45,7 @@ STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resu
 
 @dataclass
 class TrainingResult:
-    """Where the results lie and what they are; losses in nats per token."""
+    """The results of a run and their folder; losses in nats per token."""
 
     repository: Path
     train_loss: float
@@ -55,7 +56,7 @@ class TrainingResult:
 
 
 def train(settings: TrainingSettings) -> TrainingResult:
-    """Train a model as the settings say; every process calls this.
+    """Train a model as the settings say. Collective: call on every process.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written. Or memory has
@@ -68,8 +69,7 @@ def train(settings: TrainingSettings) -> TrainingResult:
     with FolderLock(Path(settings.output_dir)) as lock:
         try:
             with StopSignals(f"{STOPPED} before the first step: start again with the same command") as signals:
-                run = set_up(settings, lock)
-                run.signals = signals
+                run = set_up(settings, lock, signals)
                 return train_run(run)
         except Exception as error:
             is_started = run is not None and run.progress.global_step > 0
@@ -81,7 +81,7 @@ def train(settings: TrainingSettings) -> TrainingResult:
 
 
 def less_memory(settings: TrainingSettings, is_started: bool) -> str:
-    """Say what makes a run take less memory."""
+    """Name the settings that make a run take less memory."""
     ways = [
         f"--per_device_train_batch_size {settings.per_device_train_batch_size} (with more micro-batches in a step)"
     ]
@@ -89,103 +89,92 @@ def less_memory(settings: TrainingSettings, is_started: bool) -> str:
     saving = [
         f"--{name}" for name in ("gradient_checkpointing", "optimizer_in_backward") if not getattr(settings, name)
     ]
-    resumed = "; the last checkpoint is as it was: --resume goes on from it" if is_started else ""
+    resumed = "; the last checkpoint is intact: --resume continues from it" if is_started else ""
     return f"turn down {', '.join(ways)}{', or add ' * bool(saving)}{' or '.join(saving)}{resumed}"
 
 
 def train_run(run: Run) -> TrainingResult:
-    """Train a run that is set up to its end; every process calls this."""
-    settings, progress = run.settings, run.progress
-    run.signals.message = f"{STOPPED} at step {progress.global_step}, where it began: {GO_ON}"
+    """Train a run that is set up to its end. Collective: call on every process."""
+    settings, progress, signals = run.settings, run.progress, run.signals
+    signals.message = f"{STOPPED} at step {progress.global_step}, where it began: {GO_ON}"
     if settings.report_to:
-        start_trackers(run)
+        start_trackers(run.accelerator, settings, run.history, progress.global_step)
     if progress.global_step == 0:
-        # Its draws are undone, so that looking at the losses first changes nothing in the training after it.
+        # Restore the generators afterwards, so that the first evaluation does not affect training.
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             evaluate(run, settings.initial_eval_iter)
     elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
         record_evaluation(run, *progress.whole_losses)
     display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
-    with run.signals.noted(), closing(display):
+    with signals.noted(), closing(display):
         if progress.is_step_open:
-            finish_step(run)
+            after_step(run)
         while progress.global_step < run.num_steps:
             train_epoch(run, display)
-        run.signals.message = f"{STOPPED} after the last step, which is saved: {GO_ON}"
+        signals.message = f"{STOPPED} after the last step, which is saved: {GO_ON}"
     return finish(run)
 
 
 def train_epoch(run: Run, display: StepDisplay) -> None:
-    """Train to the end of the epoch, or from the middle of it after a resume."""
-    progress, accelerator = run.progress, run.accelerator
-    if progress.order_seed is None:
-        progress.order_seed = run.draw_order_seed(progress.epoch)
-    run.train_sampler.order_seed = progress.order_seed
-    run.train_sampler.first_step = progress.step_in_epoch
-    for batch in run.train_loader:
+    """Train to the end of the epoch or of the run; after a resume from the middle of the epoch."""
+    progress = run.progress
+    run.start_epoch()
+    for batch in islice(run.train_loader, run.num_steps - progress.global_step):
         started = time.perf_counter()
-        num_tokens = int(accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
-
+        num_tokens = int(run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
         learning_rate = learning_rate_at(progress.global_step, run.num_steps, run.settings)
-        loss, grad_norm, is_applied = optimizer_step(run, batch, num_tokens, learning_rate)
-
-        progress.global_step += 1
-        progress.step_in_epoch += 1
-        progress.tokens_seen += num_tokens
-        progress.whole_losses = None
-        tokens_per_second = num_tokens / (time.perf_counter() - started)
-        record_step(run, display, loss, grad_norm, is_applied, learning_rate, tokens_per_second)
-        finish_step(run)
-        if progress.global_step == run.num_steps:
-            return
+        figures = optimizer_step(run, batch, num_tokens, learning_rate)
+        progress.finish_step(num_tokens)
+        record_step(run, display, *figures, learning_rate, num_tokens / (time.perf_counter() - started))
+        after_step(run)
 
 
-def finish_step(run: Run) -> None:
-    """Evaluate, sample, save and push, each where it is due after a step.
+def after_step(run: Run) -> None:
+    """Evaluate, sample, save, push and stop, each where it is due after a step.
 
     Raises:
-        Interrupted: a process got a signal. All is saved, and an evaluation or sample that was left comes again, from
-            its beginning, in the resumed run.
+        Interrupted: a process got a signal. Everything is saved, and an evaluation or sample that it cut off comes
+            again, from its beginning, in the resumed run.
     """
-    settings, progress = run.settings, run.progress
-    step = progress.global_step
+    settings, progress, step = run.settings, run.progress, run.progress.global_step
     is_last, ends_epoch = step == run.num_steps, progress.step_in_epoch == len(run.train_sampler)
     is_best = False
     before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
     try:
         if (step - settings.eval_first_step) % settings.eval_steps == 0:
             _, validation_loss = evaluate(run, settings.eval_iter)
-            is_best = run.note_validation_loss(validation_loss)
+            is_best = settings.load_best_model_at_end and progress.note_if_best(validation_loss)
         if ends_epoch or is_last:
             write_sample(run)
-    except WorkLeft as left:
-        run.progress, draws = before
+    except WorkStopped as stop:
+        saved, draws = before
+        progress.restore(saved)
         restore_random_state(draws, run.accelerator.device)
-        raise stopped(run, run.save(), left.signal_number) from None
-    progress.is_step_open = False
+        raise stopped(run, run.save(), stop.signal_number) from None
+    progress.close_step()
     if ends_epoch:
-        progress.epoch, progress.step_in_epoch, progress.order_seed = progress.epoch + 1, 0, None
+        progress.finish_epoch()
     # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
     is_due = progress.skipped_in_a_row == 0 and settings.save_steps > 0 and step % settings.save_steps == 0
     checkpoint = run.save() if is_last or is_due or is_best else None
     is_pushed = settings.push_steps and step % settings.push_steps == 0 and not is_last
-    if is_pushed and not agreed_signal(run):
+    if is_pushed and not agreed_signal(run.accelerator, run.signals):
         push_unfinished(run)
     # All processes save or none does, whichever of them got the signal.
-    if number := agreed_signal(run):
+    if number := agreed_signal(run.accelerator, run.signals):
         raise stopped(run, checkpoint or run.save(), number)
 
 
 def stopped(run: Run, checkpoint: Path, signal_number: int) -> Interrupted:
-    """What ends a run after a signal, when it is saved."""
+    """Build the exception that ends a run after a signal, once it is saved."""
     return Interrupted(f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}", signal_number)
 
 
 def optimizer_step(
     run: Run, batch: dict[str, torch.Tensor], num_tokens: int, learning_rate: float
 ) -> tuple[float, float, bool]:
-    """Forward, backward, clip, step: one optimizer step over this process's share of the batch.
+    """Compute forward, backward, clipping and step over this process's share of the batch.
 
     Args:
         run: the run.
@@ -198,7 +187,7 @@ def optimizer_step(
         applied.
 
     Raises:
-        Diverged: it must not be applied, and the settings say to stop then.
+        Diverged: the step must not be applied, and the settings say to stop then.
     """
     accelerator, model, optimizer, settings = run.accelerator, run.model, run.optimizer, run.settings
     # Accelerate divides each loss by the micro-batches, and DDP averages over processes. Both are undone, because
@@ -216,10 +205,10 @@ def optimizer_step(
         norm = run.steps_in_backward.pop_grad_norm()
     else:
         norm = unshard(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
-    # One sum over the processes and one wait for the device; all get the same bits, so that all judge alike.
+    # One reduction and one wait for the device; all processes get the same bits, so that all decide alike.
     figures = accelerator.reduce(torch.stack([step_loss, norm / accelerator.num_processes]), "sum")
     total_loss, grad_norm = figures.tolist()
-    # fp16 overflows now and then: its scaler skips such a step itself and scales by less from then on.
+    # fp16 overflows now and then: the scaler then skips the step itself and lowers its scale.
     is_overflow = accelerator.scaler is not None and math.isfinite(total_loss) and not math.isfinite(grad_norm)
     is_applied = is_overflow or may_be_applied(total_loss, grad_norm, run.progress, settings, run.checkpoint_dir)
     if is_applied:
@@ -231,7 +220,7 @@ def optimizer_step(
 
 
 def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut a step's batch into micro-batches of `size` windows."""
+    """Split a step's batch into micro-batches of `size` windows."""
     for parts in zip(*(tensor.split(size) for tensor in batch.values()), strict=True):
         yield dict(zip(batch, parts, strict=True))
 
@@ -245,7 +234,7 @@ def record_step(
     learning_rate: float,
     tokens_per_second: float,
 ) -> None:
-    """Show a step, and write it into the history and the trackers."""
+    """Show a step, and record it in the history and the trackers."""
     progress, flops, was_raised = run.progress, run.flops, run.flops.is_raised
     mfu, memory = flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
     if flops.is_raised and not was_raised and run.accelerator.is_main_process:
@@ -255,21 +244,21 @@ def record_step(
         )
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
-    # JSON has no NaN, and a tracker's plot no place for it.
-    values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    # JSON has no NaN, and a tracker cannot plot it.
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     speed = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(mfu, 4), "peak_memory_bytes": memory}
     run.history.append(
         "step",
         global_step=progress.global_step,
         epoch=progress.epoch,
         tokens_seen=progress.tokens_seen,
-        **values,
+        **finite,
         **speed,
         seconds_left=round(display.seconds_left(progress.global_step), 3),
         **({} if is_applied else {"skipped": True}),
     )
     run.history.note_lost_output(progress.global_step)
-    known = {name: value for name, value in (values | speed).items() if value is not None}
+    known = {name: value for name, value in (finite | speed).items() if value is not None}
     run.accelerator.log(known, step=progress.global_step)
 
 
@@ -279,24 +268,24 @@ def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
     0 batches means the whole validation text, and as many batches of the training text.
 
     Raises:
-        WorkLeft: a process got a signal; nothing was recorded.
+        WorkStopped: a process got a signal; nothing was recorded.
     """
     progress, is_whole = run.progress, num_batches == 0
     num_batches = num_batches or len(run.validation_loader)
-    run.train_eval_sampler.order_seed = run.draw_order_seed(None)
+    run.shuffle_train_eval()
     train_loss = mean_loss(run, run.train_eval_loader, num_batches)
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
     validation_loss = mean_loss(run, run.validation_loader, num_batches)
     record_evaluation(run, train_loss, validation_loss)
     run.accelerator.log({"train_loss": train_loss, "validation_loss": validation_loss}, step=progress.global_step)
-    refresh_loss_plot(run)
-    progress.whole_losses = [train_loss, validation_loss] if is_whole else None
+    run.loss_plot.refresh()
+    progress.set_losses([train_loss, validation_loss] if is_whole else None)
     return train_loss, validation_loss
 
 
 def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> None:
-    """Show the losses of this moment, and write them into the history unless they are its last ones already."""
+    """Show the losses of this moment, and record them unless they are the last ones in the history already."""
     step = run.progress.global_step
     with tqdm.external_write_mode():
         run.say(
@@ -311,8 +300,8 @@ def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> No
 
 
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
-    """Nats per token over the first batches of a loader, each process doing its share."""
-    batches = islice(until_signal(run, loader), num_batches)
+    """Return the nats per token over the first batches of a loader, each process computing its share."""
+    batches = islice(until_signal(run.accelerator, run.signals, loader), num_batches)
     share = sum_losses(run.model, batches, run.settings.chunked_loss)
     return sum(gather_object([share]), LossSum(0.0, 0)).mean
 
@@ -320,28 +309,28 @@ def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
 def write_sample(run: Run) -> None:
     """Continue the sample prompt greedily; print and record the text in one line.
 
-    All processes generate it, because no one alone has the weights of a model that is spread over them.
+    All processes generate it, because none alone has all weights of a sharded model.
 
     Raises:
-        WorkLeft: a process got a signal; nothing was recorded.
+        WorkStopped: a process got a signal; nothing was recorded.
     """
     settings = run.settings
     if not settings.sample_tokens:
         return
-    model = run.bare_model
+    model: Any = run.bare_model  # PreTrainedModel itself has no generate()
     prompt_ids = text_to_token_ids(settings.sample_prompt, run.encoding).to(model.device)
-    room = settings.max_position_embeddings - prompt_ids.shape[1]
+    capacity = settings.context - prompt_ids.shape[1]
     with evaluation_mode(model):
         token_ids = model.generate(
             prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
-            max_new_tokens=min(settings.sample_tokens, room),
+            max_new_tokens=min(settings.sample_tokens, capacity),
             do_sample=False,
             suppress_tokens=(run.base.rows_without_token if run.base else None) or None,
             synced_gpus=run.accelerator.is_fsdp2,
             stopping_criteria=[SignalCriterion(run.signals)],
         )
-    leave_at_signal(run)
+    stop_at_signal(run.accelerator, run.signals)
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
     with tqdm.external_write_mode():
         run.say(f"sample: {text.replace(chr(10), ' ')}")
@@ -351,15 +340,13 @@ def write_sample(run: Run) -> None:
 def finish(run: Run) -> TrainingResult:
     """Evaluate on the whole validation text and write the repository folder."""
     run.load_best_weights()
-    if run.progress.whole_losses is None:
-        evaluate(run, 0)
-    train_loss, validation_loss = run.progress.whole_losses
+    train_loss, validation_loss = run.progress.whole_losses or evaluate(run, 0)
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
     write_repository(run, repository)
-    if not run.accelerator.state.fork_launched:  # then the group of processes is someone else's
+    if not run.accelerator.state.fork_launched:  # otherwise the process group belongs to the caller
         leave_process_group()
     run.accelerator.end_training()
     run.pushes.close()
@@ -370,17 +357,17 @@ def finish(run: Run) -> TrainingResult:
 
 
 def write_repository(run: Run, folder: Path) -> None:
-    """Draw the losses and write the folder that loads without this package; all processes call it."""
+    """Plot the losses and write the folder that loads without this package. Collective: call on every process."""
     settings = run.settings
     dtype = getattr(torch, settings.result_dtype or settings.weights_dtype)
     model = unsharded_model(run.accelerator, run.bare_model, dtype)
 
     def write() -> None:
         with name_file_in_errors(run.output_dir / "loss.png"):
-            run.history.plot_losses(run.output_dir / "loss")
+            run.history.plot_losses()
         progress = run.progress
         facts = {"training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens"}
-        for row in run.history.rows("evaluation")[-1:]:  # none where an unfinished model has lost its history
+        for row in run.history.rows("evaluation")[-1:]:  # none if the history of an unfinished model was lost
             loss = row["validation_loss"]
             facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
             facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
@@ -399,7 +386,7 @@ def write_repository(run: Run, folder: Path) -> None:
 
 
 def push_unfinished(run: Run) -> None:
-    """Push the model as it is to a branch of its own, beside the run, unless the push before is still under way."""
+    """Push the current model to its own branch in the background, unless the last push is still running."""
     if broadcast_object_list([run.pushes.is_busy])[0]:
         return
     folder = run.output_dir / UNFINISHED_MODEL

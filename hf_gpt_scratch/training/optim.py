@@ -1,11 +1,12 @@
 """AdamW or Muon with decay groups, and the learning rate of each step."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
 
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -24,14 +25,16 @@ class MuonWithAdamW(Optimizer):
         **adamw: further arguments of AdamW.
     """
 
-    def __init__(self, muon_groups: list[dict], adamw_groups: list[dict], lr: float, **adamw: object) -> None:
+    def __init__(
+        self, muon_groups: list[dict[str, Any]], adamw_groups: list[dict[str, Any]], lr: float, **adamw: Any
+    ) -> None:
         self.muon = Muon(muon_groups, lr=lr, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(adamw_groups, lr=lr, **adamw)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Update all parameters once; a closure is not supported."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        """Update all parameters once."""
         cut = len(self.muon.param_groups)
         # Loading a state or preparing for a device replaces groups and state, so they are handed on at each step.
         self.muon.param_groups, self.adamw.param_groups = self.param_groups[:cut], self.param_groups[cut:]
@@ -40,31 +43,37 @@ class MuonWithAdamW(Optimizer):
             optimizer.step()
 
 
-def build_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+def build_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> Optimizer:
     """Build AdamW (arXiv:1711.05101) or Muon; only the matrices of the layers decay, unless all are asked to.
 
     Decay pulls weights to zero: sensible for a matrix, harmful for a LayerNorm scale, and for an embedding row it
     would act on tokens that the batch does not even contain. Muon takes the hidden matrices, and leaves embeddings,
     the language-model head and all vectors to AdamW.
     """
-    decayed, spared = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in model.parameters():
         is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-        (decayed if is_matrix or settings.decay_all_parameters else spared).append(parameter)
-    adamw = {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
-    adamw["fused"] = None if settings.optim == "adamw_torch" else True
+        (decay if is_matrix or settings.decay_all_parameters else no_decay).append(parameter)
+    adamw: dict[str, Any] = {
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "fused": None if settings.optim == "adamw_torch" else True,
+    }
     if settings.optim != "muon":
-        return AdamW(groups(decayed, spared, settings), lr=settings.learning_rate, **adamw)
+        return AdamW(groups(decay, no_decay, settings), lr=settings.learning_rate, **adamw)
     hidden = {id(parameter) for layer in model.model.layers for parameter in layer.parameters() if parameter.ndim == 2}
-    muon_groups = groups([parameter for parameter in decayed if id(parameter) in hidden], [], settings)
-    adamw_groups = groups([parameter for parameter in decayed if id(parameter) not in hidden], spared, settings)
+    muon_groups = groups([parameter for parameter in decay if id(parameter) in hidden], [], settings)
+    adamw_groups = groups([parameter for parameter in decay if id(parameter) not in hidden], no_decay, settings)
     return MuonWithAdamW(muon_groups, adamw_groups, lr=settings.learning_rate, **adamw)
 
 
-def groups(decayed: list[nn.Parameter], spared: list[nn.Parameter], settings: TrainingSettings) -> list[dict]:
-    """Parameter groups with and without weight decay; empty ones are left out."""
-    both = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+def groups(
+    decay: list[nn.Parameter], no_decay: list[nn.Parameter], settings: TrainingSettings
+) -> list[dict[str, Any]]:
+    """Build the parameter groups with and without weight decay; empty ones are left out."""
+    both = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     return [group for group in both if group["params"]]
 
 
@@ -74,13 +83,14 @@ def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> f
     A pure function of the step: there is no scheduler whose state could be lost or stepped once per process. The
     cosine is that of arXiv:1608.03983 without restarts.
     """
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    warmup_steps, lowest = settings.warmup_steps or 0, settings.min_learning_rate or 0.0
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / (warmup_steps + 1)
     if settings.lr_scheduler_type == "constant":
         return settings.learning_rate
-    progress = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
-    amplitude = (settings.learning_rate - settings.min_learning_rate) / 2
-    return settings.min_learning_rate + amplitude * (1 + math.cos(math.pi * progress))
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    amplitude = (settings.learning_rate - lowest) / 2
+    return lowest + amplitude * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
@@ -90,9 +100,9 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def reset_to_torch_defaults(model: nn.Module) -> None:
-    """Draw all weights anew, as PyTorch's layers draw theirs when they are built, in the order of the modules.
+    """Draw all weights again as PyTorch's layers draw theirs when they are built, in the order of the modules.
 
-    This is the tutorial's initialisation: the same seed gives the same weights as building its model does.
+    This is the tutorial's initialization: the same seed gives the same weights as building its model does.
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm)):

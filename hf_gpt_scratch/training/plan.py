@@ -1,4 +1,4 @@
-"""What the text makes of the settings of a run: its steps, and a batch that is no larger than it."""
+"""The steps of a run and a batch no larger than the text: what depends on the length of the text."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def with_fitting_batch(settings: TrainingSettings, num_windows: int, num_process
 
 
 def cut_line(asked: TrainingSettings, cut: TrainingSettings, num_windows: int) -> str | None:
-    """Say that a batch was cut; None where it was not."""
+    """Describe how a batch was cut; return None if it was not."""
     sizes = [(s.per_device_train_batch_size, s.gradient_accumulation_steps) for s in (asked, cut)]
     if sizes[0] == sizes[1]:
         return None
@@ -75,8 +75,8 @@ def check_prompt(settings: TrainingSettings, encoding: "AnyTokenizer") -> None:
         ValueError: it does.
     """
     num_tokens = text_to_token_ids(settings.sample_prompt, encoding).shape[1]
-    if settings.sample_tokens and not 0 < num_tokens < settings.max_position_embeddings:
+    if settings.sample_tokens and not 0 < num_tokens < settings.context:
         raise ValueError(
             f"--sample_prompt has {num_tokens} tokens, but must have at least 1 and fewer than the context of "
-            f"{settings.max_position_embeddings}: change it, or turn samples off with --sample_tokens 0"
+            f"{settings.context}: change it, or turn samples off with --sample_tokens 0"
         )

@@ -1,4 +1,4 @@
-"""How much memory a run will take: a step rehearsed with tensors that have shapes and no content."""
+"""Estimate the memory of a run: rehearse a step with tensors that have shapes and no content."""
 
 import weakref
 from collections.abc import Callable
@@ -56,10 +56,10 @@ def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch
     Args:
         config: of the model.
         settings: of the run.
-        device: it would run on; nothing is allocated there.
+        device: of the run; nothing is allocated on it.
         precision: "no", "bf16" or "fp16".
     """
-    # The fused kernel has no rehearsal; its state is that of the other one, and it needs no temporaries.
+    # The fused kernel does not run on such tensors; the other one has the same state and only adds temporaries.
     settings = replace(settings, optim="muon" if settings.optim == "muon" else "adamw_torch")
     shape = settings.per_device_train_batch_size, settings.window_size
     with FakeTensorMode(), torch.device(device), MemoryCount() as count:

@@ -1,4 +1,4 @@
-"""Every knob of a training run: declared once, with default, unit and rule."""
+"""All settings of a training run, each declared once with its default, unit and rule."""
 
 import math
 from collections.abc import Iterator
@@ -20,20 +20,10 @@ Seconds = Annotated[int, Range(1, below=2**31)]
 Seed = Annotated[int, Range(0, below=2**32)]  # numpy takes no other
 NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
+Vocabulary = Literal["gpt2", "bytes"]
 
-# Settings that may change on resume, because the losses do not depend on them. Of the last two only the product with
-# the number of processes counts: resume.py compares it. Paths may change: it compares hashes of what they name.
-FREE_ON_RESUME = frozenset(
-    ("train_file", "sample_text", "train_data", "validation_file", "model_name_or_path")
-    + ("output_dir", "save_steps", "save_total_limit", "resume", "report_to", "license", "peak_flops", "ddp_timeout")
-    + ("push_to_hub", "hub_private_repo", "hub_revision", "push_steps", "push_steps_revision", "push_timeout")
-    + ("dry_run", "on_bad_step", "spike_threshold")  # the last two are of the steps to come
-    + ("optimizer_in_backward", "result_dtype")  # the same weights to the last bit
-    + ("per_device_train_batch_size", "gradient_accumulation_steps")
-)
-
-# Settings that an existing model brings with it, and what a fresh one has where nothing is said.
-FRESH_ARCHITECTURE = {
+# Settings that an existing model brings with it, and the defaults of a fresh one.
+FRESH_ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
@@ -44,12 +34,16 @@ FRESH_ARCHITECTURE = {
 }
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
-WARMUP_STEPS = 20  # where nothing is said, if the run has twice as many
+WARMUP_STEPS = 20  # by default, in a run of at least twice as many
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """Declare a field: its default, and what it does and in which unit, as --help shows it."""
-    return field(default=default, metadata={"help": help_text})
+def setting(default: Any, help_text: str, may_change_on_resume: bool = False) -> Any:
+    """Declare a field: its default, its meaning and unit as --help shows it, and its rule for resumed runs.
+
+    A setting may change if no loss depends on it, or only those of the steps to come. `resume.py` compares what paths
+    name by its hash, and of the two batch sizes their product with the number of processes.
+    """
+    return field(default=default, metadata={"help": help_text, "may_change_on_resume": may_change_on_resume})
 
 
 @dataclass
@@ -67,12 +61,19 @@ class TrainingSettings:
         None,
         "texts to train on: files, or folders with .txt, .md, .jsonl, .ndjson and .parquet files, text and JSON lines "
         "also .gz or .zst; none: sample_text",
+        may_change_on_resume=True,
     )
     text_column: str = setting("text", "key or column that holds the text in JSON lines and parquet")
-    sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
-    train_data: str | None = setting(None, "instead: a folder of tokens made by scripts/prepare_data.py")
+    sample_text: Literal["story", "verdict"] = setting(
+        "story", "the bundled story, or The Verdict, which is fetched", may_change_on_resume=True
+    )
+    train_data: str | None = setting(
+        None, "instead: a folder of tokens made by scripts/prepare_data.py", may_change_on_resume=True
+    )
     validation_file: list[str] | None = setting(
-        None, "texts to validate on; none: split train_file, or the validation tokens of train_data"
+        None,
+        "texts to validate on; none: split train_file, or the validation tokens of train_data",
+        may_change_on_resume=True,
     )
     train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
     block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
@@ -82,11 +83,13 @@ class TrainingSettings:
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
-    vocabulary: Literal["gpt2", "bytes"] | None = setting(
+    vocabulary: Vocabulary | None = setting(
         None, "GPT-2's 50,257 tokens, or one token for each byte; none: that of model_name_or_path, or gpt2"
     )
     model_name_or_path: str | None = setting(
-        None, "model to start from, a folder or Hub name: it brings weights and architecture; none: fresh weights"
+        None,
+        "model to start from, a folder or Hub name: it brings weights and architecture; none: fresh weights",
+        may_change_on_resume=True,
     )
     hidden_size: PositiveInt | None = setting(
         None, "width of the residual stream; none: that of model_name_or_path, or 192"
@@ -122,8 +125,12 @@ class TrainingSettings:
     # optimization
     num_train_epochs: PositiveInt = setting(10, "passes over the training text")
     max_steps: int = setting(-1, "optimizer steps to stop after; -1: as many as the epochs have")
-    per_device_train_batch_size: PositiveInt = setting(2, "windows of a micro-batch on each device")
-    gradient_accumulation_steps: PositiveInt = setting(1, "micro-batches of an optimizer step")
+    per_device_train_batch_size: PositiveInt = setting(
+        2, "windows of a micro-batch on each device", may_change_on_resume=True
+    )
+    gradient_accumulation_steps: PositiveInt = setting(
+        1, "micro-batches of an optimizer step", may_change_on_resume=True
+    )
     learning_rate: NonNegativeFloat = setting(1.5e-3, "peak learning rate")
     min_learning_rate: NonNegativeFloat | None = setting(
         None, "learning rate at the end of the cosine; none: a tenth of learning_rate"
@@ -142,10 +149,14 @@ class TrainingSettings:
     adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")
     max_grad_norm: NonNegativeFloat = setting(1.0, "clip the norm of the whole gradient to this; 0: never")
     on_bad_step: Literal["stop", "skip"] = setting(
-        "stop", "what to do at a step whose loss or gradient is not finite or a spike: stop the run, or skip the step"
+        "stop",
+        "what to do at a step whose loss or gradient is not finite or a spike: stop the run, or skip the step",
+        may_change_on_resume=True,
     )
     spike_threshold: NonNegativeFloat = setting(
-        0.0, "standard deviations over the last 128 steps' mean that make a loss or gradient norm a spike; 0: none"
+        0.0,
+        "standard deviations over the last 128 steps' mean that make a loss or gradient norm a spike; 0: none",
+        may_change_on_resume=True,
     )
     seed: Seed = setting(42, "of weights, window order and dropout")
     data_order: Literal["seeded", "torch_dataloader"] = setting(
@@ -159,9 +170,11 @@ class TrainingSettings:
         "float32", "dtype in which weights and optimizer state are kept and stepped, however a base model is stored"
     )
     result_dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None, "dtype of the weights in the result; none: as they were trained"
+        None, "dtype of the weights in the result; none: as they were trained", may_change_on_resume=True
     )
-    ddp_timeout: Seconds = setting(600, "seconds after which a process gives up waiting for the others")
+    ddp_timeout: Seconds = setting(
+        600, "seconds after which a process gives up waiting for the others", may_change_on_resume=True
+    )
     chunked_loss: bool = setting(
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
@@ -170,40 +183,56 @@ class TrainingSettings:
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     optimizer_in_backward: bool = setting(
-        False, "step each parameter in the backward pass to save memory; needs max_grad_norm 0 and one micro-batch"
+        False,
+        "step each parameter in the backward pass to save memory; needs max_grad_norm 0 and one micro-batch",
+        may_change_on_resume=True,
     )
     peak_flops: Annotated[float, Range(1)] | None = setting(
-        None, "FLOP/s of one device, for the MFU; none: measured with a matrix product"
+        None, "FLOP/s of one device, for the MFU; none: measured with a matrix product", may_change_on_resume=True
     )
     torch_compile: bool = setting(False, "compile the model with torch.compile")
 
     # evaluation and results
-    dry_run: bool = setting(False, "say sizes, steps, memory and time, and stop without writing anything")
-    output_dir: str = setting("runs/gpt-scratch", "new folder for everything the run writes")
+    dry_run: bool = setting(
+        False, "say sizes, steps, memory and time, and stop without writing anything", may_change_on_resume=True
+    )
+    output_dir: str = setting(
+        "runs/gpt-scratch", "new folder for everything the run writes", may_change_on_resume=True
+    )
     eval_steps: PositiveInt = setting(20, "optimizer steps between evaluations")
     eval_iter: NonNegativeInt = setting(0, "batches per evaluated loss; 0: the whole validation text")
     initial_eval_iter: NonNegativeInt = setting(0, "the same for the evaluation before the first step")
     eval_first_step: bool = setting(False, "count eval_steps from the first step, as the tutorial does")
     sample_prompt: str = setting("The lamp", "start of the sample written after every epoch")
     sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
-    save_steps: NonNegativeInt = setting(100, "optimizer steps between checkpoints; 0: only at the end")
-    save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep")
+    save_steps: NonNegativeInt = setting(
+        100, "optimizer steps between checkpoints; 0: only at the end", may_change_on_resume=True
+    )
+    save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep", may_change_on_resume=True)
     load_best_model_at_end: bool = setting(
         False, "save at each lowest validation loss too, keep that checkpoint, and build the result from it"
     )
-    resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir")
+    resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir", may_change_on_resume=True)
     report_to: list[str] | None = setting(
-        None, "trackers of Accelerate, such as tensorboard; all: those that are installed; none: no tracker"
+        None,
+        "trackers of Accelerate, such as tensorboard; all: those that are installed; none: no tracker",
+        may_change_on_resume=True,
     )
     license: str | None = setting(
-        None, "licence of the weights for the model card, as the Hub calls it, such as apache-2.0; none: none is named"
+        None,
+        "license of the weights for the model card, as the Hub calls it, such as apache-2.0; none: none is named",
+        may_change_on_resume=True,
     )
-    push_to_hub: str | None = setting(None, "USER/NAME of a Hub repository for the result")
-    hub_private_repo: bool = setting(False, "make that repository a private one")
-    hub_revision: str = setting("main", "its branch for the result")
-    push_steps: NonNegativeInt = setting(0, "optimizer steps between pushes of the unfinished model; 0: none of it")
-    push_steps_revision: str = setting("in-training", "branch for the unfinished model")
-    push_timeout: Seconds = setting(6 * 3600, "seconds after which a push is given up; the run goes on")
+    push_to_hub: str | None = setting(None, "USER/NAME of a Hub repository for the result", may_change_on_resume=True)
+    hub_private_repo: bool = setting(False, "make that repository a private one", may_change_on_resume=True)
+    hub_revision: str = setting("main", "its branch for the result", may_change_on_resume=True)
+    push_steps: NonNegativeInt = setting(
+        0, "optimizer steps between pushes of the unfinished model; 0: none of it", may_change_on_resume=True
+    )
+    push_steps_revision: str = setting("in-training", "branch for the unfinished model", may_change_on_resume=True)
+    push_timeout: Seconds = setting(
+        6 * 3600, "seconds after which a push is given up; the run goes on", may_change_on_resume=True
+    )
 
     def __post_init__(self) -> None:
         self._derive()
@@ -211,10 +240,10 @@ class TrainingSettings:
         if problems:
             raise ValueError("; ".join(problems))
         if self.model_name_or_path is None:
-            self.model_config()  # has rules of its own, and raises by them
+            self.model_config()  # has rules of its own
 
     def _derive(self) -> None:
-        """Fill in what depends on other settings; of a model that exists, what it brings is not known yet."""
+        """Fill in what depends on other settings; what a base model brings is not known yet."""
         if self.min_learning_rate is None:
             self.min_learning_rate = float(f"{self.learning_rate / 10:.12g}")
         if self.report_to == ["none"]:
@@ -222,7 +251,7 @@ class TrainingSettings:
         if self.model_name_or_path is not None:
             return
         self.vocabulary = self.vocabulary or "gpt2"
-        if self.num_attention_heads is None and (self.hidden_size or 0) > 0:
+        if self.num_attention_heads is None and self.hidden_size is not None and self.hidden_size > 0:
             self.num_attention_heads = fitting_heads(self.hidden_size)
         for name, value in FRESH_ARCHITECTURE.items():
             if getattr(self, name) is None:
@@ -248,7 +277,7 @@ class TrainingSettings:
     def _contradictions(self) -> Iterator[str]:
         heads = self.num_attention_heads or 1
         if self.hidden_size is not None and self.hidden_size % heads:
-            yield f"--hidden_size {self.hidden_size} is no multiple of --num_attention_heads {heads}"
+            yield f"--hidden_size {self.hidden_size} is not a multiple of --num_attention_heads {heads}"
         context = self.max_position_embeddings or math.inf
         if self.block_size is not None and self.block_size > context:
             owner = self.model_name_or_path or "the model"
@@ -300,15 +329,22 @@ class TrainingSettings:
             yield f"--push_steps {self.push_steps} has nowhere to push to: add --push_to_hub USER/NAME"
 
     @property
+    def context(self) -> int:
+        """The longest context of the model in tokens; a base model has to be read first."""
+        if self.max_position_embeddings is None:
+            raise ValueError(f"the context of {self.model_name_or_path} is not known before it is read")
+        return self.max_position_embeddings
+
+    @property
     def window_size(self) -> int:
         """Tokens of a training window."""
-        return self.block_size or self.max_position_embeddings
+        return self.block_size or self.context
 
     def with_num_steps(self, num_steps: int) -> "TrainingSettings":
-        """Return the settings of a run of that many steps: with its warm-up.
+        """Return the settings of a run of that many steps, with its warm-up.
 
         Raises:
-            ValueError: warm-up would be all of it.
+            ValueError: warm-up would be the whole run.
         """
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
@@ -319,17 +355,17 @@ class TrainingSettings:
 
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""
-        # Imported here, because --help and most mistakes shall not wait seconds for torch; from there, because the
-        # scripts leave the registration to whoever needs it.
+        # Imported here, because --help and most mistakes must not wait seconds for torch; from there, because the
+        # scripts leave the registration to the code that needs it.
         from hf_gpt_scratch.registration import GPTScratchConfig
 
-        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary]
+        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary or "gpt2"]
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text_id)
         values = {name: getattr(self, name) for name in ARCHITECTURE}
         return GPTScratchConfig(**values, vocab_size=end_of_text_id + 1, dropout=self.dropout, **ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, JSON-ready."""
+        """Return all values, JSON-ready."""
         return asdict(self)
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
@@ -337,12 +373,13 @@ class TrainingSettings:
         return [
             f"--{item.name} was {saved.get(item.name, item.default)}, is {getattr(self, item.name)}"
             for item in fields(self)
-            if item.name not in FREE_ON_RESUME and saved.get(item.name, item.default) != getattr(self, item.name)
+            if not item.metadata["may_change_on_resume"]
+            and saved.get(item.name, item.default) != getattr(self, item.name)
         ]
 
 
 def fitting_heads(hidden_size: int) -> int:
-    """Return a number of heads that divides a width: the usual one, or that whose heads are nearest to GPT-2's."""
+    """Return a number of heads that divides a width: the usual one, or the one whose heads are as wide as GPT-2's."""
     usual = FRESH_ARCHITECTURE["num_attention_heads"]
     if hidden_size % usual == 0:
         return usual

@@ -1,4 +1,4 @@
-"""Whether this machine can compute a step as the settings ask for: found out before anything is written."""
+"""Try beforehand that this machine can compute a step as the settings ask for."""
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
-    """Whether the model is compiled, by our own flag or by what the launcher was told (`--dynamo_backend`)."""
+    """Return True if the model is compiled, by `--torch_compile` or by the launcher's `--dynamo_backend`."""
     return settings.torch_compile or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
@@ -20,7 +20,7 @@ def check_compiler(accelerator: Accelerator) -> None:
     """Refuse a `--dynamo_backend` of the launcher that this PyTorch does not have.
 
     Raises:
-        ValueError: it has not.
+        ValueError: the backend is unknown.
     """
     backend = accelerator.state.dynamo_plugin.backend
     if backend == DynamoBackend.NO:
@@ -34,10 +34,10 @@ def check_compiler(accelerator: Accelerator) -> None:
 
 
 def check_attention(settings: TrainingSettings) -> None:
-    """Refuse an attention whose package is missing, which the library would tell of in a traceback.
+    """Refuse an attention whose package is missing; the library would raise a traceback.
 
     Raises:
-        ValueError: it is.
+        ValueError: the package is missing.
     """
     if settings.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
@@ -47,12 +47,13 @@ def check_attention(settings: TrainingSettings) -> None:
 
 
 def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> None:
-    """Compute a micro-batch forward and backward and forget it, where that may not work; all processes call it.
+    """Compute a micro-batch forward and backward where that may not work. Collective: call on every process.
 
-    Attention other than PyTorch's depends on device, dtype and dropout, and compiling on a compiler. Draws are undone.
+    Attention other than PyTorch's depends on device, dtype and dropout, and compiling on a compiler. The gradients are
+    dropped and the generators restored.
 
     Raises:
-        ValueError: it does not work here.
+        ValueError: the step fails here.
     """
     compiles = is_compiled(settings, accelerator)
     unusual = [f"--attn_implementation {settings.attn_implementation}"]

@@ -63,9 +63,10 @@ def make_product(size: int, times: int) -> Work:
 def make_ours(task: dict[str, Any], **settings: Any) -> Work:
     """The optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
     from hf_gpt_scratch import registration  # noqa: F401 a worker starts without it
+    from hf_gpt_scratch.runtime.interrupts import StopSignals
+    from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
     from hf_gpt_scratch.training.loop import optimizer_step
-    from hf_gpt_scratch.training.run import set_up
     from hf_gpt_scratch.training.settings import TrainingSettings
 
     task = Task(**task)
@@ -87,7 +88,7 @@ def make_ours(task: dict[str, Any], **settings: Any) -> Work:
         "peak_flops": 1e12,  # not measured here
     }
     with FolderLock(folder / "run") as lock:
-        run = set_up(TrainingSettings(**values | settings), lock)
+        run = set_up(TrainingSettings(**values | settings), lock, StopSignals())
     weights = load_file(task.weights)
     with torch.no_grad():
         for name, parameter in run.bare_model.named_parameters():

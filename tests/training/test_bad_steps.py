@@ -12,14 +12,14 @@ import torch
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.training import loop
-from hf_gpt_scratch.training.bad_steps import FEWEST, MOST_IN_A_ROW, Diverged, find_fault
+from hf_gpt_scratch.training.bad_steps import MAX_SKIPPED, MIN_STEPS, Diverged, find_fault
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, without_speed
 
 
-CALM = [[2.0 + 0.1 * (-1) ** step, 1.0 + 0.1 * (-1) ** step] for step in range(FEWEST)]
+CALM = [[2.0 + 0.1 * (-1) ** step, 1.0 + 0.1 * (-1) ** step] for step in range(MIN_STEPS)]
 
 
 @pytest.mark.parametrize(
@@ -146,25 +146,25 @@ def test_broken_weights_are_not_skipped_over_for_ever(
     """An absurd learning rate makes every loss after it NaN; the run ends, and no later checkpoint replaces a good."""
     settings = tiny_settings(max_steps=30, on_bad_step="skip", save_steps=1, save_total_limit=3, warmup_steps=0)
     monkeypatch.setattr(loop, "learning_rate_at", lambda step, *args: 1e38 if step == 3 else 1e-3)
-    with pytest.raises(Diverged, match=rf"so were {MOST_IN_A_ROW} steps before it: start anew with a lower"):
+    with pytest.raises(Diverged, match=rf"so were {MAX_SKIPPED} steps before it: start again with a lower"):
         train(settings)
     steps = step_rows(settings)
-    assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * MOST_IN_A_ROW
+    assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * MAX_SKIPPED
     assert find_corruption(checkpoint(settings, 3)) is None
 
 
 def test_spike_is_skipped_and_what_it_is_compared_with_survives_a_resume(
     tiny_settings: Callable[..., TrainingSettings], poison: Callable
 ) -> None:
-    changes = {"on_bad_step": "skip", "spike_threshold": 8.0, "save_steps": FEWEST + 2, "eval_steps": 99}
-    settings = tiny_settings(max_steps=FEWEST + 6, save_total_limit=9, **changes)
-    poison({FEWEST + 4}, 50.0)
+    changes = {"on_bad_step": "skip", "spike_threshold": 8.0, "save_steps": MIN_STEPS + 2, "eval_steps": 99}
+    settings = tiny_settings(max_steps=MIN_STEPS + 6, save_total_limit=9, **changes)
+    poison({MIN_STEPS + 4}, 50.0)
     result = train(settings)
     assert result.skipped_steps == 1
     steps = step_rows(settings)
-    assert [row["global_step"] for row in steps if "skipped" in row] == [FEWEST + 4]
-    assert steps[FEWEST + 3]["loss"] > 100
-    newest = checkpoint(settings, FEWEST + 6)
+    assert [row["global_step"] for row in steps if "skipped" in row] == [MIN_STEPS + 4]
+    assert steps[MIN_STEPS + 3]["loss"] > 100
+    newest = checkpoint(settings, MIN_STEPS + 6)
     for file in newest.iterdir():
         file.unlink()
     newest.rmdir()

@@ -277,7 +277,7 @@ def test_checkpoint_of_a_version_that_trained_in_half_precision_goes_on_in_float
     train(TrainingSettings(**{**settings.to_dict(), "weights_dtype": "float32", "resume": True}))
     output = capsys.readouterr().out
     assert (
-        "step-00000003 has weights in torch.bfloat16, as an older version trained them: they go on in torch.float32"
+        "step-00000003 has weights in torch.bfloat16, as an older version trained them: they continue in torch.float32"
         in output
     )
 

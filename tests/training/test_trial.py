@@ -9,9 +9,9 @@ import pytest
 from accelerate import Accelerator
 
 from hf_gpt_scratch.training import trial
+from hf_gpt_scratch.training.build import build_model
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.run import build_model
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

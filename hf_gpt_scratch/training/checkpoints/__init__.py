@@ -1,1 +1,1 @@
-"""Checkpoints of a run: written, checked, resumed from."""
+"""Checkpoints of a run: write, verify, resume."""

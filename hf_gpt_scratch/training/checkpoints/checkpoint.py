@@ -1,10 +1,10 @@
-"""Checkpoints: written beside and renamed when complete, verified when read.
+"""Checkpoints, written atomically and verified when they are read.
 
 A checkpoint is a folder `step-00000120`:
     model.safetensors       each parameter once, by name
     optimizer.safetensors   optimizer state, named <parameter index>.<key>
     rng_<process>.safetensors   random state of each process
-    state.json              progress, and what of the optimizer is no tensor
+    state.json              progress, and the optimizer's values other than tensors
     manifest.json           SHA-256 of each file, settings, processes, versions; without it a checkpoint does not count
 """
 
@@ -31,39 +31,20 @@ from hf_gpt_scratch.training.checkpoints.manifest import (
     unexpected_files,
     write_manifest,
 )
-from hf_gpt_scratch.training.distributed import gather, on_main_process, shard_like, spread_optimizer_state
+from hf_gpt_scratch.training.distributed import gather, on_main_process, shard_like, shard_optimizer_state
+from hf_gpt_scratch.training.progress import Progress
 
 
 PREFIX = "step-"
-REPLACED = ".replaced"  # ends the name of a checkpoint that another of the same step takes the place of
-UNFINISHED = ".unfinished-"  # begins the name of what is being written, or being deleted
+REPLACED = ".replaced"  # suffix of a checkpoint while another of the same step takes its place
+UNFINISHED = ".unfinished-"  # prefix of a checkpoint that is being written or deleted
 NAME = re.compile(rf"{PREFIX}[0-9]{{8,}}({re.escape(REPLACED)})?")
 IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
 
 
 @dataclass
-class Progress:
-    """Where a run is. Together with the settings it determines the data that comes next."""
-
-    global_step: int = 0  # completed optimizer steps
-    epoch: int = 0  # epoch of the next step
-    step_in_epoch: int = 0  # completed steps of that epoch
-    tokens_seen: int = 0  # labels that counted in all completed steps
-    order_seed: int | None = None  # of the window order of this epoch
-    history_bytes: int = 0  # size of history.jsonl
-    best_step: int | None = None  # step with the lowest validation loss, where the settings ask for it
-    best_validation_loss: float | None = None  # nats per token
-    skipped_steps: int = 0  # completed steps that were not applied
-    is_step_open: bool = False  # evaluation and sample after the last step were left at a signal, and are still due
-    skipped_in_a_row: int = 0  # of them, the newest without an applied one in between
-    recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
-    whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text
-    history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
-
-
-@dataclass
 class SavedState:
-    """Everything of a checkpoint that is no tensor; the part in IN_MANIFEST says which run it is of."""
+    """Everything of a checkpoint except tensors; the fields in IN_MANIFEST identify the run."""
 
     progress: Progress
     settings: dict[str, Any]
@@ -72,11 +53,11 @@ class SavedState:
     grad_scaler: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)  # versions and device
     text_sha256: str = ""  # of the token ids of training and validation
-    model_sha256: str = ""  # of what its config says of the model; empty: written by a version that did not hash it
+    model_sha256: str = ""  # of the model's config; empty: written by a version that did not hash it
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The state of the generators that draw in a step (dropout): that of the CPU and that of the device."""
+    """Return the state of the generators that draw in a step (dropout): of the CPU and of the device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state()
@@ -84,10 +65,10 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put the generators back.
+    """Restore the generators.
 
     Raises:
-        ValueError: the state is that of another kind of device, so that dropout would go another way.
+        ValueError: the state is of another kind of device, so that dropout would draw other numbers.
     """
     expected = set(random_state(device))
     if set(states) != expected:
@@ -126,7 +107,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is truncated or corrupt.
     """
     try:
         return load_file(path)
@@ -137,17 +118,17 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def save_checkpoint(
     folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, saved: SavedState
 ) -> Path:
-    """Write a checkpoint of the whole run; to be called by all processes. It is there in whole or not at all.
+    """Save a checkpoint atomically. Collective: call on every process.
 
     Args:
-        folder: where checkpoints lie; the new one is named by its step.
+        folder: of all checkpoints; the new one is named by its step.
         accelerator: of the run.
         model: the bare model, not wrapped.
         optimizer: the bare optimizer.
-        saved: what is no tensor; the optimizer's part is filled in here.
+        saved: everything except tensors; the optimizer's part is filled in here.
 
     Raises:
-        OSError: the disk does not take it; it names the file, and all older checkpoints are as they were.
+        OSError: a file cannot be written; the line names it, and all older checkpoints stay as they were.
     """
     random_states = gather_object([random_state(accelerator.device)])
     tensors, saved.optimizer_groups = pack_optimizer(optimizer)
@@ -185,9 +166,9 @@ def write_state(saved: SavedState, folder: Path) -> None:
 
 
 def publish(unfinished: Path, path: Path) -> None:
-    """Give a finished checkpoint its name. One of the same step makes room without ever being away."""
+    """Give a finished checkpoint its name; one of the same step stays usable until then."""
     replaced = path.with_name(path.name + REPLACED)
-    if path.exists() and not path.is_dir():  # somebody else's
+    if path.exists() and not path.is_dir():  # of somebody else
         path.rename(path.with_name(f"{path.name}.file"))
     if path.exists():
         discard(replaced)
@@ -198,8 +179,8 @@ def publish(unfinished: Path, path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a checkpoint, if it is there; one half deleted is never seen under its name."""
-    if path.is_symlink():  # what it leads to was laid there by hand
+    """Delete a checkpoint, if it is there; a partly deleted one never has its name."""
+    if path.is_symlink():  # its target was put there by hand
         path.unlink()
     elif path.exists():
         doomed = path.with_name(f"{UNFINISHED}{path.name}")
@@ -209,13 +190,13 @@ def discard(path: Path) -> None:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, newest step first, whole or damaged; a file of such a name is none, and is left alone."""
+    """Return all checkpoint folders, newest step first, valid or corrupt."""
     found = [path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (-step_of(path), path.name))
 
 
 def find_unfinished(folder: Path) -> list[Path]:
-    """What a killed run was writing or deleting, and nothing of another name or kind."""
+    """Return the checkpoint folders that a killed run was writing or deleting."""
     return [
         path
         for path in folder.glob(f"{UNFINISHED}*")
@@ -224,26 +205,28 @@ def find_unfinished(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """Return the step in a checkpoint's name."""
     return int(path.name.removeprefix(PREFIX).removesuffix(REPLACED))
 
 
 def remove_old_checkpoints(newest: Path, keep: int, best_step: int | None = None) -> None:
-    """Delete all checkpoints but some; to be called when the newest is complete.
+    """Delete all checkpoints but some, once the newest is complete.
 
     Args:
-        newest: the checkpoint just written. Later ones are damaged leftovers that a resume passed over: they go too.
-        keep: how many to keep, the newest among them.
+        newest: the checkpoint just written. Later ones are corrupt leftovers that a resume skipped: they go too.
+        keep: number to keep, the newest among them.
         best_step: step of one more to keep.
     """
-    past = [path for path in find_checkpoints(newest.parent) if step_of(path) <= step_of(newest) and is_ours(path)]
+    past = [
+        path for path in find_checkpoints(newest.parent) if step_of(path) <= step_of(newest) and is_checkpoint(path)
+    ]
     for path in find_checkpoints(newest.parent):
-        if path not in past[:keep] and step_of(path) != best_step and is_ours(path):
+        if path not in past[:keep] and step_of(path) != best_step and is_checkpoint(path):
             discard(path)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a folder holds anything of a checkpoint, whole or damaged."""
+def is_checkpoint(path: Path) -> bool:
+    """Return True if a folder holds any file of a checkpoint, valid or corrupt."""
     return any((path / name).exists() for name in (MANIFEST, "state.json", "model.safetensors"))
 
 
@@ -251,10 +234,10 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """Find the newest checkpoint whose files are all as they were written.
 
     Returns:
-        The checkpoint, and a warning for each newer one that is damaged and for files in it that do not belong there.
+        The checkpoint, and a warning for each newer one that is corrupt and for files in it that do not belong there.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or all are damaged.
+        FileNotFoundError: there is no checkpoint, or all are corrupt.
     """
     warnings: list[str] = []
     for path in find_checkpoints(folder):
@@ -266,14 +249,14 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
             return path, warnings
         warnings.append(f"{path} is left out: {fault}")
     found = f" ({'; '.join(warnings)})" if warnings else ""
-    raise FileNotFoundError(f"{folder} holds no valid checkpoint{found}: start anew in another --output_dir")
+    raise FileNotFoundError(f"{folder} holds no valid checkpoint{found}: start again in another --output_dir")
 
 
 def read_state(path: Path) -> SavedState:
-    """Read what is no tensor of a checkpoint that `newest_valid_checkpoint` gave.
+    """Read everything except tensors from a checkpoint that `newest_valid_checkpoint` found.
 
     Raises:
-        ValueError: it is not what `save_checkpoint` writes.
+        ValueError: `save_checkpoint` did not write it so.
     """
     try:
         values = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -284,14 +267,14 @@ def read_state(path: Path) -> SavedState:
 
 
 def dtype_of_weights(path: Path) -> torch.dtype:
-    """Read from the header in which dtype a checkpoint has the weights, all alike."""
+    """Read the dtype of a checkpoint's weights from the header; all have the same."""
     with safe_open(path / "model.safetensors", "pt") as file:
         name = next(iter(file.keys()))
         return file.get_slice(name)[:0].dtype
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint into a bare model, in place.
+    """Load the weights of a checkpoint into a bare model, in place.
 
     Raises:
         ValueError: the checkpoint is of another model.
@@ -306,7 +289,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put weights and optimizer state back, in place. The random state comes later: `load_random_state`.
+    """Load weights and optimizer state, in place. `load_random_state` comes later.
 
     Raises:
         ValueError: the checkpoint is of another model or optimizer.
@@ -316,7 +299,7 @@ def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, opti
     tensors = load_tensors(path / "optimizer.safetensors")
     try:
         optimizer_state = unpack_optimizer(tensors, state.optimizer_groups)
-        optimizer_state["state"] = spread_optimizer_state(optimizer_state["state"], optimizer)
+        optimizer_state["state"] = shard_optimizer_state(optimizer_state["state"], optimizer)
         optimizer.load_state_dict(optimizer_state)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path / 'optimizer.safetensors'} is of another optimizer: {error}") from None
@@ -325,10 +308,10 @@ def load_checkpoint(path: Path, accelerator: Accelerator, model: nn.Module, opti
 
 
 def load_random_state(path: Path, accelerator: Accelerator) -> None:
-    """Put the generators of this process back; the last thing before the first step, since much else draws.
+    """Restore the generators of this process, as the last thing before the first step, since much else draws.
 
     Raises:
-        ValueError: that is not possible, so that the run would silently be another one.
+        ValueError: they cannot be restored, so that the run would silently be another one.
     """
     file = path / f"rng_{accelerator.process_index}.safetensors"
     restore_random_state(load_tensors(file), accelerator.device)

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: every file with its hash, and what run and moment it is of.
+"""The manifest of a checkpoint: the hash of every file, and facts that identify the run and the moment.
 
-It is written last and carries a hash of itself, so a folder without it, or with one that was touched, does not count.
+It is written last and carries a hash of itself, so a folder without it, or with a changed one, does not count.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 
 def digest(content: dict[str, Any]) -> str:
-    """SHA-256 of what a manifest says, whatever its spaces and the order of its keys."""
+    """Return the SHA-256 of a manifest's content, independent of white space and order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -24,7 +24,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
     Args:
         folder: holds everything but the manifest.
-        facts: JSON-ready; stands beside the hashes.
+        facts: JSON-ready; written beside the hashes.
     """
     files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
     for name in files:
@@ -41,13 +41,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a manifest: the facts, and under `files` the hash of each file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not as it was written, or names a file outside the folder.
+        FileNotFoundError: it is missing.
+        ValueError: it was changed, or names a file outside the folder.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if content.pop("sha256") != digest(content):
-            raise ValueError("its hash is another")
+            raise ValueError("hash mismatch")
         names = list(content["files"])
     except FileNotFoundError:
         raise
@@ -55,12 +55,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is damaged") from None
     for name in names:
         if name in ("", ".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
-            raise ValueError(f"{MANIFEST} names {name!r}, which is no file of this folder")
+            raise ValueError(f"{MANIFEST} names {name!r}, which is not a file of this folder")
     return content
 
 
 def find_corruption(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None if every file has the hash of the manifest."""
+    """Return what is wrong with a checkpoint, or None if every file has the hash of the manifest."""
     try:
         for name, expected in read_manifest(folder)["files"].items():
             if file_sha256(folder / name) != expected:
@@ -75,5 +75,5 @@ def find_corruption(folder: Path) -> str | None:
 
 
 def unexpected_files(folder: Path) -> list[str]:
-    """Names in a valid checkpoint that its manifest does not know; nothing ever reads them."""
+    """Return the files of a valid checkpoint that its manifest does not list; nothing ever reads them."""
     return sorted({file.name for file in folder.iterdir()} - set(read_manifest(folder)["files"]) - {MANIFEST})

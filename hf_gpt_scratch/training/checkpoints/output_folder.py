@@ -1,4 +1,4 @@
-"""The output folder: who may write into it, one process at a time, and what a killed one left there."""
+"""The output folder: locked by one process at a time, and cleared of the leftovers of killed ones."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 LOCK_NAME = ".lock"
-UNFINISHED_MODEL = "unfinished-model"  # what --push_steps pushes, while the run goes on
-# What a run writes beside it; the last two are of trackers: tensorboard's, named after the project, and aim's.
+UNFINISHED_MODEL = "unfinished-model"  # pushed by --push_steps during the run
+# Everything that a run writes; the last two are of trackers: tensorboard's, named after the project, and aim's.
 WRITTEN = (
     *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
     *("hf_gpt_scratch", ".aim"),
@@ -26,8 +26,8 @@ WRITTEN = (
 class FolderLock:
     """The lock `.lock` in a folder; the kernel frees it with the process, so none is ever left over.
 
-    Leaving the context gives it back. Without `take` it does nothing, so that processes beside the main one can
-    enter it too.
+    Leaving the context releases it. Without `take` it does nothing, so that processes beside the main one can enter
+    it too.
 
     Args:
         folder: the output folder of a run.
@@ -49,7 +49,7 @@ class FolderLock:
         self._lock.release()
 
     def take(self) -> None:
-        """Take the lock of a folder that exists, or keep it if this object has it already.
+        """Take the lock of an existing folder, or keep it if this object has it already.
 
         Raises:
             BlockingIOError: another process has it; the line names that one.
@@ -67,9 +67,9 @@ class FolderLock:
             self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def withdraw(self) -> None:
-        """Leave the folder as it was before a run that never came to its first step; one that goes on stays.
+        """Restore the folder after a run that never came to its first step; a resumed run stays.
 
-        What somebody else has put there meanwhile stays too.
+        Files that somebody else has put there meanwhile stay too.
         """
         if not self._lock.is_locked:
             return
@@ -94,11 +94,11 @@ class FolderLock:
 
 
 def refuse_used_folder(settings: TrainingSettings) -> None:
-    """Never write into a folder that holds something, unless it is this run that goes on.
+    """Refuse a folder that holds anything, except for a resumed run.
 
     Raises:
         FileExistsError: it holds another run, or other files.
-        FileNotFoundError: `--resume` where no run ever began.
+        FileNotFoundError: `--resume` without a run in the folder.
         NotADirectoryError: it is a file.
     """
     folder = Path(settings.output_dir)
@@ -117,18 +117,18 @@ def refuse_used_folder(settings: TrainingSettings) -> None:
 
 
 def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> None:
-    """Take the lock of the output folder, and be sure then that this run may write there; main process only.
+    """Lock the output folder and check that this run may write there; main process only.
 
     Args:
         settings: of the run.
         lock: of the output folder.
-        make: make the folder where it is missing; otherwise it is left for later.
+        make: create a missing folder; otherwise leave that for later.
 
     Raises:
-        OSError: the folder is in use, holds something else, or cannot be made.
+        OSError: the folder is in use, holds something else, or cannot be created.
     """
     if not lock.path.exists():
-        refuse_used_folder(settings)  # not even a lock is written into a folder that is not ours
+        refuse_used_folder(settings)  # not even a lock is written into somebody else's folder
     folder = lock.path.parent
     if make:
         lock.made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -140,7 +140,7 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a run that was killed left half written in its output folder."""
+    """Delete unfinished files and folders that a killed run left in its output folder."""
     clear_unfinished(folder)
     for path in find_unfinished(folder / "checkpoints"):
         shutil.rmtree(path)

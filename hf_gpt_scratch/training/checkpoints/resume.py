@@ -1,4 +1,4 @@
-"""Whether a resumed run is the run that was saved: to the last bit, to rounding, or not at all."""
+"""Resume a run from a checkpoint, if it is the same run: to the last bit, up to rounding, or not at all."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,28 +7,101 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from hf_gpt_scratch.training.checkpoints.checkpoint import SavedState, load_random_state
+from hf_gpt_scratch.training.checkpoints.checkpoint import (
+    SavedState,
+    dtype_of_weights,
+    find_checkpoints,
+    load_checkpoint,
+    load_random_state,
+    newest_valid_checkpoint,
+    read_state,
+)
+from hf_gpt_scratch.training.distributed import on_main_process
+from hf_gpt_scratch.training.run import Run
+
+
+def find_resumable(run: Run) -> Path | None:
+    """Choose the checkpoint to resume from, the same for all processes; corrupt ones are named.
+
+    Returns:
+        None if the run was stopped before its first checkpoint: it begins at the first step again.
+
+    Raises:
+        FileNotFoundError: all checkpoints are corrupt or were deleted.
+    """
+
+    def look() -> tuple[Path | None, list[str]]:
+        interval = run.settings.save_steps or run.num_steps
+        if not find_checkpoints(run.checkpoint_dir) and run.history.count("step") <= interval:
+            return None, []
+        return newest_valid_checkpoint(run.checkpoint_dir)
+
+    path, warnings = on_main_process(run.accelerator, look)
+    for warning in warnings:
+        run.say(f"warning: {warning}")
+    if path is None:
+        run.say(f"{run.checkpoint_dir} holds no checkpoint yet: starting from the first step")
+    return path
+
+
+def resume(run: Run, path: Path) -> None:
+    """Restore the run from a valid checkpoint.
+
+    Raises:
+        ValueError: settings, text, processes or random state would make it another run.
+    """
+    saved, now = read_state(path), run.saved_state()
+    differences = [
+        *run.settings.differences(saved.settings),
+        *incompatibilities(saved, now, run.train_sampler.num_windows),
+    ]
+    if differences:
+        raise ValueError(
+            f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
+            f"{run.output_dir / 'settings.json'}, for --config) or start again in another --output_dir"
+        )
+    load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
+    stored = dtype_of_weights(path)
+    if stored != run.bare_model.dtype:
+        run.say(
+            f"warning: {path} has weights in {stored}, as an older version trained them: they continue in "
+            f"{run.bare_model.dtype}"
+        )
+    run.progress.restore(saved.progress)
+    on_main_process(run.accelerator, lambda: restore_records(run))
+    run.say(f"resumed from {path}")
+    for notice in nondeterminism_warnings(saved, now):
+        run.say(f"warning: {notice}")
+    restore_draws(path, saved, run.accelerator)
+
+
+def restore_records(run: Run) -> None:
+    """Restore history and settings.json to the moment of a checkpoint; write them if they are missing."""
+    progress = run.progress
+    run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
+    if not (run.output_dir / "settings.json").is_file():
+        run.write_settings()
 
 
 def split_of(state: SavedState) -> tuple[int, int, int]:
-    """How a step is split: processes, windows of a micro-batch, micro-batches of a step."""
+    """Return how a step is split: processes, windows of a micro-batch, micro-batches of a step."""
     settings = state.settings
     return state.num_processes, settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
 
 
 def windows_of_step(state: SavedState) -> int:
-    """Windows of an optimizer step, over all processes and micro-batches."""
+    """Return the windows of an optimizer step, over all processes and micro-batches."""
     processes, micro_batch, accumulated = split_of(state)
     return processes * micro_batch * accumulated
 
 
 def incompatibilities(saved: SavedState, now: SavedState, num_windows: int) -> Iterator[str]:
-    """Name what would make the resumed run another one, besides changed settings.
+    """List what would make the resumed run another one, besides changed settings.
 
     A step has at most the `num_windows` of the training text.
     """
     if saved.text_sha256 != now.text_sha256:
-        yield "the training or validation text has changed (its tokens are others, whatever its path)"
+        yield "the training or validation text has changed (other tokens, whatever its path)"
     if saved.model_sha256 not in ("", now.model_sha256):
         yield "the model is another one: --model_name_or_path has another config"
     if min(windows_of_step(saved), num_windows) != min(windows_of_step(now), num_windows):
@@ -42,7 +115,7 @@ def incompatibilities(saved: SavedState, now: SavedState, num_windows: int) -> I
 
 
 def nondeterminism_warnings(saved: SavedState, now: SavedState) -> Iterator[str]:
-    """Name what leaves the run the same, but not to the last bit."""
+    """List what makes the run differ from the saved one by rounding only."""
     if split_of(saved) != split_of(now):
         dropout = "; dropout draws other numbers from here on" if now.settings["dropout"] > 0 else ""
         yield (
@@ -52,23 +125,22 @@ def nondeterminism_warnings(saved: SavedState, now: SavedState) -> Iterator[str]
     changed = [
         f"{name} was {saved.environment[name]}, is {value}"
         for name, value in now.environment.items()
-        if saved.environment.get(name, value) != value  # an older version did not write down all
+        if saved.environment.get(name, value) != value  # an older version did not record all of it
     ]
     if changed:
         yield f"{', '.join(changed)}: losses may differ in their last digits"
 
 
 def described(state: SavedState) -> str:
-    """Write a split as a person would."""
+    """Describe how a step is split."""
     processes, micro_batch, accumulated = split_of(state)
     return f"{processes} processes x {micro_batch} windows x {accumulated} micro-batches"
 
 
 def restore_draws(path: Path, saved: SavedState, accelerator: Accelerator) -> None:
-    """Put the generators back; on another number of processes, where none is to be put back, seed them anew.
+    """Restore the generators; on another number of processes, reseed them from seed, step and process index.
 
-    The new seed is a pure function of the run's seed, the step and the process. The main process always goes on from
-    where it was, because a window order may be drawn from its generator.
+    The main process always restores its own, because a window order may be drawn from it.
 
     Raises:
         ValueError: the random state cannot be restored.

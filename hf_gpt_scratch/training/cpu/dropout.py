@@ -6,11 +6,12 @@ PyTorch's generator: so what puts that back (a checkpoint, activations computed 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 
@@ -42,7 +43,7 @@ class DropoutFunction(torch.autograd.Function):
     """`nn.functional.dropout` of inputs of any shape."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: torch.Tensor, p: float) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, p: float) -> torch.Tensor:
         """Compute a tensor of the same shape."""
         masks = DropoutMasks(p)
         mask = masks.draw(inputs.shape)
@@ -52,7 +53,7 @@ class DropoutFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Compute the gradient of the inputs."""
         (mask,) = ctx.saved_tensors
         return (grad * mask).mul_(ctx.scale), None

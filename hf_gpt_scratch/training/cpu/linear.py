@@ -7,11 +7,12 @@ replaced too, for memory: its wide activation is not kept for the backward pass.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchMLP
@@ -25,16 +26,14 @@ class Product(torch.autograd.Function):
     """`nn.functional.linear` of inputs [..., in], weight [out, in] and bias [out] or None."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Compute [..., out]."""
         ctx.save_for_backward(inputs, weight)
         return multiply(inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the gradients."""
         return gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad)
 
@@ -46,7 +45,7 @@ class ProductOfActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         inputs: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -59,7 +58,7 @@ class ProductOfActivation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the gradients."""
         inputs, weight = ctx.saved_tensors
         with torch.enable_grad():

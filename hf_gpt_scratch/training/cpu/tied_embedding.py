@@ -4,10 +4,12 @@ Autograd makes a whole matrix of zeros, 154 MB for GPT-2 124M, adds the few rows
 to the head's gradient. Here the rows go straight into that.
 """
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from hf_gpt_scratch.training.distributed import is_in_group
@@ -17,7 +19,7 @@ class LookUp(torch.autograd.Function):
     """`nn.functional.embedding` of ids [...] in the weight [V, C] of a module, whose `grad` it adds to by itself."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, anchor: torch.Tensor, input_ids: torch.Tensor, module: nn.Embedding) -> torch.Tensor:
+    def forward(ctx: Any, anchor: torch.Tensor, input_ids: torch.Tensor, module: nn.Embedding) -> torch.Tensor:
         """Compute [..., C]; `anchor` wants a gradient, so that there is a backward pass: autograd is not to know that
         the weight is used here, or it would hold the head's gradient back until this one is there.
         """
@@ -27,7 +29,7 @@ class LookUp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:
         """Sum up what each token gets, then add: in the order of autograd, and so to the same bits."""
         (input_ids,) = ctx.saved_tensors
         weight = ctx.module.weight

@@ -1,1 +1,1 @@
-"""What a run tells: history, progress bar, plots, trackers, card."""
+"""Reports of a run: history, progress bar, plots, trackers, card, pushes."""

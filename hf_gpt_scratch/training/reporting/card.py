@@ -1,8 +1,9 @@
-"""What the model card says about a run, taken from the run's history."""
+"""Describe a run in its model card, from the run's history."""
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ from hf_gpt_scratch.hub.model_card import CardDetails
 from hf_gpt_scratch.runtime.environment import as_line
 from hf_gpt_scratch.runtime.files import file_sha256
 from hf_gpt_scratch.training.reporting.history import History
-from hf_gpt_scratch.training.settings import FREE_ON_RESUME, TrainingSettings
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 MAX_LOSS_ROWS = 12
@@ -23,9 +24,9 @@ MAX_FILES = 20
 
 
 def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
-    """The files that a run reads, by part: name, bytes and SHA-256, without where they lie on this machine.
+    """List the files that a run reads, by part: name, bytes and SHA-256, without their paths on this machine.
 
-    A folder of prepared tokens counts as its index, which holds the hash of every shard.
+    A folder of prepared tokens is listed as its index, which holds the hash of every shard.
     """
     prepared = [settings.train_data] if settings.train_data else None
     training = prepared or settings.train_file or [str(SAMPLE_TEXTS[settings.sample_text]())]
@@ -39,13 +40,13 @@ def describe_texts(settings: TrainingSettings) -> list[dict[str, Any]]:
 
 
 def text_files(path: Path) -> list[Path]:
-    """Of a folder of prepared tokens its index, or the files that are read."""
+    """Return the index of a folder of prepared tokens, or the files that are read."""
     index = path / "index.json"
     return [index] if index.is_file() else find_text_files([path])
 
 
 def card_details(settings: TrainingSettings, history: History) -> CardDetails:
-    """Collect what the card says about a run, finished or not.
+    """Collect the content of the card of a run, finished or not.
 
     Args:
         settings: of the run.
@@ -72,13 +73,13 @@ def card_details(settings: TrainingSettings, history: History) -> CardDetails:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading and what stands under it; nothing if that is nothing."""
+    """Return a heading and its parts, or nothing if all parts are empty."""
     body = "\n\n".join(filter(None, parts))
     return f"## {title}\n\n{body}" if body else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; nothing if it has no rows."""
+    """Return a Markdown table, or nothing if it has no rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines) * (
         len(rows) > 0
@@ -86,7 +87,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def data_table(run: dict[str, Any]) -> str:
-    """The files with their hashes; of very many, the first."""
+    """Return a table of the files with their hashes; of very many, the first."""
     texts = run.get("texts", [])
     rows = [[text["part"], text["name"], f"{text['bytes']:,}", f"`{text['sha256']}`"] for text in texts[:MAX_FILES]]
     if len(texts) > MAX_FILES:
@@ -95,7 +96,7 @@ def data_table(run: dict[str, Any]) -> str:
 
 
 def tokens_line(run: dict[str, Any], settings: TrainingSettings) -> str:
-    """How much of it was trained on, and how much kept for validation."""
+    """Name the number of tokens for training and for validation."""
     split = (
         "" if settings.validation_file else f" The training part is the first {settings.train_split:g} of the text."
     )
@@ -103,17 +104,17 @@ def tokens_line(run: dict[str, Any], settings: TrainingSettings) -> str:
 
 
 def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
-    """What it ran on, and how long."""
+    """Name the devices of the run and its duration."""
     line = f"{run['processes']} x {run['device']}, precision {run['precision']}"
     return f"{line}, {ends[-1]['seconds']:,.0f} seconds." if ends else f"{line}; not finished yet."
 
 
 def recipe(settings: TrainingSettings) -> str:
-    """The settings that make the result; free text is left out, as it may name files of this machine."""
+    """Return the settings that determine the result; free text is left out, as it may name files of this machine."""
     hints = get_type_hints(type(settings))
-    unused = FREE_ON_RESUME - {"sample_text"} | (
-        {"sample_text"} if settings.train_file or settings.train_data else set()
-    )
+    unused = {item.name for item in fields(settings) if item.metadata["may_change_on_resume"]}
+    if not (settings.train_file or settings.train_data):
+        unused -= {"sample_text"}
     lines = [
         f"{name}: {json.dumps(value)}"
         for name, value in settings.to_dict().items()
@@ -127,12 +128,12 @@ def recipe(settings: TrainingSettings) -> str:
 
 
 def is_choice(hint: Any) -> bool:
-    """Whether a setting is one of some given words."""
+    """Return True if a setting takes one of a few given words."""
     return any(get_origin(part) is Literal for part in (hint, *get_args(hint)))
 
 
 def loss_table(evaluations: list[dict[str, Any]]) -> str:
-    """Some rows, evenly chosen, with the first and the last."""
+    """Return a table of evenly chosen evaluations, the first and the last among them."""
     last = len(evaluations) - 1
     step = max(1, last / (MAX_LOSS_ROWS - 1))
     chosen = sorted({min(last, round(index * step)) for index in range(MAX_LOSS_ROWS)}) if evaluations else []
@@ -152,19 +153,19 @@ def loss_table(evaluations: list[dict[str, Any]]) -> str:
 
 
 def first_and_last(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two rows of many, one of one."""
+    """Return the first and the last row."""
     return rows if len(rows) < 2 else [rows[0], rows[-1]]
 
 
 def sample_text(row: dict[str, Any]) -> str:
-    """What the model wrote at a step, greedily, in a fence that the text cannot close."""
+    """Return the greedy sample of a step, in a fence that the text cannot close."""
     longest = max((len(ticks) for ticks in re.findall("`+", row["text"])), default=0)
     fence = "`" * max(3, longest + 1)
     return f"After step {row['global_step']:,}:\n\n{fence}text\n{row['text']}\n{fence}"
 
 
 def measured(validation_loss: float, run: dict[str, Any]) -> EvalResult:
-    """The perplexity over the whole validation text, for the Hub's index."""
+    """Return the perplexity over the whole validation text, for the Hub's index."""
     texts = run.get("texts", [])
     names = [text["name"] for text in texts if text["part"] == "validation"] or [text["name"] for text in texts]
     return EvalResult(

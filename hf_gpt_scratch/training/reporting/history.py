@@ -1,6 +1,6 @@
-"""What happened in a run: one JSON row per event, appended as it happens, and the losses drawn as a plot.
+"""The history of a run: one JSON row per event, appended as it happens, and the plot of its losses.
 
-Nothing that a run needs to go on stands in it: a history that was removed or damaged is named, and the run goes on.
+A run does not need it to continue: a history that was removed or damaged is only named in a warning.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from hf_gpt_scratch.training.reporting.progress_bar import warn
 Row = dict[str, Any]
 
 MOST_ROWS = 4096  # of an event that are held in memory
-# What plot and card read of a row, and so has to be there in one that counts as readable.
-NEEDED = {
+# Keys that plot and card read, so that a row without them does not count as readable.
+NEEDED: dict[str, dict[str, Any]] = {
     "step": {"global_step": int},
     "sample": {"global_step": int, "text": str},
     "evaluation": {
@@ -43,7 +43,7 @@ class SomeRows:
     last: Row | None = None
 
     def add(self, row: Row) -> None:
-        """Take the next row."""
+        """Add the next row."""
         if self.count % self.stride == 0:
             self.rows.append(row)
         if len(self.rows) > MOST_ROWS:
@@ -51,19 +51,20 @@ class SomeRows:
         self.count, self.last = self.count + 1, row
 
     def chosen(self) -> list[Row]:
-        """The rows that are held, oldest first."""
-        is_there = not self.rows or self.rows[-1] is self.last
-        return self.rows if is_there else [*self.rows, self.last]
+        """Return the rows that are held, oldest first."""
+        if self.last is None or self.rows[-1] is self.last:
+            return self.rows
+        return [*self.rows, self.last]
 
 
 class History:
     """The file history.jsonl of a run: a row at the start, per step, per evaluation, per sample and at the end.
 
-    The file is read once at most, in memory that does not grow with it; after that the rows are known.
+    The file is read once at most, in memory that does not grow with it.
 
     Args:
         path: the file; it is created by the first row.
-        writes: whether this process writes; on all others every call does nothing.
+        writes: True on the process that writes; on all others every call does nothing.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -84,16 +85,16 @@ class History:
         self._rows[event].add(row)
 
     def note_lost_output(self, global_step: int) -> None:
-        """Add a row for each standard stream that broke, once: the run goes on, and nothing else can say so."""
+        """Add a row for each standard stream that broke, once: the run continues, and nothing else can tell it."""
         for name, reason in lost_streams().items():
             if name not in self._lost:
                 self._lost.add(name)
                 self.append("output_lost", global_step=global_step, stream=name, reason=reason)
 
     def rows(self, event: str) -> list[Row]:
-        """Return rows of one kind of event, oldest first: all, or of more than `MOST_ROWS` a choice.
+        """Return rows of one kind of event, oldest first: all, or evenly chosen ones of more than `MOST_ROWS`.
 
-        Rows that cannot be read are named and left out, and so is a last one that a kill cut off.
+        Unreadable rows are named and left out; so is a last one that a kill cut off.
         """
         self._read()
         return self._rows[event].chosen()
@@ -104,13 +105,13 @@ class History:
         return self._rows[event].count
 
     def mark(self) -> tuple[int, str]:
-        """Have all rows on the disk, before a checkpoint counts on them; returns their bytes and SHA-256."""
+        """Flush all rows to the disk, before a checkpoint relies on them, and return their bytes and SHA-256."""
         if self.writes and self.path.is_file():
             flush(self.path)
         return self._num_bytes, self._digest.hexdigest()
 
     def clear(self) -> None:
-        """Forget all, because the run begins."""
+        """Delete all rows, because the run begins."""
         if self.writes:
             if self.path.is_file():
                 os.truncate(self.path, 0)
@@ -118,14 +119,14 @@ class History:
             self._is_read = True
 
     def go_back(self, num_bytes: int, sha256: str | None, global_step: int) -> None:
-        """Forget what happened after a checkpoint, because it will happen again.
+        """Delete the rows after a checkpoint, because their events will happen again.
 
-        Where the rows before it are no longer those that it counted on, that is said, the file is kept aside, and what
-        can be read of it is the history from then on.
+        If the rows before it have changed, a warning says so, a copy of the file is kept, and its readable rows become
+        the history.
 
         Args:
             num_bytes: size of the history at the checkpoint.
-            sha256: hash of that, None if an older version did not write it down.
+            sha256: its hash, None if an older version did not record it.
             global_step: of the checkpoint.
         """
         if not self.writes:
@@ -134,7 +135,7 @@ class History:
         self._is_read = True
         if not self.path.is_file():
             if num_bytes:
-                warn(f"{self.path} is missing: it begins anew at step {global_step}")
+                warn(f"{self.path} is missing: it begins again at step {global_step}")
             return
         faults = [number for number, row in enumerate(self._lines(num_bytes), 1) if row is None]
         if not faults and self._num_bytes == num_bytes and sha256 in (None, self._digest.hexdigest()):
@@ -142,12 +143,12 @@ class History:
         else:
             self._rebuild(num_bytes, global_step, faults)
 
-    def plot_losses(self, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> None:
-        """Draw training and validation loss of all evaluations as PNG and PDF, or only one of them."""
+    def plot_losses(self, suffixes: Sequence[str] = ("png", "pdf")) -> None:
+        """Draw the losses of all evaluations beside the file, as loss.png and loss.pdf or one of them."""
         rows = self.rows("evaluation") if self.writes else []
         if rows:
             columns = [[row[key] for row in rows] for key in ("epoch", "tokens_seen", "train_loss", "validation_loss")]
-            save_figure(loss_figure(*columns), stem, suffixes)
+            save_figure(loss_figure(*columns), self.path.with_name("loss"), suffixes)
 
     def _forget(self) -> None:
         self._rows: defaultdict[str, SomeRows] = defaultdict(SomeRows)
@@ -164,7 +165,7 @@ class History:
                 warn(f"{self.path}: {named(faults)} cannot be read, left out")
 
     def _lines(self, num_bytes: int | None = None) -> Iterator[Row | None]:
-        """Take in the rows of the file that begin before a size; None stands for one that cannot be read."""
+        """Read the rows of the file that begin before `num_bytes`; yield None for an unreadable one."""
         with self.path.open("rb") as file:
             for line in file:
                 if num_bytes is not None and self._num_bytes >= num_bytes:
@@ -185,13 +186,13 @@ class History:
         self._digest.update(line)
 
     def _look_after_file(self) -> None:
-        """See whether the file is as this object left it; where it was removed, write what is held of it."""
+        """Check that the file is as this object left it; write a removed one again from the rows in memory."""
         size = self.path.stat().st_size if self.path.is_file() else None
         if size == self._num_bytes or (size is None and not self._num_bytes):
             return
         self._num_bytes, self._digest = 0, hashlib.sha256()
         if size is None:
-            warn(f"{self.path} was removed: written anew from what is known of it")
+            warn(f"{self.path} was removed: written again from the rows in memory")
             for row in sorted((row for rows in self._rows.values() for row in rows.chosen()), key=moment):
                 self._write(row)
             return
@@ -200,7 +201,7 @@ class History:
         self._num_bytes = size
 
     def _rebuild(self, num_bytes: int, global_step: int, faults: list[int]) -> None:
-        """Keep the file aside and put its readable rows up to a step in its place, whole or not at all."""
+        """Keep a copy of the file and atomically replace it by its readable rows up to a step."""
         found, aside = self._num_bytes, unused_name(self.path)
         with atomic_file(aside) as copy:
             shutil.copyfile(self.path, copy)
@@ -218,11 +219,11 @@ class History:
             reason = f"it has {found:,} bytes, and had {num_bytes:,} at the checkpoint"
         else:
             reason = "it is not what it was at the checkpoint"
-        warn(f"{self.path} is damaged ({reason}): kept as {aside.name}, made anew from the rows that can be read")
+        warn(f"{self.path} is damaged ({reason}): kept as {aside.name}, rebuilt from the rows that can be read")
 
 
 def parse_row(line: bytes) -> Row | None:
-    """Read a line of a history; None if it is cut off or is no row that plot and card could use."""
+    """Parse a line of a history; return None if it is cut off or lacks keys that plot and card read."""
     try:
         row = json.loads(line.decode("utf-8"))
         needed = NEEDED.get(row["event"], {})
@@ -233,8 +234,8 @@ def parse_row(line: bytes) -> Row | None:
 
 
 def moment(row: Row) -> int:
-    """Return the number of steps that were done when a row was written."""
-    return row.get("global_step", row.get("resumed_at_step", 0))
+    """Return the number of steps done when a row was written."""
+    return int(row.get("global_step") or row.get("resumed_at_step") or 0)
 
 
 def named(lines: Sequence[int]) -> str:

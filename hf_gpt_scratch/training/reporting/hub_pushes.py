@@ -1,4 +1,4 @@
-"""Pushes from a run: what goes wrong with them is a line of warning, and never the end of the run."""
+"""Push models to the Hub during and after a run; a failure is a warning and never ends the run."""
 
 import shutil
 from pathlib import Path
@@ -11,15 +11,15 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
-    """Push the finished model; to be called by the main process alone.
+    """Push the finished model to the repository of the settings; main process only.
 
     Returns:
-        What to tell the user: where it is; or, after a warning that says why it is not there, how to push it again.
+        Lines for the user: the address of the model; or, after a warning, the command to push it again.
 
     Raises:
         Interrupted: a signal came.
     """
-    repo_id = settings.push_to_hub
+    repo_id = str(settings.push_to_hub)
     private = " --private" if settings.hub_private_repo else ""
     again = (
         f"the model is saved; push it again: python scripts/push_to_hub.py {folder} {repo_id} "
@@ -41,13 +41,13 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
 
 
 def warn_early(settings: TrainingSettings) -> None:
-    """Say at the start of a run what will make the push at its end fail."""
+    """Warn at the start of a run of what will make the push at its end fail."""
     if settings.push_to_hub is not None and (problem := why_no_push()):
         warn(f"the result will not be pushed to {settings.push_to_hub}: {problem}")
 
 
 class BackgroundPushes:
-    """Pushes of the unfinished model, one at a time, while the run goes on; on the main process alone."""
+    """Pushes of the unfinished model, one at a time, in the background; main process only."""
 
     def __init__(self) -> None:
         self.process: PushProcess | None = None
@@ -55,17 +55,17 @@ class BackgroundPushes:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last push is still under way, and its folder must not change."""
+        """True while the last push is running and its folder must not change."""
         return self.process is not None and self.process.is_running
 
     def start(self, folder: Path, settings: TrainingSettings, global_step: int) -> None:
-        """Begin to push a folder, after a word about the push before if that failed."""
+        """Start to push a folder, after a warning if the push before failed."""
         self.report()
         self.folder = folder
         try:
             order = prepare_push(
                 folder,
-                settings.push_to_hub,
+                str(settings.push_to_hub),
                 revision=settings.push_steps_revision,
                 private=settings.hub_private_repo,
                 message=f"Unfinished model after step {global_step}",
@@ -76,7 +76,7 @@ class BackgroundPushes:
             warn(f"{error}; the run goes on")
 
     def report(self) -> None:
-        """Wait until the last push has ended or its time is up; one line if it failed."""
+        """Wait until the last push has ended or timed out; warn if it failed."""
         if self.process is None:
             return
         try:
@@ -86,7 +86,7 @@ class BackgroundPushes:
         self.process = None
 
     def close(self) -> None:
-        """Wait for the last push, and remove the folder that it was made from."""
+        """Wait for the last push, and remove its folder."""
         self.report()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)

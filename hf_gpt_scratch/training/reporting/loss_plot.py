@@ -1,26 +1,30 @@
-"""The losses drawn while a run goes on, and those of several runs in one picture."""
+"""Loss plots: of a run while it goes on, and of several runs in one picture."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hf_gpt_scratch.plots import runs_figure, save_figure
 from hf_gpt_scratch.training.reporting.history import History
 
 
-if TYPE_CHECKING:
-    from hf_gpt_scratch.training.run import Run
-
 LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
 
 
-def refresh_loss_plot(run: "Run") -> None:
-    """Draw the losses so far as PNG, unless drawing has taken more than its share of the run's time."""
-    started = time.perf_counter()
-    if run.drawing_seconds <= LARGEST_SHARE * (started - run.started):
-        run.history.plot_losses(run.output_dir / "loss", ("png",))
-        run.drawing_seconds += time.perf_counter() - started
+class LossPlot:
+    """The plot of the losses beside a history, drawn again while the run goes on."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.started = time.perf_counter()
+        self.drawing_seconds = 0.5  # spent so far, and expected of the first plot
+
+    def refresh(self) -> None:
+        """Draw the losses so far as PNG, unless drawing has taken more than its share of the run's time."""
+        started = time.perf_counter()
+        if self.drawing_seconds <= LARGEST_SHARE * (started - self.started):
+            self.history.plot_losses(("png",))
+            self.drawing_seconds += time.perf_counter() - started
 
 
 def plot_runs(folders: Sequence[Path], output: Path, x: str) -> Path:

@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: how much of what the device can compute goes into the model."""
+"""Model FLOPs utilization: the part of the device's peak FLOP/s that goes into the model."""
 
 import time
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from hf_gpt_scratch.training.cpu.linear import multiply
 
 @dataclass
 class ModelFlops:
-    """What a token costs and what the devices can do."""
+    """The FLOPs of a token and the peak of the devices."""
 
     per_token: float  # FLOPs of forward and backward pass
     peak: float  # FLOP/s of all devices together
-    is_raised: bool = False  # a step has shown that the peak is higher than it was thought to be
+    is_raised: bool = False  # a step was faster than the measured peak
 
     def utilization(self, tokens_per_second: float) -> float:
-        """Part of the peak that goes into the model, such as 0.4; recomputed activations do not count.
+        """Return the part of the peak that goes into the model, such as 0.4; recomputed activations do not count.
 
-        A step that is faster than the peak raises it, so that no part is above 1.
+        A step that is faster than the peak raises it, so that the part is at most 1.
         """
         reached = tokens_per_second * self.per_token
         if reached > self.peak:
@@ -30,10 +30,10 @@ class ModelFlops:
 
 
 def flops_per_token(model: PreTrainedModel, window_size: int) -> float:
-    """FLOPs of training on one token: 6N + 12LHQT (PaLM, arXiv:2204.02311, appendix B), where HQ is hidden_size.
+    """Return the FLOPs of training on one token: 6N + 12LHQT (PaLM, arXiv:2204.02311, appendix B).
 
-    N are the parameters that are multiplied with: all but position embeddings and an untied token embedding, which
-    are only looked up. As in the paper, attention counts in full, though half of it is masked.
+    HQ is hidden_size. N counts the parameters of matrix products: all but position embeddings and an untied token
+    embedding, which are only looked up. As in the paper, attention counts in full, though half of it is masked.
     """
     head = model.get_output_embeddings()
     looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head.weight}
@@ -43,15 +43,15 @@ def flops_per_token(model: PreTrainedModel, window_size: int) -> float:
 
 
 def product_dtype(mixed_precision: str) -> torch.dtype:
-    """What matrices are multiplied in under Accelerate's "no", "bf16" or "fp16"."""
+    """Return the dtype of matrix products under Accelerate's "no", "bf16" or "fp16"."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on a device: the best within 0.3 seconds.
+    """Measure the FLOP/s of a large matrix product on a device: the best within 0.3 seconds.
 
-    The matrices grow until a product takes 10 ms, so that a slow device is not kept waiting and a fast one is filled.
-    On a machine that others use the figure is too low: give the peak if you know it.
+    The matrices grow until a product takes 10 ms, so that a fast device is filled and a slow one not kept busy. On
+    a shared machine the figure is too low: give the peak if you know it.
     """
     size, best = 256, 0.0
     until = time.perf_counter() + 0.3
@@ -66,7 +66,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def seconds_of_product(matrix: torch.Tensor) -> float:
-    """Time of `matrix @ matrix.T`, as the model's layers multiply, waiting for the device before and after."""
+    """Measure the time of `matrix @ matrix.T`, as the model's layers multiply, synchronized before and after."""
     product = multiply if matrix.device.type == "cpu" and matrix.dtype == torch.float32 else nn.functional.linear
     synchronize(matrix.device)
     started = time.perf_counter()
@@ -76,6 +76,6 @@ def seconds_of_product(matrix: torch.Tensor) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given; a CPU always has."""
+    """Wait until a device has finished its work; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

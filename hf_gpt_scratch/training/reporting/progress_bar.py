@@ -1,4 +1,4 @@
-"""Each step shown: as a bar in a terminal, as a line now and then in a log file."""
+"""Show each step: as a bar in a terminal, as a line now and then in a log file."""
 
 import sys
 import threading
@@ -7,17 +7,17 @@ import time
 from tqdm import tqdm
 
 
-# What fits into 80 columns: the bar takes what is left.
+# Fits into 80 columns: the bar takes the space that is left.
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
 LOG_SECONDS = 10.0  # between two lines of a log
-BEAT_SECONDS = 0.25  # between two looks at the clock
-PAUSE_SECONDS = 2.0  # without a look: then the whole process was stopped, not only at work
+BEAT_SECONDS = 0.25  # between two readings of the clock
+PAUSE_SECONDS = 2.0  # without a reading: then the whole process was stopped, not only busy
 
 
 class WorkingTime:
-    """The seconds since it was made, without those in which the process was stopped (SIGSTOP, Ctrl-Z).
+    """The seconds since its creation, without those in which the process was stopped (SIGSTOP, Ctrl-Z).
 
-    A thread looks at the clock now and then, and misses looks only when it is stopped too.
+    A thread reads the clock now and then; a gap between two readings means that it was stopped too.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class WorkingTime:
             self._paused += pause
 
     def seconds(self) -> float:
-        """What the clock says, less all pauses."""
+        """Return the elapsed seconds without all pauses."""
         return time.perf_counter() - self.started - self._paused - self._pause()
 
 
@@ -47,7 +47,7 @@ class StepDisplay:
     Args:
         num_steps: optimizer steps of the run.
         first_step: steps done before, in a resumed run.
-        enabled: whether this process shows anything.
+        enabled: False on a process that shows nothing.
     """
 
     def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
@@ -66,14 +66,14 @@ class StepDisplay:
         )
 
     def seconds_left(self, step: int) -> float:
-        """Time until the last step, if the rest goes as the steps of this process so far, evaluations included."""
+        """Estimate the time until the last step from the steps of this process so far, evaluations included."""
         seconds_a_step = self.worked.seconds() / (step - self.first_step)
         return (self.num_steps - step) * seconds_a_step
 
     def show(
         self, step: int, loss: float, tokens_per_second: float, mfu: float, memory: int, num_skipped: int = 0
     ) -> None:
-        """Show a finished step; `memory` in bytes, `num_skipped` the steps so far that were not applied."""
+        """Show a finished step; `memory` in bytes, `num_skipped` steps so far were not applied."""
         text = f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}, {memory / 1e9:.1f} GB"
         text += f", {num_skipped} skipped" if num_skipped else ""
         self.bar.set_postfix_str(text, refresh=False)
@@ -85,7 +85,7 @@ class StepDisplay:
             print(f"step {step}/{self.num_steps}, {left} left, {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is and end its line."""
+        """Keep the bar as it is and end its line."""
         self.worked.ended.set()
         self.bar.close()
 

@@ -1,17 +1,20 @@
-"""Trackers of experiments, through Accelerate: checked before a run, started with it, continued on resume."""
+"""Experiment trackers, through Accelerate: checked before a run, started with it, continued on resume."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from hf_gpt_scratch.runtime.cli import describe
 from hf_gpt_scratch.training.distributed import on_main_process
-from hf_gpt_scratch.training.run import Run
+from hf_gpt_scratch.training.reporting.history import History
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 PROJECT = "hf_gpt_scratch"
-# What makes a tracker start that wants an account or a server.
+# How to start a tracker that needs an account or a server.
 REMEDIES = {
     "wandb": "`wandb login`, or WANDB_MODE=offline",
     "comet_ml": "`comet login`, or COMET_START_ONLINE=0",
@@ -21,7 +24,7 @@ REMEDIES = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse what Accelerate would leave out without a word.
+    """Refuse trackers that Accelerate would silently leave out.
 
     Raises:
         ValueError: a name is unknown or its package not installed; one line with what to do.
@@ -34,36 +37,35 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"--report_to {name} needs a package: pip install {name.replace('_', '-')}")
 
 
-def start_trackers(run: Run) -> None:
-    """Start the trackers of a run, or go on with those of a resumed one, under the same name and id.
+def start_trackers(accelerator: Accelerator, settings: TrainingSettings, history: History, global_step: int) -> None:
+    """Start the trackers of a run, or continue those of a resumed one, under the same name and id.
 
-    Of the steps after the checkpoint, which come again, tensorboard drops the first account and wandb the second;
-    trackio keeps both, which have the same values.
+    Steps after the checkpoint are logged twice: tensorboard drops the first record, wandb the second, and trackio
+    keeps both, which have the same values. Collective: call on every process.
 
     Raises:
         ValueError: one does not start, as where nobody is logged in.
     """
-    resumed = run.progress.global_step > 0
-    first = run.history.rows("run")[0] if run.accelerator.is_main_process else {}
+    resumed = global_step > 0
+    first = history.rows("run")[0] if accelerator.is_main_process else {}
     # trackio knows a run by its name alone, and folders of many runs are called alike.
-    name = "-".join((run.output_dir.resolve().name, first.get("run_id", "")[:8]))
-    config = {key: value for key, value in run.settings.to_dict().items() if isinstance(value, (int, float, str))}
+    name = "-".join((Path(settings.output_dir).resolve().name, first.get("run_id", "")[:8]))
+    config = {key: value for key, value in settings.to_dict().items() if isinstance(value, (int, float, str))}
     arguments = {
-        "tensorboard": {"purge_step": run.progress.global_step + 1} if resumed else {},
+        "tensorboard": {"purge_step": global_step + 1} if resumed else {},
         "trackio": {"name": name, "config": config, "resume": "allow" if resumed else "never"},
         "wandb": {"name": name, "id": first.get("run_id"), "resume": "allow"},
     }
-    # tensorboard would write the settings once more, as of another run.
-    config = None if resumed else config
 
     def start() -> None:
         try:
-            run.accelerator.init_trackers(PROJECT, config=config, init_kwargs=arguments)
+            # tensorboard would write the settings of a resumed run again, as of another run.
+            accelerator.init_trackers(PROJECT, config=None if resumed else config, init_kwargs=arguments)
         except Exception as error:
-            names = list(map(str, run.accelerator.log_with))
+            names = list(map(str, accelerator.log_with))
             ways = "".join(f"{name}: {REMEDIES[name]}; " for name in names if name in REMEDIES)
             raise ValueError(
                 f"--report_to {' '.join(names)}: a tracker does not start ({describe(error)}): {ways}or leave it out"
             ) from error
 
-    on_main_process(run.accelerator, start)
+    on_main_process(accelerator, start)

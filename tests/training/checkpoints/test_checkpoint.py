@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.training.checkpoints.checkpoint import (
-    Progress,
     SavedState,
     load_checkpoint,
     load_random_state,
@@ -23,6 +22,7 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, write_manifest
+from hf_gpt_scratch.training.progress import Progress
 
 
 def trained(config: GPTScratchConfig, steps: int) -> tuple[GPTScratchForCausalLM, torch.optim.Optimizer]:

@@ -63,7 +63,7 @@ def test_name_outside_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_text("x")
     content = {"files": {name: "0" * 64}}
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": digest(content)}))
-    assert find_corruption(folder) == f"{MANIFEST} names {name!r}, which is no file of this folder"
+    assert find_corruption(folder) == f"{MANIFEST} names {name!r}, which is not a file of this folder"
 
 
 def test_file_that_became_a_folder_is_damage(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Proves which changes make a resumed run another one, which only other digits, and how draws go on."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from hf_gpt_scratch.training.checkpoints.checkpoint import Progress, SavedState, random_state
+from hf_gpt_scratch.training.checkpoints import resume as resume_module
+from hf_gpt_scratch.training.checkpoints.checkpoint import SavedState, random_state
 from hf_gpt_scratch.training.checkpoints.resume import incompatibilities, nondeterminism_warnings, restore_draws
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.progress import Progress
+from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses, without_speed
 
 
 def state(processes: int = 2, windows: int = 4, accumulated: int = 1, **changes: object) -> SavedState:
@@ -63,7 +70,7 @@ def test_other_text_and_other_versions_are_named() -> None:
     other = state()
     other.text_sha256, other.environment = "b", {"torch": "2.14.0", "device": "cpu (1 threads)"}
     assert list(incompatibilities(state(), other, 99)) == [
-        "the training or validation text has changed (its tokens are others, whatever its path)"
+        "the training or validation text has changed (other tokens, whatever its path)"
     ]
     assert list(nondeterminism_warnings(state(), other)) == [
         "torch was 2.13.0, is 2.14.0: losses may differ in their last digits"
@@ -114,3 +121,205 @@ def test_draws_go_on_or_begin_anew_differently_on_each_process(tmp_path: Path) -
 def test_missing_random_state_of_the_same_number_of_processes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="rng_1.safetensors"):
         restore_draws(tmp_path, state(2), Process(1, 2))
+
+
+RESUME_SETTINGS = {
+    "dropout": 0.1,
+    "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 2,
+    "max_steps": 15,
+    "save_steps": 4,
+    "save_total_limit": 9,
+}
+
+
+def resumed_run(settings: TrainingSettings, step: int, folder: Path) -> TrainingSettings:
+    """Copy a finished run as if it had been killed after the save of `step`, and resume it."""
+    shutil.copytree(settings.output_dir, folder)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    resumed = TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True})
+    train(resumed)
+    return resumed
+
+
+@pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
+def test_resume_is_bit_identical(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, data_order: str
+) -> None:
+    """In the middle of an epoch, with dropout, accumulation, warm-up, evaluations and samples in between."""
+    settings = tiny_settings(data_order=data_order, **RESUME_SETTINGS)
+    train(settings)
+    steps_per_epoch = rows(settings.output_dir, "run")[0]["steps_per_epoch"]
+    assert steps_per_epoch == 9
+    for step in (4, 8, 12):
+        folder = tmp_path / f"resumed-at-{step}"
+        resumed_run(settings, step, folder)
+        for event in ("step", "evaluation", "sample"):
+            expected = [without_speed(row) for row in rows(settings.output_dir, event)]
+            assert [without_speed(row) for row in rows(folder, event)] == expected, (step, event)
+        for name in ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors"):
+            file = Path("checkpoints", "step-00000015", name)
+            assert (folder / file).read_bytes() == (settings.output_dir / file).read_bytes(), (step, name)
+
+
+def test_resume_without_the_random_state_would_differ(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    settings = tiny_settings(**RESUME_SETTINGS)
+    train(settings)
+    monkeypatch.setattr(resume_module, "restore_draws", lambda *_: None)
+    resumed = resumed_run(settings, 4, tmp_path / "resumed")
+    assert step_losses(resumed.output_dir)[:4] == step_losses(settings.output_dir)[:4]
+    assert step_losses(resumed.output_dir) != step_losses(settings.output_dir)
+
+
+def test_finished_run_can_be_resumed_without_harm(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    first = train(settings)
+    again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    assert again.validation_loss == first.validation_loss
+    assert len(step_losses(settings.output_dir)) == 6
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_steps": 7}, {"eval_iter": 1}, {"load_best_model_at_end": True}], ids=str
+)
+def test_evaluations_are_the_same_after_a_resume_at_the_end(
+    tiny_settings: Callable[..., TrainingSettings], changes: dict, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the last step has an evaluation, where it comes after the checkpoint, and where it is of a part."""
+    settings = tiny_settings(data_order="torch_dataloader", **changes)
+    first = train(settings)
+    expected = rows(settings.output_dir, "evaluation")
+    capsys.readouterr()
+    for _ in range(2):
+        again = train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+        assert rows(settings.output_dir, "evaluation") == expected
+        assert (again.train_loss, again.validation_loss) == (first.train_loss, first.validation_loss)
+        assert f"validation loss {first.validation_loss:.3f}" in capsys.readouterr().out
+
+
+def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings()
+    train(settings)
+    changed = TrainingSettings(**{**settings.to_dict(), "resume": True, "learning_rate": 5e-4, "dropout": 0.2})
+    with pytest.raises(ValueError, match="cannot resume") as caught:
+        train(changed)
+    assert "--learning_rate was 0.0015, is 0.0005" in str(caught.value)
+    assert "--dropout was 0.0, is 0.2" in str(caught.value)
+    assert len(step_losses(settings.output_dir)) == 6
+
+
+def test_changed_text_is_another_run(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(Path(tiny_settings().train_file[0]).read_text())
+    settings = tiny_settings(train_file=[str(text)], max_steps=3, warmup_steps=0)
+    train(settings)
+    text.write_text(text.read_text().replace("lamp", "ship"))
+    with pytest.raises(ValueError, match="the training or validation text has changed"):
+        train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+
+
+def test_same_text_at_another_path_is_the_same_run(
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, tmp_path: Path
+) -> None:
+    text, held_out = tmp_path / "text.txt", tmp_path / "held_out.txt"
+    for path in (text, held_out):
+        shutil.copy(short_text, path)
+    texts = {"train_file": [str(text)], "validation_file": [str(held_out)]}
+    settings = tiny_settings(**texts, save_steps=3, save_total_limit=9)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    shutil.rmtree(Path(settings.output_dir) / "checkpoints" / "step-00000006")
+    (tmp_path / "elsewhere").mkdir()
+    moved = [str(path.rename(tmp_path / "elsewhere" / f"{path.stem}-2.txt")) for path in (text, held_out)]
+    texts = {"train_file": moved[:1], "validation_file": moved[1:]}
+    train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
+    assert step_losses(settings.output_dir) == expected
+    # The control: the other way round it is another text.
+    Path(moved[0]).write_text(Path(moved[0]).read_text().replace("lamp", "ship"))
+    with pytest.raises(ValueError, match="the training or validation text has changed"):
+        train(TrainingSettings(**{**settings.to_dict(), **texts, "resume": True}))
+
+
+def test_another_split_goes_on_with_the_same_batches_and_says_so(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(max_steps=12, save_steps=5, save_total_limit=9)
+    train(settings)
+    changed = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    resumed = resumed_run(TrainingSettings(**{**settings.to_dict(), **changed}), 5, tmp_path / "resumed")
+    assert "a step was 1 processes x 4 windows x 1 micro-batches, is 1 processes x 2 wind" in capsys.readouterr().out
+    assert step_losses(resumed.output_dir) == pytest.approx(step_losses(settings.output_dir), rel=1e-6)
+    with pytest.raises(ValueError, match="a step had 1 processes x 4 windows x 1 micro-batches, has"):
+        train(TrainingSettings(**{**settings.to_dict(), "per_device_train_batch_size": 2, "resume": True}))
+
+
+def test_run_stopped_before_its_first_checkpoint_starts_again(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(save_steps=4)
+    train(settings)
+    expected, history = step_losses(settings.output_dir), Path(settings.output_dir, "history.jsonl")
+    shutil.rmtree(Path(settings.output_dir, "checkpoints"))
+    again = TrainingSettings(**{**settings.to_dict(), "resume": True})
+    with pytest.raises(FileNotFoundError, match="holds no valid checkpoint"):
+        train(again)  # six steps are more than one interval: checkpoints were there, and somebody deleted them
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:4]) + lines[4][:9])
+    train(again)
+    assert "holds no checkpoint yet: starting from the first step" in capsys.readouterr().out
+    assert step_losses(settings.output_dir) == expected
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(save_steps=3)
+    train(settings)
+    expected = step_losses(settings.output_dir)
+    newest = Path(settings.output_dir, "checkpoints", "step-00000006", "model.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+    output = capsys.readouterr().out
+    assert "step-00000006 is left out: model.safetensors is damaged" in output
+    assert "step-00000003" in output
+    assert step_losses(settings.output_dir) == expected
+
+
+@pytest.mark.parametrize("fault", ["garbled", "deleted", "removed"])
+def test_result_is_written_whatever_became_of_the_history(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    """Killed after step 3, and the row of the first evaluation damaged then; or checkpoints copied without it."""
+    settings = tiny_settings(save_steps=3, save_total_limit=9)
+    whole = train(settings)
+    expected = step_losses(settings.output_dir)
+    folder = tmp_path / "damaged"
+    shutil.copytree(settings.output_dir, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    shutil.rmtree(folder / "model")
+    lines = (folder / "history.jsonl").read_text().splitlines(keepends=True)
+    assert '"evaluation"' in lines[1]
+    if fault == "removed":
+        (folder / "history.jsonl").unlink()
+        (folder / "settings.json").unlink()
+    else:
+        lines[1] = lines[1][:30] + "\n" if fault == "garbled" else ""
+        (folder / "history.jsonl").write_text("".join(lines))
+    result = train(TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True}))
+    assert result.validation_loss == whole.validation_loss
+    assert (folder / "model" / "model.safetensors").read_bytes() == (
+        Path(settings.output_dir) / "model" / "model.safetensors"
+    ).read_bytes()
+    assert (folder / "loss.png").is_file()
+    assert (folder / "settings.json").is_file()
+    assert step_losses(folder) == (expected[3:] if fault == "removed" else expected)
+    word = "is missing: it begins again at step 3" if fault == "removed" else "kept as history.damaged.jsonl"
+    assert word in capsys.readouterr().err
+    assert [row["global_step"] for row in rows(folder, "evaluation")] == ([6] if fault == "removed" else [3, 6])

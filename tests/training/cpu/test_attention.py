@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training.build import save_on_cpu
 from hf_gpt_scratch.training.cpu import attention as cpu_attention
 from hf_gpt_scratch.training.cpu.attention import (
     BLOCK_SIZE,
@@ -21,7 +22,6 @@ from hf_gpt_scratch.training.cpu.attention import (
 )
 from hf_gpt_scratch.training.cpu.dropout import DropoutMasks
 from hf_gpt_scratch.training.optim import build_optimizer
-from hf_gpt_scratch.training.run import save_on_cpu
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

@@ -87,7 +87,7 @@ def test_damaged_history_is_named_kept_aside_and_made_anew(
     line = capsys.readouterr().err
     assert line.startswith(f"warning: {history.path} is damaged (")
     assert reason in line
-    assert "kept as history.damaged.jsonl, made anew from the rows that can be read" in line
+    assert "kept as history.damaged.jsonl, rebuilt from the rows that can be read" in line
     assert (tmp_path / "history.damaged.jsonl").read_bytes() == damaged
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.damaged.jsonl", "history.jsonl"]
     # And from there on it is a history like any other.
@@ -111,7 +111,7 @@ def test_no_copy_takes_the_place_of_another(tmp_path: Path) -> None:
 def test_missing_history_begins_anew_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     history = History(tmp_path / "history.jsonl")
     history.go_back(500, "0" * 64, 7)
-    assert capsys.readouterr().err == f"warning: {history.path} is missing: it begins anew at step 7\n"
+    assert capsys.readouterr().err == f"warning: {history.path} is missing: it begins again at step 7\n"
     history.append("step", global_step=8)
     assert steps_of(History(history.path)) == [8]
 
@@ -120,7 +120,7 @@ def test_history_removed_during_the_run_is_written_anew(tmp_path: Path, capsys: 
     history, lines = written(tmp_path)
     history.path.unlink()
     history.append("step", global_step=5)
-    assert capsys.readouterr().err == f"warning: {history.path} was removed: written anew from what is known of it\n"
+    assert capsys.readouterr().err == f"warning: {history.path} was removed: written again from the rows in memory\n"
     assert steps_of(history) == steps_of(History(history.path)) == [1, 2, 3, 4, 5]
     assert history.path.read_bytes().splitlines(keepends=True)[:-1] == lines
     mark = history.mark()
@@ -193,7 +193,7 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl", writes=False)
     history.append("step", global_step=1)
-    history.plot_losses(tmp_path / "loss")
+    history.plot_losses()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,6 +201,6 @@ def test_plot_is_drawn_from_the_evaluations(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
     for step in range(3):
         history.append("evaluation", epoch=step / 2, tokens_seen=step * 10, train_loss=9 - step, validation_loss=9)
-    history.plot_losses(tmp_path / "loss")
+    history.plot_losses()
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert (tmp_path / "loss.pdf").stat().st_size > 5000

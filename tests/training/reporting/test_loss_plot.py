@@ -46,7 +46,7 @@ def test_drawing_takes_a_twentieth_of_the_time_at_most(
     drawn: list[tuple] = []
     plot_losses = History.plot_losses
     monkeypatch.setattr(
-        History, "plot_losses", lambda *arguments: (drawn.append(arguments[2:]), plot_losses(*arguments))
+        History, "plot_losses", lambda *arguments: (drawn.append(arguments[1:]), plot_losses(*arguments))
     )
     monkeypatch.setattr(loss_plot, "LARGEST_SHARE", 0.0001)
     settings = tiny_settings(max_steps=4, eval_steps=1)

@@ -1,4 +1,4 @@
-"""Proves that the loop trains on prepared shards as on the same text, and says what does not go together."""
+"""Proves that a run is built from texts and prepared tokens alike, or refused with nothing left behind."""
 
 import gzip
 import json
@@ -11,9 +11,10 @@ from hf_gpt_scratch.data.document_sources import file_sources
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import encode_text
+from hf_gpt_scratch.training import build, loop
+from hf_gpt_scratch.training.build import read_tokens
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.reporting.card import describe_texts
-from hf_gpt_scratch.training.run import read_tokens
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -88,3 +89,95 @@ def test_folder_that_is_not_prepared_leaves_nothing_behind(
     with pytest.raises(FileNotFoundError, match="holds no prepared data"):
         train(tiny_settings(train_file=None, train_data=str(tmp_path)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train_file": ["missing.txt"]}, "missing.txt does not exist"),
+        ({"max_position_embeddings": 900}, "has 5[0-9][0-9] tokens and needs 901 for one window"),
+        ({"train_split": 0.9999}, "the validation text is too short: it has 1 tokens and needs 2"),
+        ({"resume": True}, "holds no valid checkpoint"),
+        ({"drop_last": True, "per_device_train_batch_size": 99}, "windows, but with --drop_last one step needs 99"),
+        ({"mixed_precision": "fp16"}, "fp16"),
+        ({"attn_implementation": "flash_attention_2"}, "(?i)flash"),
+        ({"report_to": ["nothing-like-it"]}, "nothing-like-it"),
+        ({"sample_prompt": "word " * 40}, "sample_prompt"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tiny_settings: Callable[..., TrainingSettings], changes: dict, reason: str
+) -> None:
+    settings = tiny_settings(**changes)
+    with pytest.raises((ValueError, OSError, ImportError), match=reason):
+        train(settings)
+    assert not Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize("was_there", ["nothing", "folder", "folder with lock"])
+@pytest.mark.parametrize("place", ["evaluate", "optimizer_step", "start_trackers", "describe"])
+def test_run_that_fails_before_its_first_step_leaves_nothing_behind(
+    tiny_settings: Callable[..., TrainingSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    was_there: str,
+) -> None:
+    settings = tiny_settings(output_dir=str(tmp_path / "new" / "run"), report_to=["tensorboard"])
+    folder = Path(settings.output_dir)
+    if was_there != "nothing":
+        folder.mkdir(parents=True)
+    if was_there == "folder with lock":
+        (folder / ".lock").touch()
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*_: object) -> None:
+        assert (folder / "settings.json").is_file()
+        raise RuntimeError("not to be foreseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build if place == "describe" else loop, place, fail)
+        with pytest.raises(RuntimeError, match="not to be foreseen"):
+            train(settings)
+    assert sorted(tmp_path.rglob("*")) == before
+    train(settings)  # the corrected command
+
+
+def test_run_that_fails_before_its_first_step_deletes_nothing_of_others(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings()
+    folder = Path(settings.output_dir)
+
+    def fail(*_: object) -> None:
+        (folder / "notes.txt").write_text("of somebody else", encoding="utf-8")
+        (folder / "logs").mkdir()
+        raise RuntimeError("not to be foreseen")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="not to be foreseen"):
+        train(settings)
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "notes.txt"]
+
+
+def test_refused_start_takes_its_lock_back(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError):
+        train(tiny_settings(train_file=["missing.txt"]))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_used_folder_is_never_written_into(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
+    settings = tiny_settings(max_steps=3, warmup_steps=0)
+    train(settings)
+    before = sorted(Path(settings.output_dir).rglob("*"))
+    with pytest.raises(FileExistsError, match="holds another run: continue it with --resume"):
+        train(settings)
+    assert sorted(Path(settings.output_dir).rglob("*")) == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(tiny_settings(output_dir=str(tmp_path / "photos")))
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        train(tiny_settings(output_dir=str(tmp_path / "photos" / "cat.jpg")))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]

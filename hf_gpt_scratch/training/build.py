@@ -1,0 +1,341 @@
+"""Build a run from its settings, fresh or resumed, up to the moment before the first step."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import tiktoken
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    set_seed,
+)
+from torch.optim import Optimizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
+from hf_gpt_scratch.data.token_folder import ShardedTokens
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import (
+    StepSampler,
+    TokenWindows,
+    build_loader,
+    encode_text,
+    read_texts,
+    split_text,
+)
+from hf_gpt_scratch.evaluation import tokenize_in_pieces
+from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
+from hf_gpt_scratch.runtime.cli import say_once
+from hf_gpt_scratch.runtime.environment import as_line, describe_device, key_versions
+from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
+from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
+from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
+from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
+from hf_gpt_scratch.training.checkpoints.resume import find_resumable, resume
+from hf_gpt_scratch.training.cpu.allocator import keep_freed_memory_after_step, return_freed_memory
+from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
+from hf_gpt_scratch.training.cpu.dropout import use_fast_dropout
+from hf_gpt_scratch.training.cpu.linear import is_float32_on_cpu, use_fast_linear
+from hf_gpt_scratch.training.cpu.tied_embedding import join_tied_gradients
+from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
+from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
+from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
+from hf_gpt_scratch.training.reporting.card import describe_texts
+from hf_gpt_scratch.training.reporting.history import History
+from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
+from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
+from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.run import Run
+from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.trial import check_attention, check_compiler, is_compiled, try_step
+
+
+if TYPE_CHECKING:
+    from hf_gpt_scratch.data.tokenizer import AnyTokenizer
+
+
+def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals) -> Run:
+    """Build a run from its settings, fresh or resumed, up to the moment before the first step.
+
+    Collective: call on every process.
+
+    Args:
+        settings: of the run.
+        lock: of the output folder; taken here, released by the caller.
+        signals: that stop the run; entered by the caller.
+
+    Raises:
+        ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
+    """
+    check_attention(settings)
+    accelerator = build_accelerator(settings)
+    on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
+    base = read_base_model(settings)
+    asked = settings = with_base_model(settings, base)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
+    train_windows, validation_windows = build_windows(settings, encoding)
+    check_prompt(settings, encoding)
+    settings, _, num_steps = fit_to_text(settings, len(train_windows), accelerator.num_processes)
+    run = prepare_run(settings, accelerator, base, encoding, train_windows, validation_windows, num_steps, signals)
+    on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
+    on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
+    checkpoint = find_resumable(run) if settings.resume else None
+    if checkpoint is None:
+        begin(run)
+    else:
+        resume(run, checkpoint)
+    if line := cut_line(asked, settings, len(train_windows)):
+        run.say(f"warning: {line}")
+    describe(run, train_windows, validation_windows)
+    return run
+
+
+def prepare_run(
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    base: BaseModel | None,
+    encoding: "AnyTokenizer",
+    train_windows: TokenWindows,
+    validation_windows: TokenWindows,
+    num_steps: int,
+    signals: StopSignals,
+) -> Run:
+    """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
+    num_processes = accelerator.num_processes
+    accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
+    micro_batch_size = settings.per_device_train_batch_size * num_processes
+    batch_size = micro_batch_size * settings.gradient_accumulation_steps
+    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
+    loaders = [
+        build_loader(train_windows, batch_size, settings.drop_last),
+        build_loader(train_windows, micro_batch_size, settings.drop_last),
+        build_loader(validation_windows, validation_batch_size),
+    ]
+    train_sampler, train_eval_sampler, _ = (cast(StepSampler, loader.batch_sampler) for loader in loaders)
+    model = build_model(settings, accelerator.process_index)
+    optimizer = build_optimizer(model, settings)
+    save_on_cpu(model, optimizer, settings, accelerator)
+    prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
+    flops = model_flops(model, settings, accelerator)
+    try_step(prepared_model, settings, accelerator)
+    history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
+    return Run(
+        settings=settings,
+        accelerator=accelerator,
+        base=base,
+        encoding=encoding,
+        model=prepared_model,
+        optimizer=prepared_optimizer,
+        train_loader=loaders[0],
+        train_eval_loader=loaders[1],
+        validation_loader=loaders[2],
+        train_sampler=train_sampler,
+        train_eval_sampler=train_eval_sampler,
+        num_steps=num_steps,
+        flops=flops,
+        text_sha256=text_sha256(train_windows, validation_windows),
+        steps_in_backward=StepsInBackward(model, optimizer) if settings.optimizer_in_backward else None,
+        history=history,
+        loss_plot=LossPlot(history),
+        signals=signals,
+    )
+
+
+def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple[TokenWindows, TokenWindows]:
+    """Read, split and cut the tokens: training and validation windows.
+
+    Raises:
+        ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
+    """
+    separator = end_of_text_id(encoding) if settings.separate_documents else None
+    windows = []
+    for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
+        # Training wants one full window; a short validation text is scored as it is.
+        needed = settings.window_size + 1 if part == "training" or settings.drop_last else 2
+        if len(token_ids) < needed:
+            raise ValueError(
+                f"the {part} text is too short: it has {len(token_ids)} tokens and needs {needed} for one window; "
+                "give a longer text or a smaller --block_size"
+            )
+        windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last, separator))
+    return windows[0], windows[1]
+
+
+def read_tokens(
+    settings: TrainingSettings, encoding: "AnyTokenizer"
+) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
+    """Read the tokens to train and to validate on: texts into memory, shards by memory map."""
+
+    def read(paths: Sequence[str | Path]) -> str:
+        return read_texts(paths, settings.text_column, say_once)
+
+    validation = to_ids(read(settings.validation_file), encoding) if settings.validation_file else None
+    if settings.train_data:
+        folder = Path(settings.train_data)
+        training = ShardedTokens(folder, "train")
+        return training, ShardedTokens(folder, "validation") if validation is None else validation
+    text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
+    if validation is not None:
+        return to_ids(text, encoding), validation
+    train_text, validation_text = split_text(text, settings.train_split)
+    return to_ids(train_text, encoding), to_ids(validation_text, encoding)
+
+
+def to_ids(text: str, encoding: "AnyTokenizer") -> torch.Tensor:
+    """Encode a text as token ids, int64 [N]; the tokenizer of a base model takes it in pieces."""
+    if isinstance(encoding, tiktoken.Encoding):
+        return encode_text(text, encoding)
+    return torch.cat([token_ids for token_ids, _ in tokenize_in_pieces([text], encoding)])
+
+
+def end_of_text_id(encoding: "AnyTokenizer") -> int:
+    """Return the id of the token between documents."""
+    return encoding.eot_token if isinstance(encoding, tiktoken.Encoding) else encoding.eos_token_id
+
+
+def build_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
+
+    Raises:
+        ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, FSDP version 1; an unknown compiler.
+    """
+    refuse_deepspeed()
+    if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        raise ValueError("the launcher's mixed precision fp8 is not supported: launch with no, bf16 or fp16")
+    accelerator = Accelerator(
+        # Explicit, because several processes on a CPU find each other only then.
+        cpu=settings.use_cpu or not torch.accelerator.is_available(),
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        log_with=settings.report_to,
+        project_dir=settings.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
+    )
+    complete_fsdp(accelerator)
+    check_compiler(accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed precision fp16 needs a GPU: use --mixed_precision no or bf16 on the CPU")
+    if settings.optimizer_in_backward:
+        refuse_where_impossible(accelerator)
+    return accelerator
+
+
+def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedModel:
+    """Build the model, the same on every process, and seed dropout differently on each."""
+    set_seed(settings.seed)
+    if settings.model_name_or_path is not None:
+        model = load_base_model(settings.model_name_or_path, settings)
+    else:
+        model = AutoModelForCausalLM.from_config(
+            settings.model_config(),
+            attn_implementation=settings.attn_implementation,
+            dtype=getattr(torch, settings.weights_dtype),
+        )
+    if settings.weight_init == "torch":
+        torch.manual_seed(settings.seed)
+        reset_to_torch_defaults(model)
+    if process_index > 0:
+        torch.manual_seed(settings.seed + process_index)
+    if settings.gradient_checkpointing:
+        recompute_activations(model)
+    use_fused_loss(model)
+    if settings.torch_compile:
+        model.compile()
+    return model.train()
+
+
+def save_on_cpu(
+    model: PreTrainedModel, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
+) -> None:
+    """Have a model trained in less time and memory, by what is of use on a CPU; elsewhere nothing is done."""
+    if accelerator.device.type != "cpu":
+        return
+    if settings.optimizer_in_backward:
+        return_freed_memory()
+    else:
+        keep_freed_memory_after_step(optimizer)
+    compiles = is_compiled(settings, accelerator)
+    use_fast_linear(model, accelerator, compiles)
+    if settings.fast_dropout and not compiles:
+        use_fast_dropout(model)
+    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, compiles)
+    if is_sdpa and settings.fast_dropout and settings.dropout > 0:
+        use_blockwise_attention(model)
+    join_tied_gradients(model, accelerator, compiles or settings.optimizer_in_backward)
+
+
+def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
+    """Return the figures that MFU is computed from; the peak is measured on all devices at once unless it is given."""
+    peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
+    return ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
+
+
+def text_sha256(*parts: TokenWindows) -> str:
+    """Hash the token ids of all parts, so that a resume can compare them."""
+    return hashlib.sha256(b"".join(part.fingerprint() for part in parts)).hexdigest()
+
+
+def begin(run: Run) -> None:
+    """Write the settings, and begin the history."""
+
+    def write() -> None:
+        run.write_settings()
+        run.history.clear()
+
+    on_main_process(run.accelerator, write)
+
+
+def weights_line(settings: TrainingSettings, base_dtype: str | None) -> str:
+    """Describe in which dtypes weights are stored, trained and written."""
+    base = f", begin as {settings.model_name_or_path} has them in {base_dtype}" if base_dtype else ""
+    result = settings.result_dtype or settings.weights_dtype
+    return f"weights are trained in {settings.weights_dtype}{base}; the result will be in {result}"
+
+
+def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:
+    """Print what the run is and runs on, and record the same in the history."""
+    accelerator, settings = run.accelerator, run.settings
+    facts: dict[str, Any] = {
+        "run_id": uuid.uuid4().hex,  # for trackers; a resumed run keeps that of its first row
+        "device": describe_device(accelerator.device),
+        "processes": accelerator.num_processes,
+        "sharding": run.sharding,
+        "precision": accelerator.mixed_precision.replace("no", "fp32"),
+        "base_dtype": run.base.stored_dtype if run.base else None,
+        "versions": key_versions(),
+        "parameters": run.bare_model.num_parameters(),
+        "train_tokens": len(train_windows.token_ids),
+        "validation_tokens": len(validation_windows.token_ids),
+        "train_windows": len(train_windows),
+        "steps_per_epoch": len(run.train_sampler),
+        "steps": run.num_steps,
+        "flops_per_token": run.flops.per_token,
+        "peak_flops": run.flops.peak,
+        "resumed_at_step": run.progress.global_step,
+        "texts": describe_texts(settings) if accelerator.is_main_process else [],
+    }
+    run.history.append("run", **facts, settings=settings.to_dict())
+    peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
+    processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
+    run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
+    run.say(weights_line(settings, facts["base_dtype"]))
+    run.say(as_line(facts["versions"]))
+    run.say(
+        f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "
+        f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
+        f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, {facts['steps']:,} steps"
+    )
+    if accelerator.is_main_process:
+        warn_early(settings)

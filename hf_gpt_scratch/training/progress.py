@@ -1,0 +1,74 @@
+"""The part of a run that changes with each step and travels in every checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+
+@dataclass
+class Progress:
+    """The position of a run. Together with the settings it determines the data that comes next."""
+
+    global_step: int = 0  # completed optimizer steps
+    epoch: int = 0  # epoch of the next step
+    step_in_epoch: int = 0  # completed steps of that epoch
+    tokens_seen: int = 0  # labels that counted in all completed steps
+    order_seed: int | None = None  # of the window order of this epoch
+    history_bytes: int = 0  # size of history.jsonl
+    best_step: int | None = None  # step with the lowest validation loss, where the settings ask for it
+    best_validation_loss: float | None = None  # nats per token
+    skipped_steps: int = 0  # completed steps that were not applied
+    is_step_open: bool = False  # a signal cut off evaluation and sample after the last step: both are still due
+    skipped_in_a_row: int = 0  # newest skipped steps without an applied one in between
+    recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
+    whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text
+    history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
+
+    def restore(self, saved: "Progress") -> None:
+        """Take over all values of another moment."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(saved, item.name))
+
+    def start_epoch(self, order_seed: int) -> None:
+        """Fix the window order of this epoch."""
+        self.order_seed = order_seed
+
+    def finish_epoch(self) -> None:
+        """Move to the first step of the next epoch."""
+        self.epoch, self.step_in_epoch, self.order_seed = self.epoch + 1, 0, None
+
+    def finish_step(self, num_tokens: int) -> None:
+        """Count a completed step over `num_tokens` labels, applied or not."""
+        self.global_step += 1
+        self.step_in_epoch += 1
+        self.tokens_seen += num_tokens
+        self.whole_losses = None
+
+    def close_step(self) -> None:
+        """Note that evaluation and sample after the step are done."""
+        self.is_step_open = False
+
+    def apply_step(self, figures: Sequence[float], window: int) -> None:
+        """Note that the step under way is applied, and keep loss and gradient norm of the last `window` steps."""
+        self.skipped_in_a_row = 0
+        if window:
+            self.recent_steps = [*self.recent_steps, list(figures)][-window:]
+
+    def skip_step(self) -> None:
+        """Note that the step under way is not applied."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+
+    def set_losses(self, losses: Sequence[float] | None) -> None:
+        """Set training and validation loss of these weights over all text, or forget them."""
+        self.whole_losses = None if losses is None else list(losses)
+
+    def note_if_best(self, validation_loss: float) -> bool:
+        """Remember this step if no other had a validation loss as low, and return True then."""
+        is_best = self.best_validation_loss is None or validation_loss < self.best_validation_loss
+        if is_best:
+            self.best_step, self.best_validation_loss = self.global_step, validation_loss
+        return is_best
+
+    def mark_history(self, num_bytes: int, sha256: str) -> None:
+        """Note the size and hash of history.jsonl at this moment."""
+        self.history_bytes, self.history_sha256 = num_bytes, sha256
