@@ -1,4 +1,4 @@
-"""Makes our classes known to transformers; importing this module does it."""
+"""Register the classes with the Auto classes of transformers; importing this module does it."""
 
 from transformers import (
     AutoConfig,

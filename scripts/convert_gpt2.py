@@ -1,14 +1,9 @@
 """Convert a GPT-2 checkpoint: python scripts/convert_gpt2.py --size 124M --output DIR."""
 
 import argparse
-import os
 from pathlib import Path
 
-
-# Conversion itself needs neither torch nor transformers; what needs them runs in a process of its own.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say
 
 
 def parse_arguments() -> argparse.Namespace:

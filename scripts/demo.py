@@ -3,11 +3,7 @@
 import argparse
 import os
 
-
-# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run
 
 
 def parse_arguments() -> argparse.Namespace:

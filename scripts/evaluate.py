@@ -1,13 +1,8 @@
 """Score a text: python scripts/evaluate.py --model FOLDER_OR_REPO --file TEXT."""
 
-import os
 from pathlib import Path
 
-
-# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run, say
 
 
 def main() -> None:

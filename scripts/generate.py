@@ -2,15 +2,10 @@
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-
-# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode
 
 
 def parse_arguments() -> argparse.Namespace:

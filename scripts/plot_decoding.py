@@ -1,14 +1,9 @@
 """Draw next-token probabilities at several temperatures: python scripts/plot_decoding.py."""
 
 import argparse
-import os
 from pathlib import Path
 
-
-# Registering our classes imports torch, which takes seconds: it is left to what loads the model.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run
 
 
 def parse_arguments() -> argparse.Namespace:

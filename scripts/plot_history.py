@@ -1,14 +1,9 @@
 """Draw the losses of several runs in one picture: python scripts/plot_history.py runs/a runs/b --output runs.png."""
 
 import argparse
-import os
 from pathlib import Path
 
-
-# Drawing needs neither torch nor transformers, whose import takes seconds.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, run  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, run
 
 
 def parse_arguments() -> argparse.Namespace:

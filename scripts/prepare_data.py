@@ -1,14 +1,9 @@
 """Tokenise a corpus of any size: python scripts/prepare_data.py --source my_texts/ --output prepared."""
 
 import argparse
-import os
 from pathlib import Path
 
-
-# Only tokens are made here: neither torch nor transformers is needed.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say  # noqa: E402
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run, say
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -4,15 +4,10 @@ Or bring the code of an older one up to date: python scripts/push_to_hub.py --up
 """
 
 import argparse
-import os
 from pathlib import Path
 
-
-# Pushing needs neither torch nor transformers, whose import takes seconds.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.hub.push import PushRequest, describe_push, push_folder, update_code  # noqa: E402
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, run  # noqa: E402
+from hf_gpt_scratch.hub.push import PushRequest, describe_push, push_folder, update_code
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, run
 
 
 def parse_arguments() -> argparse.Namespace:

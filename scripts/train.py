@@ -1,14 +1,9 @@
 """Pretrain a GPT on text: accelerate launch scripts/train.py [--help]."""
 
-import os
 import sys
 
-
-# Registering our classes imports torch, which takes seconds: it is left to what builds the model.
-os.environ.setdefault("HF_GPT_SCRATCH_REGISTER", "0")
-
-from hf_gpt_scratch.runtime.cli import quiet_libraries, run  # noqa: E402
-from hf_gpt_scratch.runtime.launching import relaunch_if_needed, stop_with_launcher  # noqa: E402
+from hf_gpt_scratch.runtime.cli import quiet_libraries, run
+from hf_gpt_scratch.runtime.launching import relaunch_if_needed, stop_with_launcher
 
 
 def main() -> None:

@@ -150,9 +150,9 @@ def add_to_hub_cache(cache: Path, repo_id: str, branch: str, repository: Path) -
 # The calls. They import what they need themselves: the settings above must be in place before.
 
 
-def import_package() -> dict[str, Any]:
-    """Import hf_gpt_scratch, or fail to."""
-    return {"file": importlib.import_module(PACKAGE).__file__}
+def import_package(module: str = PACKAGE) -> dict[str, Any]:
+    """Import hf_gpt_scratch or a module of it, or fail to."""
+    return {"file": importlib.import_module(module).__file__}
 
 
 def load_config(path: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ ARROWS = {
     "conversion": {"data", "runtime", ""},
     "training": {"model", "data", "evaluation", "generation", "hub", "runtime", "plots", "registration", ""},
     "registration": {"model"},
-    "": {"registration"},
+    "": {"registration", "model"},
 }
 
 

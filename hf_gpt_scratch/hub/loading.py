@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_gpt_scratch import registration as registration  # a script may have put it off
+from hf_gpt_scratch import registration as registration  # what loads without trust_remote_code
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 
 

@@ -138,7 +138,7 @@ class PushProcess:
     def __init__(self, order: PushRequest, shows_progress: bool = True) -> None:
         self.order = order
         self.deadline = time.monotonic() + order.timeout
-        environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
+        environment = {**os.environ}
         environment.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{order.answer_timeout:g}s")
         if not (shows_progress and sys.stderr.isatty()):
             environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -218,9 +218,8 @@ def run_task(
     output = root / "output"
 
     def sampler(folder: Path) -> Callable[[], Measurement]:
-        # `measure` tells contestants to leave torch out; here the scripts decide that themselves.
-        variables = ["-u", "HF_GPT_SCRATCH_REGISTER", f"OMP_NUM_THREADS={arguments.threads}"]
-        command = ["env", *variables, *map(str, task.command(folder, output, arguments.threads))]
+        threads = f"OMP_NUM_THREADS={arguments.threads}"
+        command = ["env", threads, *map(str, task.command(folder, output, arguments.threads))]
 
         def sample() -> Measurement:
             measurement = measure(command)

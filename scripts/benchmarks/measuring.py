@@ -46,7 +46,7 @@ def measure(command: Sequence[Any]) -> Measurement:
     """
     # Compiled modules are kept, as they are where this package is installed.
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    environment = inherited | {"HF_GPT_SCRATCH_REGISTER": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = inherited | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     watch = [sys.executable, "-I", "-S", "-c", WATCH, *command]
     process = subprocess.run(watch, capture_output=True, text=True, errors="replace", env=environment)
     last = process.stderr.strip().rpartition("\n")[2]

@@ -62,7 +62,7 @@ def make_product(size: int, times: int) -> Work:
 
 def make_ours(task: dict[str, Any], **settings: Any) -> Work:
     """The optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
-    from hf_gpt_scratch import registration  # noqa: F401 a worker starts without it
+    from hf_gpt_scratch import registration  # noqa: F401 makes the classes known
     from hf_gpt_scratch.runtime.interrupts import StopSignals
     from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock

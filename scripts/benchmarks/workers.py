@@ -42,7 +42,6 @@ class Worker:
         self.contestant = contestant
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
-            "HF_GPT_SCRATCH_REGISTER": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")])),
         }
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__

@@ -15,10 +15,10 @@ def peak():
 
 
 def run_light(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in an interpreter of its own that does not register with transformers."""
+    """Run a program in an interpreter of its own."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

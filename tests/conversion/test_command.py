@@ -37,7 +37,6 @@ def run_script(project_root: Path) -> Callable[..., subprocess.CompletedProcess]
     def run(*arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         command = [sys.executable, str(project_root / "scripts" / "convert_gpt2.py"), *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"}
-        environment.pop("HF_GPT_SCRATCH_REGISTER", None)
         return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=300)
 
     return run
@@ -319,7 +318,6 @@ def test_a_name_that_no_repository_has_is_refused_before_the_conversion(
 
 LIGHT = """
 import os, sys
-os.environ["HF_GPT_SCRATCH_REGISTER"] = "0"
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 bare = peak()
@@ -350,7 +348,7 @@ def test_idle_threads_of_numpy_are_told_to_sleep_before_numpy_is_there(own: str 
     program = "import sys, os, hf_gpt_scratch.conversion as c; print('numpy' in sys.modules)\n"
     program += "print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
-    environment |= {"PYTHONPATH": str(project_root), "HF_GPT_SCRATCH_REGISTER": "0"}
+    environment |= {"PYTHONPATH": str(project_root)}
     environment |= {} if own is None else {"OPENBLAS_THREAD_TIMEOUT": own}
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert process.stdout.split() == ["False", own or "4"], process.stderr
@@ -358,7 +356,6 @@ def test_idle_threads_of_numpy_are_told_to_sleep_before_numpy_is_there(own: str 
 
 KILLED = """
 import os, signal, sys
-os.environ["HF_GPT_SCRATCH_REGISTER"] = "0"
 from pathlib import Path
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 source, parent = sys.argv[1], Path(sys.argv[2])

@@ -89,7 +89,7 @@ def test_what_is_up_to_date_is_not_touched(current: Path, tmp_path: Path) -> Non
 def test_a_kill_at_any_event_leaves_a_folder_that_loads(
     current: Path, folder: Path, project_root: Path, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(project_root)}
+    environment = {**os.environ, "PYTHONPATH": str(project_root)}
     killed: list[Path] = []
     for number in range(1, 200):
         path = shutil.copytree(folder, tmp_path / "killed" / f"at-{number}")

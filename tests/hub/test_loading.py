@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_gpt_scratch import (
     GPTScratchConfig,
@@ -224,10 +224,10 @@ def test_weights_of_another_size_are_refused(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(repositories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """A user's interpreter with the package: it is imported, and nothing is trusted."""
+    """A user's interpreter with the package: its classes are registered, and nothing is trusted."""
     root = tmp_path_factory.mktemp("installed")
     language_model = {"folder": str(repositories["AutoModelForCausalLM"]), "hub": "me/AutoModelForCausalLM"}
-    calls: Calls = {"package": ("import_package", {})}
+    calls: Calls = {"package": ("import_package", {"module": "hf_gpt_scratch.registration"})}
     for origin in ORIGINS:
         for auto_class, folder in repositories.items():
             path = str(folder) if origin == "folder" else f"me/{auto_class}"
@@ -288,5 +288,28 @@ def test_a_repository_that_cannot_be_reached_is_refused(installed: Outcome) -> N
     assert "me/absent" in message
 
 
-def test_importing_the_package_is_what_makes_the_type_known() -> None:
-    assert type(AutoConfig.for_model("gpt_scratch")) is GPTScratchConfig
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import hf_gpt_scratch.registration",
+        "from hf_gpt_scratch import GPTScratchConfig",
+        "import hf_gpt_scratch.hub.loading",
+    ],
+)
+def test_what_registers_the_classes(first: str) -> None:
+    code = f"{first}\nfrom transformers import AutoConfig\nprint(type(AutoConfig.for_model('gpt_scratch')).__module__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "hf_gpt_scratch.model.modeling_gpt_scratch\n", result.stderr
+
+
+def test_importing_the_package_is_cheap_also_beside_transformers() -> None:
+    """It imports nothing that is not in the standard library; the public classes are listed all the same."""
+    code = """
+import sys, transformers
+before = set(sys.modules)
+import hf_gpt_scratch
+print(*sorted(name for name in set(sys.modules) - before if name.split(".")[0] not in sys.stdlib_module_names))
+print(set(hf_gpt_scratch.__all__) <= set(dir(hf_gpt_scratch)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "hf_gpt_scratch\nTrue\n", result.stderr

@@ -210,8 +210,7 @@ def test_nothing_hangs(alice: LoopbackHub, folder: Path, route: str) -> None:
 def test_a_push_ends_with_the_process_that_started_it(alice: LoopbackHub, folder: Path) -> None:
     fault = alice.fault("POST commit", "hang", times=99)
     code = "import sys; from hf_gpt_scratch.hub.push import push_folder; push_folder(*sys.argv[1:])"
-    environment = {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
-    parent = subprocess.Popen([sys.executable, "-c", code, str(folder), REPO], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder), REPO])
     while not fault.hits:
         time.sleep(0.01)
     (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
@@ -309,8 +308,8 @@ def test_a_push_removes_the_code_of_an_older_release(
 
 def test_pushing_needs_no_torch() -> None:
     code = "import sys, hf_gpt_scratch.hub.push; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    command, environment = [sys.executable, "-c", code], {**os.environ, "HF_GPT_SCRATCH_REGISTER": "0"}
-    assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout == "False\n"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "False\n"
 
 
 def test_nothing_in_the_working_folder_is_run(

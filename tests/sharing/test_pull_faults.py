@@ -52,7 +52,7 @@ def call(repo_id: str, remote_code: bool) -> tuple[str, dict]:
 
 def pull(hub: LoopbackHub, folder: Path, calls: Calls, remote_code: bool) -> Outcome:
     """One interpreter for many pulls: each is of a repository of its own, so nothing of it is in the cache."""
-    env = hub.environment(folder / "home") | SETTINGS | ({} if remote_code else {"HF_GPT_SCRATCH_REGISTER": "1"})
+    env = hub.environment(folder / "home") | SETTINGS
     return run(folder, calls, package=not remote_code, env=env, timeout=900)
 
 

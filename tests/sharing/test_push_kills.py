@@ -53,7 +53,7 @@ class Scene:
         home = self.root / f"home-{next(self.numbers)}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         settings = self.hub.environment(home, self.hub.token_of("alice"), xet=self.transfer == "xet")
-        environment = {**inherited, **settings, "HF_GPT_SCRATCH_REGISTER": "0"}
+        environment = {**inherited, **settings}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([sys.executable, *command], env=environment, **pipes)
 

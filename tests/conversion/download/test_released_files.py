@@ -496,7 +496,7 @@ def start(
     """A download in a process of its own, which ends as a script would."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps([asdict(size), str(folder), base(server), chunk, limit])],
-        env=os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -583,7 +583,7 @@ def test_killed_at_every_file_event(release, server, tmp_path):
     arguments = json.dumps([asdict(release.size), str(tmp_path), base(server)])
     process = subprocess.run(
         [sys.executable, "-c", KILL_PROGRAM, arguments],
-        env=os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=True,
@@ -639,7 +639,7 @@ def test_bars_on_a_terminal(release, server, tmp_path):
     arguments = json.dumps([asdict(release.unpinned), str(tmp_path), base(server), CHUNK, 0])
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, arguments],
-        env=os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         stderr=follower,
     )
     os.close(follower)

@@ -42,7 +42,7 @@ def test_one_line_where_tensorflow_is_not_installed(handmade_checkpoint):
         "try:\n    open_tf_checkpoint(sys.argv[1])\n"
         "except ValueError as error:\n    print(error)"
     )
-    environment = os.environ | {"HF_GPT_SCRATCH_REGISTER": "0", "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.run(
         [sys.executable, "-c", program, str(handmade_checkpoint)],
         env=environment,
