@@ -20,7 +20,7 @@ GENERATION_EXAMPLE = """\
 token_ids = model.generate(**inputs, max_new_tokens=25, do_sample=True, temperature=1.0, top_k=25)
 print(tokenizer.decode(token_ids[0]))"""
 FORWARD_EXAMPLE = "print(model(**inputs)[0])"
-NO_LICENCE = "Whoever trained the weights named no licence for them."
+NO_LICENSE = "Whoever trained the weights named no license for them."
 
 
 @dataclass(frozen=True)
@@ -87,5 +87,5 @@ def render_card(
         auto_class=auto_class,
         repo_id=details.repo_id or "USER/NAME",
         example=GENERATION_EXAMPLE if model.can_generate() else FORWARD_EXAMPLE,
-        licence=f"The weights are under the licence `{details.license}`." if details.license else NO_LICENCE,
+        license=f"The weights are under the license `{details.license}`." if details.license else NO_LICENSE,
     )
