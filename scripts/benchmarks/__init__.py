@@ -1,1 +1,1 @@
-"""What this project costs next to its peers, measured interleaved in one run."""
+"""Time and memory of this project beside its peers, measured interleaved in one run."""

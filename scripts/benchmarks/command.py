@@ -1,48 +1,51 @@
-"""What the options of scripts/benchmark.py mean.
-
-A benchmark is a module of this package with HELP, `add_arguments(parser)` and `run(arguments)`, which returns a
-report. None of them imports torch: the candidates that need it run in processes of their own.
-"""
+"""The options of scripts/benchmark.py. No benchmark imports torch: the candidates have processes of their own."""
 
 import argparse
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hf_gpt_scratch.runtime.cli import OneLineParser, number
 from hf_gpt_scratch.runtime.files import json_text, write_text
 
+from .benchmark import Benchmark
+from .conversion import Conversion
+from .evaluation import Evaluation
+from .generation import Generation
+from .growth import Growth
+from .loading import Loading
 from .measuring import format_report
+from .past_context import PastContext
 from .plot import plot_comparisons, plot_growth
+from .profiling import Profiling
 from .speed_table import speed_tables, write_tables
+from .tokenization import Tokenization
+from .training import Training
 
 
-BENCHMARKS = {
-    "convert": "conversion",
-    "data": "tokenization",
-    "evaluate": "evaluation",
-    "growth": "growth",
-    "load": "loading",
-    "past_context": "past_context",
-    "train": "training",
-    "generate": "generation",
-    "profile": "profiling",
+BENCHMARKS: dict[str, Benchmark] = {
+    "convert": Conversion(),
+    "data": Tokenization(),
+    "evaluate": Evaluation(),
+    "growth": Growth(),
+    "load": Loading(),
+    "past_context": PastContext(),
+    "train": Training(),
+    "generate": Generation(),
+    "profile": Profiling(),
 }
 RESULTS = Path(__file__).with_name("results")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     parser = OneLineParser(description="Measure this project against its peers, interleaved in one run.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.type = str  # the parser of each command looks at its own values
-    for name in BENCHMARKS:
-        module = module_of(name)
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
         add_common_arguments(command)
-        module.add_arguments(command)
+        benchmark.add_arguments(command)
     everything = commands.add_parser("all", help="all of them, each with its defaults")
     add_common_arguments(everything)
     table = commands.add_parser("table", help="tables of recorded runs; --write puts them into a file")
@@ -54,13 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def module_of(name: str) -> Any:
-    """The module of a benchmark."""
-    return importlib.import_module(f".{BENCHMARKS[name]}", __package__)
-
-
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that all benchmarks have."""
+    """Add the options that all benchmarks have."""
     parser.add_argument("--rounds", type=number(int, 1), default=4, help="samples of each candidate (default: 4)")
     parser.add_argument(
         "--threads", type=number(int, 1), default=len(os.sched_getaffinity(0)), help="default: all cores"
@@ -71,7 +69,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> None:
-    """Do what the command line says, and print it.
+    """Run the command line, and print the reports.
 
     Raises:
         ValueError: a candidate fails, or an option is wrong.
@@ -94,8 +92,7 @@ def run_command(arguments: Sequence[str]) -> None:
 
 def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None:
     """Run a benchmark, print its reports as they come and write them; each of several has a part of its own."""
-    made = module_of(name).run(arguments)
-    for report in [made] if isinstance(made, dict) else made:
+    for report in BENCHMARKS[name].run(arguments):
         print("\n".join(format_report(report)), flush=True)
         if path:
             file = path.with_stem(f"{path.stem}-{report['part']}") if "part" in report else path

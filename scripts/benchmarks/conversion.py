@@ -1,6 +1,6 @@
 """The converter timed against its peers: TensorFlow's reader, the tutorial's loading path and a plain copy.
 
-Every run is a process of its own. This module imports no more than it must, because the candidates import it too.
+Every run is a process of its own. This module imports little, because the candidates import it too.
 """
 
 import json
@@ -8,23 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import HPARAMS_FILE, GPT2Size, find_size
 
-from .measuring import (
-    Measurement,
-    Results,
-    build_report,
-    compare,
-    describe_limit,
-    describe_machine,
-    interleave,
-    measure,
-    ratios,
-)
+from .benchmark import Benchmark
+from .measuring import Measurement, Results, build_report, compare, describe_limit, interleave, measure, ratios
 
 
 if TYPE_CHECKING:
@@ -35,9 +27,7 @@ if TYPE_CHECKING:
 
     Block = dict[str, np.ndarray]
 
-HELP = "checkpoint to safetensors, against TensorFlow, the tutorial and cp"
 CONVERTER = Path(__file__).resolve().parents[2] / "scripts" / "convert_gpt2.py"
-KEY_PACKAGES = ("numpy", "google-crc32c", "safetensors", "torch", "tensorflow", "tensorflow-cpu")
 PREFIX = "model.ckpt"
 TINY = GPT2Size("tiny", 32, 2, 4, 1666464, files={})  # for trying the benchmark itself
 RUN_CANDIDATE = """
@@ -65,7 +55,7 @@ MEMORY_LIMIT = 64  # MiB above the bare interpreter
 
 
 def choose_size(name: str) -> GPT2Size:
-    """A released size, or "tiny".
+    """Return a released size, or "tiny".
 
     Raises:
         ValueError: there is no such size.
@@ -92,7 +82,7 @@ def make_checkpoint(folder: Path, size: GPT2Size) -> None:
 
 
 def checkpoint_shapes(size: GPT2Size) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every variable."""
+    """Return name and shape of every variable."""
     width = size.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "model/wte": (size.hparams["n_vocab"], width),
@@ -110,7 +100,7 @@ def checkpoint_shapes(size: GPT2Size) -> dict[str, tuple[int, ...]]:
 
 
 def convert_ours(source: Path, output: Path) -> None:
-    """Checkpoint to safetensors as the command does it, every checksum verified, flushed to the disk."""
+    """Convert a checkpoint to safetensors as the command does, every checksum verified, flushed to the disk."""
     from hf_gpt_scratch.conversion.convert import open_source, plan_conversion
     from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
     from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
@@ -123,7 +113,7 @@ def convert_ours(source: Path, output: Path) -> None:
 
 
 def convert_with_tensorflow(source: Path, output: Path) -> None:
-    """A loop over TensorFlow's reader, all tensors in memory, and safetensors' own save_file."""
+    """Convert with a loop over TensorFlow's reader, all tensors in memory, and safetensors' own save_file."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -141,7 +131,7 @@ def convert_with_tensorflow(source: Path, output: Path) -> None:
 
 
 def load_as_tutorial(source: Path, output: Path) -> None:
-    """Chapter 5: each variable by name into a nested dict, a freshly drawn model, each array copied into it."""
+    """Load as chapter 5 does: variables by name into a nested dict, a new model, each array copied into it."""
     blocks, others = read_as_tutorial(source)
     layers, embeddings, masks = draw_tutorial_model(len(blocks), len(others["wpe"]), *others["wte"].shape)
     fill_tutorial_model(layers, embeddings, blocks, others)
@@ -151,7 +141,7 @@ def load_as_tutorial(source: Path, output: Path) -> None:
 
 
 def read_as_tutorial(source: Path) -> "tuple[list[Block], Block]":
-    """The variables of each block, and those outside the blocks."""
+    """Return the variables of each block, and those outside the blocks."""
     import numpy as np
 
     from hf_gpt_scratch.conversion.readers.tf_checkpoint import import_tensorflow
@@ -170,7 +160,7 @@ def read_as_tutorial(source: Path) -> "tuple[list[Block], Block]":
 def draw_tutorial_model(
     num_layers: int, context: int, vocab: int, width: int
 ) -> "tuple[list[dict[str, nn.Linear]], dict[str, nn.Module], list[Any]]":
-    """The linear maps of each layer, the embeddings and the untied head, and the causal mask of each layer."""
+    """Return the linear maps of each layer, embeddings and untied head, and the causal mask of each layer."""
     import torch
     from torch import nn
 
@@ -189,7 +179,7 @@ def draw_tutorial_model(
 def fill_tutorial_model(
     layers: "list[dict[str, nn.Linear]]", embeddings: "dict[str, nn.Module]", blocks: "list[Block]", others: "Block"
 ) -> None:
-    """Make a parameter of a copy of each array; the token embedding is copied a second time for the head."""
+    """Copy each array into a parameter; the token embedding is copied a second time for the head."""
     import numpy as np
     import torch
 
@@ -212,9 +202,9 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
 
 
 def build_commands(source: Path, output: Path, converter: Path) -> dict[str, list[str | Path]]:
-    """The command of every candidate; `converter` is scripts/convert_gpt2.py."""
+    """Return the command of every candidate; `converter` is scripts/convert_gpt2.py."""
     data = next(source.glob(f"{PREFIX}.data-*"))
-    whole = [sys.executable, converter, "--from-dir", source, "--output", output, "--no-verify"]
+    whole: list[str | Path] = [sys.executable, converter, "--from-dir", source, "--output", output, "--no-verify"]
     return {
         **{name: [sys.executable, "-c", RUN_CANDIDATE, name, source, output] for name in CANDIDATES},
         "cp": ["cp", data, output],
@@ -231,64 +221,58 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument("--size", default="124M", help="a released size, or tiny to try it out (default: 124M)")
-    parser.add_argument("--dir", type=Path, help="disk to work on; three times the checkpoint must fit")
+def measure_writer(command: Sequence[Any], output: Path) -> Measurement:
+    """Measure a command, and remove its output."""
+    measurement = measure(command)
+    remove(output)
+    return measurement
 
 
-def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all candidates in turn on a checkpoint that is made for it.
+class Conversion(Benchmark):
+    """Conversions of a checkpoint that is made for it."""
 
-    Returns:
-        All figures, ready for JSON.
+    help = "checkpoint to safetensors, against TensorFlow, the tutorial and cp"
+    packages = ("numpy", "google-crc32c", "safetensors", "torch", "tensorflow", "tensorflow-cpu")
 
-    Raises:
-        ValueError: a candidate fails, TensorFlow is missing, or an option is wrong.
-    """
-    size = choose_size(arguments.size)
-    if arguments.rounds < 1:  # before a checkpoint is made for nothing
-        interleave({}, arguments.rounds)
-    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="hf_gpt_scratch-") as name:
-        source, output = Path(name) / "source", Path(name) / "output"
-        source.mkdir()
-        measure([sys.executable, "-c", MAKE_CHECKPOINT, size.name, source])
-        commands = build_commands(source, output, CONVERTER)
-        measure(commands["our whole command"])  # not counted: it compiles our modules
-        remove(output)
+    def add_arguments(self, parser: "argparse.ArgumentParser") -> None:
+        """Add `--size` and `--dir`."""
+        parser.add_argument("--size", default="124M", help="a released size, or tiny to try it out (default: 124M)")
+        parser.add_argument("--dir", type=Path, help="disk to work on; three times the checkpoint must fit")
 
-        def sampler(command: list[str | Path]) -> Callable[[], Measurement]:
-            def sample() -> Measurement:
-                measurement = measure(command)
-                remove(output)
-                return measurement
-
-            return sample
-
-        machine = describe_machine(KEY_PACKAGES, arguments.threads)
-        samplers = {name: sampler(command) for name, command in commands.items()}
-        results = interleave(samplers, arguments.rounds)
-        num_bytes = next(source.glob(f"{PREFIX}.data-*")).stat().st_size
-    return build_report(
-        "convert",
-        f"{size.name}, {num_bytes:,} bytes",
-        machine,
-        results,
-        bytes=num_bytes,
-        comparisons=compare(results, "cpu", "ours"),
-        limits=describe_limits(results),
-    )
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run all candidates in turn; ValueError: one fails, TensorFlow is missing, or an option is wrong."""
+        size = choose_size(arguments.size)
+        with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="hf_gpt_scratch-") as name:
+            source, output = Path(name) / "source", Path(name) / "output"
+            source.mkdir()
+            measure([sys.executable, "-c", MAKE_CHECKPOINT, size.name, source])
+            commands = build_commands(source, output, CONVERTER)
+            measure(commands["our whole command"])  # not counted: it compiles our modules
+            remove(output)
+            machine = self.describe_machine(arguments)
+            samplers = {name: partial(measure_writer, command, output) for name, command in commands.items()}
+            results = interleave(samplers, arguments.rounds)
+            num_bytes = next(source.glob(f"{PREFIX}.data-*")).stat().st_size
+        yield build_report(
+            "convert",
+            f"{size.name}, {num_bytes:,} bytes",
+            machine,
+            results,
+            bytes=num_bytes,
+            comparisons=compare(results, "cpu", "ours"),
+            limits=describe_limits(results),
+        )
 
 
 def bare_interpreter_memory() -> float:
-    """Peak memory of Python doing nothing, in MiB; it says so itself, since `measure` sees no less than its own."""
+    """Return the peak memory of idle Python in MiB, read by itself: `measure` sees no less than its own."""
     program = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(process.stdout) / 1024
 
 
 def describe_limits(results: Results) -> list[dict[str, Any]]:
-    """What is asked for and what was reached; ratios are taken within a round, and their median decides."""
+    """Return the limits; ratios are taken within a round, and their median decides."""
     limits = []
     for figure, numerator, denominator, bound, limit in RATIO_LIMITS:
         values = ratios(results, figure, numerator, denominator)

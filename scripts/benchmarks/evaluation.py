@@ -1,14 +1,15 @@
-"""Evaluating a long text against the forward passes of training over the same windows, with the same weights.
+"""Evaluation of a long text against the forward passes of training over the same windows, with the same weights.
 
-Evaluation tokenises the text meanwhile; the training forward has its windows ready, keeps what a backward pass would
-need, and computes the gradients of the head, as the loop's forward does.
+Evaluation tokenizes the text meanwhile. The training forward has its windows ready, keeps the activations for a
+backward pass, and computes the gradients of the head, as the loop's forward does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .benchmark import Benchmark
 from .growth import documents
-from .measuring import Results, build_report, compare, describe_limit, describe_machine, ratios
+from .measuring import Results, build_report, compare, describe_limit, ratios
 from .workers import Candidate, run_workers
 
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-HELP = "a long text evaluated, against training's forward passes over it"
-KEY_PACKAGES = ("torch", "transformers", "tokenizers")
 OURS, PEER = "evaluate_text", "training forward"
 LIMIT = 1.0
 SAME_LOSS = 1e-5  # relative; the sums are of other chunks
@@ -40,7 +39,7 @@ SIZES: dict[str, tuple[dict[str, int], int, int]] = {
 
 
 def draw_model(size: str) -> "tuple[PreTrainedModel, str, int]":
-    """A model with drawn weights and no dropout, a text and the windows of a batch: the same in every process."""
+    """Return a model with drawn weights and no dropout, a text and the batch size: the same in every process."""
     import torch
 
     from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -51,7 +50,7 @@ def draw_model(size: str) -> "tuple[PreTrainedModel, str, int]":
 
 
 def make_evaluation(size: str) -> Callable[[], dict[str, Any]]:
-    """What scripts/evaluate.py does with a loaded model."""
+    """Evaluate as scripts/evaluate.py does with a loaded model."""
     from hf_gpt_scratch.data.tokenizer import build_tokenizer
     from hf_gpt_scratch.evaluation import evaluate_text
 
@@ -66,7 +65,7 @@ def make_evaluation(size: str) -> Callable[[], dict[str, Any]]:
 
 
 def make_training_forward(size: str) -> Callable[[], dict[str, Any]]:
-    """The forward passes of the training loop, without what follows them."""
+    """Run the forward passes of the training loop alone."""
     import torch
 
     from hf_gpt_scratch.data.tokenizer import load_encoding, text_to_token_ids
@@ -90,11 +89,6 @@ def make_training_forward(size: str) -> Callable[[], dict[str, Any]]:
     return work
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument("--size", choices=SIZES, default="124M", help="model, with drawn weights (default: 124M)")
-
-
 def refuse_other_work(results: Results) -> None:
     """Raise ValueError if a sample scored other tokens than the first, or found another loss."""
     expected = results[OURS][0].details
@@ -107,31 +101,30 @@ def refuse_other_work(results: Results) -> None:
                 raise ValueError(f"{name} found the loss {found['loss']}, not {expected['loss']}")
 
 
-def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run both in turn.
+class Evaluation(Benchmark):
+    """A long text evaluated, and the forward passes of training over it."""
 
-    Returns:
-        All figures, ready for JSON.
+    help = "a long text evaluated, against training's forward passes over it"
+    packages = ("torch", "transformers", "tokenizers")
+    sizes = SIZES
 
-    Raises:
-        ValueError: a candidate fails or does other work, or an option is wrong.
-    """
-    fields, batch_size, _ = SIZES[arguments.size]
-    machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    candidates = [
-        Candidate(OURS, f"{__name__}:make_evaluation", {"size": arguments.size}),
-        Candidate(PEER, f"{__name__}:make_training_forward", {"size": arguments.size}),
-    ]
-    results = run_workers(candidates, arguments.rounds, arguments.threads)
-    refuse_other_work(results)
-    num_tokens = results[OURS][0].details["tokens"]
-    setting = f"{arguments.size}, {num_tokens} tokens, batches of {batch_size} x {fields['max_position_embeddings']}"
-    speed = ratios(results, "wall", PEER, OURS)
-    return build_report(
-        "evaluate",
-        setting,
-        machine,
-        results,
-        comparisons=compare(results, "wall", OURS),
-        limits=[describe_limit(f"tokens/s, {OURS} / {PEER}", speed, "at least", LIMIT)],
-    )
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run both in turn."""
+        fields, batch_size, _ = SIZES[arguments.size]
+        machine = self.describe_machine(arguments)
+        candidates = [
+            Candidate(OURS, f"{__name__}:make_evaluation", {"size": arguments.size}),
+            Candidate(PEER, f"{__name__}:make_training_forward", {"size": arguments.size}),
+        ]
+        results = run_workers(candidates, arguments.rounds, arguments.threads)
+        refuse_other_work(results)
+        num_tokens, length = results[OURS][0].details["tokens"], fields["max_position_embeddings"]
+        speed = ratios(results, "wall", PEER, OURS)
+        yield build_report(
+            "evaluate",
+            f"{arguments.size}, {num_tokens} tokens, batches of {batch_size} x {length}",
+            machine,
+            results,
+            comparisons=compare(results, "wall", OURS),
+            limits=[describe_limit(f"tokens/s, {OURS} / {PEER}", speed, "at least", LIMIT)],
+        )

@@ -1,44 +1,27 @@
 """Generated texts timed against those of transformers, nanoGPT, litgpt and the tutorial's cached model."""
 
-import json
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .measuring import Results, build_report, compare, describe_limit, describe_machine, measure, ratios
+from . import peer_benchmark
+from .measuring import Results, build_report, compare, describe_limit, ratios
+from .peer_benchmark import GPT2_124M, TINY, PeerBenchmark, left_out
 from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
     import argparse
 
-HELP = "generated texts, against transformers, nanoGPT, litgpt and the tutorial"
-KEY_PACKAGES = ("torch", "transformers")
-RUNS = "scripts.benchmarks.generation_runs"
-DRAW_WEIGHTS = """
-import json
-import sys
-from scripts.benchmarks.peer_models import Task, draw_weights
-draw_weights(Task(**json.loads(sys.argv[1])), seed=0)
-"""
-GPT2_124M = {"layers": 12, "width": 768, "heads": 12, "context": 1024}
-TINY = {"layers": 2, "width": 32, "heads": 2, "context": 64}  # for trying the benchmark itself
 OURS, INT8, BARE, PAYLOAD = "ours", "ours, int8", "ours, without generate()", "ours, without the package"
 READING, STOCK = "weights read once", "transformers"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Who takes part, what must be given for it, whether its greedy ids are ours, and its time over ours at least."""
+class Entry(peer_benchmark.Entry):
+    """A candidate, and whether its greedy ids are ours."""
 
-    make: str
-    options: dict[str, Any] = field(default_factory=dict)
-    needs: str | None = None  # option of the command line
     same_ids: bool = True
-    limit: float | None = 1.0
 
 
 ENTRIES = {
@@ -61,7 +44,7 @@ CACHED = tuple(name for name in ENTRIES if "no cache" not in name)
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of the model and the texts, who takes part, and what is asked for there."""
+    """Sizes of the model and the texts, the candidates, and the limits."""
 
     text: str
     model: dict[str, int]
@@ -74,6 +57,15 @@ class Setting:
     stock_limit: float = 1.25  # transformers' time over ours
     int8_limit: float = 2.3  # and over ours with int8 weights
     rounds: int | None = None  # where they are minutes long
+
+    def task_fields(self, folder: str) -> dict[str, Any]:
+        """Return the fields of `peer_models.Task`."""
+        return self.model | {"rows": self.rows, "length": self.prompt, "folder": folder}
+
+    @property
+    def text_fields(self) -> dict[str, Any]:
+        """The fields of `generation_runs.Text`."""
+        return {key: getattr(self, key) for key in ("rows", "prompt", "new", "sampled")}
 
 
 SETTINGS = {
@@ -94,94 +86,50 @@ SETTINGS = {
     "tiny": Setting("tiny, 2 x 8 + 40 tokens, greedy", TINY, rows=2, prompt=8, new=40, names=tuple(ENTRIES)),
     "tiny-sampled": Setting("tiny, 2 x 8 + 40 tokens, sampled", TINY, rows=2, prompt=8, new=40, sampled=True),
 }  # fmt: skip
-DEFAULT_SETTINGS = tuple(name for name in SETTINGS if not name.startswith("tiny"))
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument(
-        "--settings", nargs="+", metavar="NAME", default=DEFAULT_SETTINGS,
-        help=f"{', '.join(SETTINGS)} (default: all but the tiny ones)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--only", nargs="+", metavar="PEER", help="compare ours with these alone, of all that it prints"
-    )
+class Generation(PeerBenchmark):
+    """Generated texts of this project and of its peers."""
+
+    help = "generated texts, against transformers, nanoGPT, litgpt and the tutorial"
+    packages = ("torch", "transformers")
+    settings = SETTINGS
+    default_settings = tuple(name for name in SETTINGS if not name.startswith("tiny"))
+    entries = ENTRIES
+
+    def report(self, name: str, task_fields: dict[str, Any], arguments: "argparse.Namespace") -> dict[str, Any]:
+        """Measure a setting."""
+        setting, machine = SETTINGS[name], self.describe_machine(arguments)
+        rounds = min(arguments.rounds, setting.rounds or arguments.rounds)
+        results = run_workers(candidates_of(setting, task_fields, arguments), rounds, arguments.threads)
+        check_work(results, setting)
+        return build_report(
+            "generate",
+            setting.text,
+            machine,
+            results,
+            part=name,
+            comparisons=compare(without_reading(results), "wall", OURS),
+            limits=list(limits_of(results, setting)),
+            left_out=left_out({name: setting.entries[name] for name in setting.names}, arguments),
+        )
 
 
-def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
-    """Run all candidates of each setting in turn.
-
-    Yields:
-        All figures of a setting, ready for JSON.
-
-    Raises:
-        ValueError: a candidate fails or does other work, or an option is wrong.
-    """
-    for given, known in ((arguments.settings, SETTINGS), (arguments.only or [], ENTRIES)):
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"unknown {unknown[0]!r}: choose from {'; '.join(known)}")
-    for name in arguments.settings:
-        with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
-            yield run_setting(name, arguments, folder)
-
-
-def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict[str, Any]:
-    """All figures of one setting; `folder` is there for the weights."""
-    setting = SETTINGS[name]
-    task = task_of(setting, folder)
-    measure([sys.executable, "-c", DRAW_WEIGHTS, json.dumps(task)])
-    machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    candidates = list(candidates_of(setting, task, arguments))
-    rounds = min(arguments.rounds, setting.rounds or arguments.rounds)
-    results = run_workers(candidates, rounds, arguments.threads)
-    check_work(results, setting)
-    return build_report(
-        "generate",
-        setting.text,
-        machine,
-        results,
-        part=name,
-        comparisons=compare(without_reading(results), "wall", OURS),
-        limits=list(limits_of(results, setting)),
-        left_out=[f"{one}, without --{needs}" for one, needs in out_of_reach(setting, arguments)],
-    )
-
-
-def task_of(setting: Setting, folder: str) -> dict[str, Any]:
-    """Fields of `peer_models.Task`."""
-    return setting.model | {"rows": setting.rows, "length": setting.prompt, "folder": folder}
-
-
-def text_of(setting: Setting) -> dict[str, Any]:
-    """Fields of `generation_runs.Text`."""
-    return {key: getattr(setting, key) for key in ("rows", "prompt", "new", "sampled")}
-
-
-def candidates_of(setting: Setting, task: dict[str, Any], arguments: "argparse.Namespace") -> Iterator[Candidate]:
-    """Those of a setting for whom all that they need is given."""
-    text = text_of(setting)
-    unreachable = {name for name, _ in out_of_reach(setting, arguments)}
+def candidates_of(
+    setting: Setting, task_fields: dict[str, Any], arguments: "argparse.Namespace"
+) -> Iterator[Candidate]:
+    """Yield the candidates of a setting that are asked for and whose needs are given."""
+    options = {"task_fields": task_fields, "text_fields": setting.text_fields}
     for name in setting.names:
         entry = setting.entries[name]
         is_asked_for = not arguments.only or name in (OURS, *arguments.only)
-        # The loop without generate() is greedy.
-        if name in unreachable or not is_asked_for or (name == BARE and setting.sampled):
-            continue
-        options = {"task": task, "text": text, **entry.options}
-        if entry.needs == "nanogpt":
-            options["source"] = str(arguments.nanogpt)
-        python = arguments.peer_python if entry.needs == "peer_python" else Path(sys.executable)
-        yield Candidate(name, f"{RUNS}:{entry.make}", options, python)
-
-
-def out_of_reach(setting: Setting, arguments: "argparse.Namespace") -> list[tuple[str, str]]:
-    """Who cannot take part, and the option that is not given."""
-    needs = {name: setting.entries[name].needs for name in setting.names}
-    return [(name, option) for name, option in needs.items() if option and getattr(arguments, option) is None]
+        is_greedy_alone = name == BARE  # the loop without generate()
+        if is_asked_for and not entry.is_missing(arguments) and not (is_greedy_alone and setting.sampled):
+            yield entry.candidate(name, "generation_runs", options, arguments)
 
 
 def check_work(results: Results, setting: Setting) -> None:
-    """See that everyone added as many tokens as we did, and greedily the same ones where the model is the same.
+    """Check that every candidate added as many tokens as ours, and greedily the same where the model is the same.
 
     Raises:
         ValueError: a candidate did other work.
@@ -196,12 +144,12 @@ def check_work(results: Results, setting: Setting) -> None:
 
 
 def without_reading(results: Results) -> Results:
-    """All but the reading of memory, which generates nothing."""
+    """Return all but the reading of memory, which generates nothing."""
     return {name: samples for name, samples in results.items() if name != READING}
 
 
 def limits_of(results: Results, setting: Setting) -> Iterator[dict[str, Any]]:
-    """How much more time than ours every peer must take, and which part of the memory's speed we reach."""
+    """Yield the limits of the time of peers over ours, and of the part of the memory's speed that we reach."""
     for name in results:
         limit = setting.stock_limit if name == STOCK else setting.entries[name].limit
         if limit is not None:
@@ -210,7 +158,7 @@ def limits_of(results: Results, setting: Setting) -> Iterator[dict[str, Any]]:
         values = ratios(results, "wall", STOCK, INT8)
         yield describe_limit(f"{STOCK} / {INT8}", values, "at least", setting.int8_limit)
     if READING in results and setting.rows == 1:
-        # A text reads all weights once for each token. What is asked for is the most that a trial reached.
+        # A text reads all weights once for each token. The limit is the most that a trial reached.
         reads = results[READING][0].details["reads"]
         values = [setting.new / reads * ratio for ratio in ratios(results, "wall", READING, OURS)]
         yield describe_limit("part of the memory's bandwidth", values, "at least", 0.76)

@@ -1,7 +1,7 @@
-"""The candidates of the generation benchmark: texts of ours and of each peer, from the same weights and prompts.
+"""The candidates of the generation benchmark: our texts and those of each peer, from the same weights and prompts.
 
-Every candidate runs in a process of its own (`workers`) and says how many tokens it added, and a hash of them: where
-the architecture is the same, equal ids show that it did the same work. Sampled ids differ: everyone draws by itself.
+Every candidate runs in a process of its own (`workers`) and reports the number of tokens that it added, and a hash of
+them: where the architecture is the same, equal ids show that it did the same work. Sampled ids differ.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from .peer_models import VOCAB_SIZE, Task, litgpt_model, load, nanogpt_model, stock_model, tutorial_model
 
 
+Fields = dict[str, Any]  # of `Task` and of `Text`, as JSON brings them
 Work = Callable[[], dict[str, Any]]
 Continue = Callable[[torch.Tensor], torch.Tensor]  # ids [rows, prompt] -> ids [rows, prompt + new tokens]
 
@@ -26,7 +27,7 @@ NUM_READS = 16
 
 @dataclass(frozen=True)
 class Text:
-    """What is generated: rows of a prompt of so many tokens, and how many are added; greedy or sampled."""
+    """The texts to generate: rows of a prompt of `prompt` tokens, to which `new` are added, greedy or sampled."""
 
     rows: int
     prompt: int
@@ -35,17 +36,17 @@ class Text:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Keywords for those who know temperature and top-k; temperature 0 is greedy."""
+        """Keywords for candidates with temperature and top-k; temperature 0 is greedy."""
         return {"temperature": TEMPERATURE, "top_k": TOP_K} if self.sampled else {"temperature": 0.0, "top_k": None}
 
 
 def draw_prompts(text: Text) -> torch.Tensor:
-    """Prompts [rows, prompt], the same for every candidate; each row has other tokens."""
+    """Return prompts [rows, prompt], the same for every candidate; each row has other tokens."""
     return torch.randint(VOCAB_SIZE, (text.rows, text.prompt), generator=torch.Generator().manual_seed(0))
 
 
 def repeated(text: Text, continued: Continue) -> Work:
-    """The work of a sample: the same texts again."""
+    """Return the work of a sample: the same texts again."""
     prompts = draw_prompts(text)
 
     def work() -> dict[str, Any]:
@@ -58,7 +59,7 @@ def repeated(text: Text, continued: Continue) -> Work:
 
 
 def our_model(task: Task) -> Any:
-    """Our model with the initial weights."""
+    """Return our model with the initial weights."""
     from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 
     sizes = {"hidden_size": task.width, "num_hidden_layers": task.layers, "num_attention_heads": task.heads}
@@ -70,35 +71,35 @@ def our_model(task: Task) -> Any:
 
 
 def our_sampling(text: Text) -> dict[str, Any]:
-    """Arguments of `generate()` as `scripts/generate.py` gives them."""
+    """Return the arguments of `generate()` as `scripts/generate.py` gives them."""
     from hf_gpt_scratch.generation.decoding import Decoding
 
     decoding = Decoding(text.new, text.sampling["temperature"], text.sampling["top_k"], past_context=None)
     return decoding.generation_arguments(range(text.rows))
 
 
-def make_ours(task: dict[str, Any], text: dict[str, Any], int8: bool = False) -> Work:
-    """`generate()` of our model as `scripts/generate.py` calls it; every sample packs the weights anew."""
+def make_ours(task_fields: Fields, text_fields: Fields, int8: bool = False) -> Work:
+    """Run `generate()` of our model as `scripts/generate.py` does; every sample packs the weights again."""
     from hf_gpt_scratch.generation.fast_decoding import generate
     from hf_gpt_scratch.generation.quantization import quantize_int8
 
-    model, text = our_model(Task(**task)), Text(**text)
+    model, text = our_model(Task(**task_fields)), Text(**text_fields)
     if int8:
         model = quantize_int8(model)
     return repeated(text, lambda ids: generate(model, ids, attention_mask=torch.ones_like(ids), **our_sampling(text)))
 
 
-def make_payload(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """`generate()` of our model as those have it who load a repository without this package."""
-    model, text = our_model(Task(**task)), Text(**text)
+def make_payload(task_fields: Fields, text_fields: Fields) -> Work:
+    """Run `generate()` of our model as a repository without this package does."""
+    model, text = our_model(Task(**task_fields)), Text(**text_fields)
     return repeated(text, lambda ids: model.generate(ids, attention_mask=torch.ones_like(ids), **our_sampling(text)))
 
 
-def make_bare_loop(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """What `generate()` would cost without itself: the same prepared model in a loop, greedy."""
+def make_bare_loop(task_fields: Fields, text_fields: Fields) -> Work:
+    """Run the same prepared model in a greedy loop, without `generate()`."""
     from hf_gpt_scratch.generation.fast_decoding import GrowingCache, prepared_for_decoding
 
-    model, text = our_model(Task(**task)), Text(**text)
+    model, text = our_model(Task(**task_fields)), Text(**text_fields)
 
     def continued(ids: torch.Tensor) -> torch.Tensor:
         prepared = prepared_for_decoding(model, text.rows, text.new)
@@ -112,9 +113,9 @@ def make_bare_loop(task: dict[str, Any], text: dict[str, Any]) -> Work:
     return repeated(text, continued)
 
 
-def make_transformers(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """`generate()` of transformers' GPT-2, with its own processors."""
-    model, text = stock_model(Task(**task)).eval(), Text(**text)
+def make_transformers(task_fields: Fields, text_fields: Fields) -> Work:
+    """Run `generate()` of transformers' GPT-2, with its own processors."""
+    model, text = stock_model(Task(**task_fields)).eval(), Text(**text_fields)
     model.config.use_cache = True
     model.generation_config.update(eos_token_id=None, pad_token_id=0, use_cache=True)
     how = {"do_sample": True, **text.sampling} if text.sampled else {"do_sample": False}
@@ -122,18 +123,18 @@ def make_transformers(task: dict[str, Any], text: dict[str, Any]) -> Work:
     return repeated(text, lambda ids: model.generate(ids, attention_mask=torch.ones_like(ids), **length, **how))
 
 
-def make_nanogpt(task: dict[str, Any], text: dict[str, Any], source: str) -> Work:
-    """`generate()` of nanoGPT, which has no cache; the best of one token is its greedy one."""
-    model, text = nanogpt_model(Task(**task), Path(source)).eval(), Text(**text)
+def make_nanogpt(task_fields: Fields, text_fields: Fields, source: str) -> Work:
+    """Run `generate()` of nanoGPT, which has no cache; its greedy form is a top-k of 1."""
+    model, text = nanogpt_model(Task(**task_fields), Path(source)).eval(), Text(**text_fields)
     how = text.sampling if text.sampled else {"temperature": 1.0, "top_k": 1}
     return repeated(text, lambda ids: model.generate(ids, text.new, **how))
 
 
-def make_litgpt(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """The cached loops of litgpt for one prompt and for several; its positions are rotary, so its ids are others."""
+def make_litgpt(task_fields: Fields, text_fields: Fields) -> Work:
+    """Run the cached loops of litgpt, for one prompt or several; its positions are rotary, so its ids differ."""
     from litgpt.generate.base import batched_generate_fn, generate_fn
 
-    model, text = litgpt_model(Task(**task)).eval(), Text(**text)
+    model, text = litgpt_model(Task(**task_fields)).eval(), Text(**text_fields)
     length = text.prompt + text.new
     model.max_seq_length = length
     model.set_kv_cache(batch_size=text.rows)
@@ -167,17 +168,17 @@ class TorchForTutorial:
         return getattr(torch, name)
 
     def triu(self, *arguments: Any, **kwargs: Any) -> LastRows:
-        """A triangle whose last rows can be had."""
+        """Return a triangle whose last rows can be taken."""
         return LastRows(torch.triu(*arguments, **kwargs))
 
 
-def make_tutorial(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """The tutorial's model with a key-value cache, in a loop of ours: its own calls what the class lacks."""
+def make_tutorial(task_fields: Fields, text_fields: Fields) -> Work:
+    """Run the tutorial's model with a key-value cache, in our loop: its own calls a method that the class lacks."""
     from llms_from_scratch.kv_cache import gpt2
     from llms_from_scratch.kv_cache.utils import KVCache
 
     gpt2.torch = TorchForTutorial()
-    task, text = Task(**task), Text(**text)
+    task, text = Task(**task_fields), Text(**text_fields)
     model = tutorial_model(task, gpt2.GPTModel).eval()
 
     def continued(ids: torch.Tensor) -> torch.Tensor:
@@ -195,10 +196,10 @@ def make_tutorial(task: dict[str, Any], text: dict[str, Any]) -> Work:
     return repeated(text, continued)
 
 
-def make_prefill(task: dict[str, Any], text: dict[str, Any], ours: bool) -> Work:
-    """The first step of `generate()` alone: the prompt into a cache, and the logits of its last token."""
-    model = (our_model if ours else stock_model)(Task(**task)).eval()
-    prompts = draw_prompts(Text(**text))
+def make_prefill(task_fields: Fields, text_fields: Fields, ours: bool) -> Work:
+    """Run the first step of `generate()` alone: the prompt into a cache, and the logits of its last token."""
+    model = (our_model if ours else stock_model)(Task(**task_fields)).eval()
+    prompts = draw_prompts(Text(**text_fields))
 
     def work() -> dict[str, Any]:
         with torch.inference_mode():
@@ -209,9 +210,9 @@ def make_prefill(task: dict[str, Any], text: dict[str, Any], ours: bool) -> Work
     return work
 
 
-def make_reading(task: dict[str, Any], text: dict[str, Any]) -> Work:
-    """What the memory can do: as many bytes as the weights have, read once; `run` multiplies by the steps."""
-    weights = torch.cat([tensor.flatten() for tensor in load_file(Task(**task).weights).values()])
+def make_reading(task_fields: Fields, text_fields: Fields) -> Work:
+    """Read as many bytes as the weights have, to measure the memory; the limit multiplies by the steps."""
+    weights = torch.cat([tensor.flatten() for tensor in load_file(Task(**task_fields).weights).values()])
 
     def work() -> dict[str, Any]:
         for _ in range(NUM_READS):

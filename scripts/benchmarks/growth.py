@@ -1,6 +1,6 @@
-"""How time and memory grow with the data: training, preparation, evaluation and conversion of 1, 10 and 100 times.
+"""Growth of time and memory with the data: training, preparation, evaluation and conversion of 1, 10 and 100 times.
 
-Every run is the command that users type, in a process of its own. What its start takes is measured by a run on nearly
+Every run is the command that users type, in a process of its own. The cost of its start is measured by a run on nearly
 nothing, and subtracted. Flat means: a unit of 100 times the data takes no more time than one of 10 times (where noise
 of the start counts less than at 1 time), and the process no more memory than with 1 time.
 """
@@ -13,29 +13,21 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.runtime.cli import number
 
-from .conversion import make_checkpoint, remove
-from .measuring import (
-    Measurement,
-    build_report,
-    describe_limit,
-    describe_machine,
-    interleave,
-    measure,
-    spread,
-)
+from .benchmark import Benchmark
+from .conversion import make_checkpoint, measure_writer
+from .measuring import Measurement, build_report, describe_limit, interleave, measure, spread
 
 
 if TYPE_CHECKING:
     import argparse
 
-HELP = "time and memory of training, preparation, evaluation and conversion at 1, 10 and 100 times the data"
-KEY_PACKAGES = ("torch", "transformers", "tiktoken", "tokenizers", "numpy", "safetensors", "tensorflow")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 FACTORS = (1, 10, 100)
 NOTHING = 0  # the factor of the run that is subtracted
@@ -70,9 +62,9 @@ Make = Callable[[dict[Path, int]], dict[Path, float]]
 
 @dataclass(frozen=True)
 class Task:
-    """Something whose cost shall not grow.
+    """A command whose cost must not grow faster than its data.
 
-    `make` fills folders with about so many bytes of data each, and says how many units there are in each. `command`
+    `make` fills folders with about the given number of bytes, and returns the number of units in each. `command`
     works on such a folder, and writes to a path that does not exist; the number is that of threads.
     """
 
@@ -83,7 +75,7 @@ class Task:
 
 
 def documents(num_bytes: int) -> Iterator[str]:
-    """Texts of about so many bytes together: stretches of Python's own source, the same for the same Python."""
+    """Yield texts of about `num_bytes` in all: stretches of Python's own source, the same for the same Python."""
     draws = random.Random(123)
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     sources = [path.read_text(encoding="utf-8", errors="replace").splitlines() for path in files]
@@ -132,32 +124,32 @@ def make_checkpoints(folders: dict[Path, int]) -> dict[Path, float]:
 
 
 def make_checkpoint_of(folder: str, num_bytes: int) -> None:
-    """Write a checkpoint of two blocks that is so wide that it has about so many bytes."""
+    """Write a checkpoint of two blocks, wide enough to have about `num_bytes`."""
     # 51281 rows of embeddings, and 24 squares of weights in two blocks.
     width = (math.sqrt(51281**2 + 4 * 24 * num_bytes / 4) - 51281) / 48
     make_checkpoint(Path(folder), GPT2Size("growing", max(1, round(width)), 2, 1, num_bytes // 4, files={}))
 
 
 def prepare_command(data: Path, output: Path, threads: int) -> list[Any]:
-    """Text to shards."""
+    """Return the command from text to shards."""
     sizes = ["--shard_tokens", SHARD_TOKENS, "--num_workers", threads]
     return [sys.executable, SCRIPTS / "prepare_data.py", "--source", data / "text.jsonl", "--output", output, *sizes]
 
 
 def train_command(data: Path, output: Path, threads: int) -> list[Any]:
-    """One pass over the shards."""
+    """Return the command of one pass over the shards."""
     files = ["--train_data", data / "tokens", "--validation_file", data / "validation.txt", "--output_dir", output]
     sizes = [item for name, value in MODEL.items() for item in (f"--{name}", value)]
     return [sys.executable, SCRIPTS / "train.py", *files, *sizes, *TRAINING]
 
 
 def evaluate_command(data: Path, output: Path, threads: int) -> list[Any]:
-    """The loss on a text."""
+    """Return the command of the loss on a text."""
     return [sys.executable, SCRIPTS / "evaluate.py", "--model", data / "model", "--file", data / "text.txt"]
 
 
 def convert_command(data: Path, output: Path, threads: int) -> list[Any]:
-    """Checkpoint to repository, every checksum verified."""
+    """Return the command from checkpoint to repository folder, every checksum verified."""
     return [sys.executable, SCRIPTS / "convert_gpt2.py", "--from-dir", data, "--output", output, "--no-verify"]
 
 
@@ -169,47 +161,43 @@ TASKS = {
 }
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them")
-    parser.add_argument(
-        "--scale", type=number(float, 1e-6), default=1.0, help="times the usual data, less to try it out (default: 1)"
-    )
-    parser.add_argument("--dir", type=Path, help="disk to work on; 2 GB must fit")
+class Growth(Benchmark):
+    """Every command on nearly nothing and on 1, 10 and 100 times the data, in turn."""
 
+    help = "time and memory of training, preparation, evaluation and conversion at 1, 10 and 100 times the data"
+    packages = ("torch", "transformers", "tiktoken", "tokenizers", "numpy", "safetensors", "tensorflow")
 
-def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
-    """Run every command on nearly nothing and on 1, 10 and 100 times the data, in turn.
-
-    Returns:
-        A report of each task, as soon as it is there.
-
-    Raises:
-        ValueError: a command fails, TensorFlow is missing, or an option is wrong.
-    """
-    if arguments.rounds < 1:  # before data are made for nothing
-        interleave({}, arguments.rounds)
-    for name in arguments.tasks:
-        task, machine = TASKS[name], describe_machine(KEY_PACKAGES, arguments.threads)
-        with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="hf_gpt_scratch-") as folder:
-            samples, amounts = run_task(task, Path(folder), arguments)
-        growth = describe_growth(task.unit, samples, amounts)
-        sizes = ", ".join(f"{units:,.2f}" for units in growth["units"])
-        yield build_report(
-            "growth",
-            f"{name}, {sizes} times {task.unit}",
-            machine,
-            {f"{name}, {factor} x": samples[factor] for factor in samples},
-            part=name,
-            growth=growth,
-            limits=describe_limits(growth),
+    def add_arguments(self, parser: "argparse.ArgumentParser") -> None:
+        """Add `--tasks`, `--scale` and `--dir`."""
+        parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all of them")
+        parser.add_argument(
+            "--scale", type=number(float, 1e-6), default=1.0, help="factor on all data, for a short try (default: 1)"
         )
+        parser.add_argument("--dir", type=Path, help="disk to work on; 2 GB must fit")
+
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run each task; ValueError: a command fails, TensorFlow is missing, or an option is wrong."""
+        for name in arguments.tasks:
+            task, machine = TASKS[name], self.describe_machine(arguments)
+            with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="hf_gpt_scratch-") as folder:
+                samples, amounts = run_task(task, Path(folder), arguments)
+            growth = describe_growth(task.unit, samples, amounts)
+            sizes = ", ".join(f"{units:,.2f}" for units in growth["units"])
+            yield build_report(
+                "growth",
+                f"{name}, {sizes} times {task.unit}",
+                machine,
+                {f"{name}, {factor} x": samples[factor] for factor in samples},
+                part=name,
+                growth=growth,
+                limits=describe_limits(growth),
+            )
 
 
 def run_task(
     task: Task, root: Path, arguments: "argparse.Namespace"
 ) -> tuple[dict[int, list[Measurement]], dict[int, float]]:
-    """Samples and units of data for every factor."""
+    """Return samples and units of data for every factor."""
     folders = {factor: root / str(factor) for factor in (NOTHING, *FACTORS)}
     sizes = {factor: FEW_BYTES + int(factor * arguments.scale * task.num_bytes) for factor in folders}
     for folder in folders.values():
@@ -220,13 +208,7 @@ def run_task(
     def sampler(folder: Path) -> Callable[[], Measurement]:
         threads = f"OMP_NUM_THREADS={arguments.threads}"
         command = ["env", threads, *map(str, task.command(folder, output, arguments.threads))]
-
-        def sample() -> Measurement:
-            measurement = measure(command)
-            remove(output)
-            return measurement
-
-        return sample
+        return partial(measure_writer, command, output)
 
     samplers = {factor: sampler(folder) for factor, folder in folders.items()}
     samplers[NOTHING]()  # not counted: it compiles our modules
@@ -234,24 +216,24 @@ def run_task(
 
 
 def describe_growth(unit: str, samples: dict[int, list[Measurement]], amounts: dict[int, float]) -> dict[str, Any]:
-    """What a unit costs at every factor, round by round, and its spread; seconds without the start, MiB with it."""
+    """Return the cost of a unit at every factor, by round, and its spread; seconds without the start, MiB with it."""
     rounds, points = [], []
     for factor in FACTORS:
         units = amounts[factor] - amounts[NOTHING]
-        values = {"memory": [sample.memory for sample in samples[factor]]}
+        values: dict[str, list[float]] = {"memory": [sample.memory for sample in samples[factor]]}
         for figure in ("cpu", "wall"):
             pairs = zip(samples[factor], samples[NOTHING], strict=True)
             values[figure] = [(getattr(one, figure) - getattr(start, figure)) / units for one, start in pairs]
         rounds.append(values)
         points.append({figure: spread(each) for figure, each in values.items()})
-    units = [amounts[factor] for factor in FACTORS]
-    return {"unit": unit, "factors": FACTORS, "units": units, "points": points, "rounds": rounds}
+    all_units = [amounts[factor] for factor in FACTORS]
+    return {"unit": unit, "factors": FACTORS, "units": all_units, "points": points, "rounds": rounds}
 
 
 def describe_limits(growth: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is asked for and what was reached; ratios are taken within a round, and their median decides.
+    """Return the limits; ratios are taken within a round, and their median decides.
 
-    Data so few that they take no longer than the start are not measured: the ratio is infinite, and keeps no limit.
+    Data that take no longer than the start are not measured: the ratio is infinite, and meets no limit.
     """
     limits = []
     for figure, text, first in (("wall", "wall time", -2), ("cpu", "CPU time", -2), ("memory", "peak memory", 0)):

@@ -1,4 +1,4 @@
-"""Loading a model against reading its file, and the start of a training run against importing what it needs.
+"""Loading of a model against reading its file, and the start of a training run against its imports.
 
 Loading is measured in processes that have imported everything, with the file in the system's cache. Weights that are
 mapped into memory cost nothing until they are used, so each way to load also takes part with all its values summed.
@@ -11,21 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .measuring import (
-    Measurement,
-    Results,
-    build_report,
-    compare,
-    describe_limit,
-    describe_machine,
-    interleave,
-    measure,
-    ratios,
-)
+from .benchmark import Benchmark
+from .measuring import Measurement, Results, build_report, compare, describe_limit, interleave, measure, ratios
 from .workers import Candidate, run_workers
 
 
@@ -34,8 +25,6 @@ if TYPE_CHECKING:
 
     import torch
 
-HELP = "from_pretrained against reading the file, and the start of train.py against its imports"
-KEY_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 LOAD_LIMIT, START_LIMIT = 1.5, 1.3
 READ, OURS, REMOTE, LOADER = "reading the file", "from_pretrained", "with trust_remote_code", "our scripts' loader"
@@ -86,7 +75,7 @@ def make_folders(folder: Path, fields: dict[str, int]) -> None:
 
 
 def make_loader(way: str, folder: str, touch: bool) -> Callable[[], Callable[[], dict[str, Any]]]:
-    """One of the `WAYS` to load; the sum of all weights is part of the work if `touch`."""
+    """Load in one of the `WAYS`; the sum of all weights is part of the work if `touch`."""
     load = WAYS[way](Path(folder))
 
     def work() -> Callable[[], dict[str, Any]]:
@@ -98,14 +87,14 @@ def make_loader(way: str, folder: str, touch: bool) -> Callable[[], Callable[[],
 
 
 def sum_of(tensors: "list[torch.Tensor]") -> float:
-    """Sum of all values in float64, to the digits that do not depend on the order."""
+    """Return the sum of all values in float64, to the digits that do not depend on the order."""
     import torch
 
     return round(sum(tensor.sum(dtype=torch.float64).item() for tensor in tensors), 6)
 
 
 def reading(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """The bytes of the file into memory, and nothing else; after its header they are numbers."""
+    """Read the bytes of the file into memory, and nothing else; after its header they are numbers."""
     import torch
 
     path = folder / "ours" / "model.safetensors"
@@ -118,21 +107,21 @@ def reading(folder: Path) -> "Callable[[], list[torch.Tensor]]":
 
 
 def safetensors_loading(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """Safetensors' own load_file, without a model around it."""
+    """Load with safetensors' own load_file, without a model."""
     from safetensors.torch import load_file
 
     return lambda: list(load_file(folder / "ours" / "model.safetensors").values())
 
 
 def from_pretrained(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """Our class, from this package."""
+    """Load with our class, from this package."""
     from hf_gpt_scratch import GPTScratchForCausalLM
 
     return lambda: list(GPTScratchForCausalLM.from_pretrained(folder / "ours").parameters())
 
 
 def remote_code(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """The folder's own code, as where this package is not installed."""
+    """Load with the folder's own code, as without this package."""
     from transformers import AutoModelForCausalLM
 
     os.environ["HF_MODULES_CACHE"] = str(folder / "modules")
@@ -140,14 +129,14 @@ def remote_code(folder: Path) -> "Callable[[], list[torch.Tensor]]":
 
 
 def scripts_loader(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """What evaluate.py and generate.py do: model and tokenizer, complete or refused."""
+    """Load as evaluate.py and generate.py do: model and tokenizer, complete or refused."""
     from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
     return lambda: list(load_model_and_tokenizer(str(folder / "ours"))[0].parameters())
 
 
 def stock(folder: Path) -> "Callable[[], list[torch.Tensor]]":
-    """Transformers' GPT-2 with the same weights."""
+    """Load transformers' GPT-2 with the same weights."""
     from transformers import GPT2LMHeadModel
 
     return lambda: list(GPT2LMHeadModel.from_pretrained(folder / "stock").parameters())
@@ -187,7 +176,7 @@ def time_of_start(command: list[Any], output: Path) -> Measurement:
 
 
 def measure_starts(folder: Path, fields: dict[str, int], rounds: int) -> Results:
-    """train.py up to its first step, and a process that imports the libraries and builds the same model."""
+    """Measure train.py up to its first step, and a process that imports the libraries and builds the same model."""
     flags = [f"--{name}={value}" for name, value in (fields | FIRST_STEP).items()]
     flags.append(f"--block_size={min(64, fields.get('max_position_embeddings', 64))}")
     count = iter(range(2 * rounds + 1))
@@ -199,65 +188,49 @@ def measure_starts(folder: Path, fields: dict[str, int], rounds: int) -> Results
     return interleave(samplers, rounds)
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument("--size", choices=MODELS, default="124M", help="model, with drawn weights (default: 124M)")
-
-
 def refuse_other_work(results: Results) -> None:
-    """Raise ValueError if the values that one has loaded have another sum."""
+    """Raise ValueError if the loaded values of a candidate have another sum."""
     sums = {name: samples[-1].details["sum"] for name, samples in results.items()}
     if max(sums.values()) - min(sums.values()) > 1e-3:
         raise ValueError(f"the values do not have the same sum: {sums}")
 
 
-def run(arguments: "argparse.Namespace") -> list[dict[str, Any]]:
-    """Run all candidates in turn on a model that is made for it.
+class Loading(Benchmark):
+    """Ways to load a model that is made for it, and the start of a run."""
 
-    Returns:
-        All figures of loading and of starting, ready for JSON.
+    help = "from_pretrained against reading the file, and the start of train.py against its imports"
+    packages = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+    sizes = MODELS
 
-    Raises:
-        ValueError: a candidate fails or loads other values, or an option is wrong.
-    """
-    fields, rounds, threads = MODELS[arguments.size], arguments.rounds, arguments.threads
-    machines = [describe_machine(KEY_PACKAGES, threads) for _ in range(2)]
-    with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as name:
-        measure([sys.executable, "-c", MAKE_FOLDERS, name, json.dumps(fields)])
-        candidates = [
-            Candidate(way + TOUCHED * touch, f"{__name__}:make_loader", {"way": way, "folder": name, "touch": touch})
-            for touch in (False, True)
-            for way in WAYS
-        ]
-        loads = run_workers(candidates, rounds, threads)
-        refuse_other_work(loads)
-        starts = measure_starts(Path(name), fields, rounds)
-    pairs = [(way + end, READ + end) for end in ("", TOUCHED) for way in (OURS, REMOTE, LOADER)]
-    start, imports = starts
-    return [
-        build_report(
-            "load",
-            arguments.size,
-            machines[0],
-            loads,
-            part="weights",
-            comparisons=compare(loads, "wall", OURS),
-            limits=[
-                describe_limit(f"wall time, {one} / {other}", ratios(loads, "wall", one, other), "at most", LOAD_LIMIT)
-                for one, other in pairs
-            ],
-        ),
-        build_report(
-            "load",
-            f"{arguments.size}, start",
-            machines[1],
-            starts,
-            part="start",
-            comparisons=compare(starts, "wall", start),
-            limits=[
-                describe_limit(
-                    f"wall time, {start} / {imports}", ratios(starts, "wall", start, imports), "at most", START_LIMIT
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run all candidates in turn, first those that load, then the starts."""
+        fields, rounds = MODELS[arguments.size], arguments.rounds
+        with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
+            measure([sys.executable, "-c", MAKE_FOLDERS, folder, json.dumps(fields)])
+            machine = self.describe_machine(arguments)
+            candidates = [
+                Candidate(
+                    way + TOUCHED * touch, f"{__name__}:make_loader", {"way": way, "folder": folder, "touch": touch}
                 )
-            ],
-        ),
-    ]
+                for touch in (False, True)
+                for way in WAYS
+            ]
+            loads = run_workers(candidates, rounds, arguments.threads)
+            refuse_other_work(loads)
+            pairs = [(way + end, READ + end) for end in ("", TOUCHED) for way in (OURS, REMOTE, LOADER)]
+            comparisons = compare(loads, "wall", OURS)
+            limits = [limit_of(loads, one, other, LOAD_LIMIT) for one, other in pairs]
+            yield build_report(
+                "load", arguments.size, machine, loads, part="weights", comparisons=comparisons, limits=limits
+            )
+            machine = self.describe_machine(arguments)
+            starts = measure_starts(Path(folder), fields, rounds)
+            start, imports = starts
+            comparisons, limits = compare(starts, "wall", start), [limit_of(starts, start, imports, START_LIMIT)]
+            setting = f"{arguments.size}, start"
+            yield build_report("load", setting, machine, starts, part="start", comparisons=comparisons, limits=limits)
+
+
+def limit_of(results: Results, one: str, other: str, limit: float) -> dict[str, Any]:
+    """Return the limit of the wall time of one candidate over that of another."""
+    return describe_limit(f"wall time, {one} / {other}", ratios(results, "wall", one, other), "at most", limit)

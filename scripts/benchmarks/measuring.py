@@ -1,6 +1,6 @@
-"""What the benchmarks share: candidates measured in turn, ratios taken within a round, limits judged.
+"""Candidates measured in turn, ratios taken within a round, limits judged.
 
-This module imports no more than it must: candidates of the conversion import it, and their memory is measured.
+This module imports little: candidates of the conversion import it, and their memory is measured.
 """
 
 import contextlib
@@ -8,14 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one sample took: seconds of CPU, seconds of wall time, peak memory in MiB; and what it says of itself."""
+    """The cost of a sample: seconds of CPU, seconds of wall time, peak memory in MiB; and its details."""
 
     cpu: float
     wall: float
@@ -24,6 +24,7 @@ class Measurement:
 
 
 Results = dict[str, list[Measurement]]
+Key = TypeVar("Key")
 
 
 # Linux counts what the parent holds when it starts a process as memory of that process: the parent must be small.
@@ -33,13 +34,13 @@ start = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 wall = time.perf_counter() - start
-process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen shall not do it again
+process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen must not do it again
 print(json.dumps([process.returncode, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024]))
 """
 
 
 def measure(command: Sequence[Any]) -> Measurement:
-    """Run a command in a process of its own; what it prints is not shown.
+    """Run a command in a process of its own, without showing its output.
 
     Raises:
         ValueError: it fails; with the last line that it printed on stderr.
@@ -58,16 +59,17 @@ def measure(command: Sequence[Any]) -> Measurement:
     return Measurement(cpu, wall, memory)
 
 
-def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> Results:
-    """Take a sample of every candidate in turn, `rounds` times; each round begins with another one, since the place
-    in the order may count.
+def interleave(samplers: Mapping[Key, Callable[[], Measurement]], rounds: int) -> dict[Key, list[Measurement]]:
+    """Take a sample of every candidate in turn, `rounds` times.
+
+    Each round begins with another candidate, because the place in the order may matter.
 
     Raises:
-        ValueError: `rounds` is no number of rounds.
+        ValueError: `rounds` is below 1.
     """
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing: give 1 or more")
-    results: Results = {name: [] for name in samplers}
+    results: dict[Key, list[Measurement]] = {name: [] for name in samplers}
     names = list(samplers)
     for _ in range(rounds):
         for name in names:
@@ -77,7 +79,7 @@ def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> R
 
 
 def describe_machine(packages: Iterable[str], threads: int | None = None) -> dict[str, Any]:
-    """Date, processor, threads, memory, load of the last minute, and versions; packages are not imported for it."""
+    """Return date, processor, threads, memory, load of the last minute, and versions, without importing packages."""
     from datetime import datetime, timezone
     from importlib.metadata import PackageNotFoundError, version
 
@@ -96,7 +98,7 @@ def describe_machine(packages: Iterable[str], threads: int | None = None) -> dic
 
 
 def processor_name() -> str:
-    """What the processor calls itself and its widest vectors, which tell apart what goes by one name; or its kind."""
+    """Return the processor's name and widest vectors, which tell processors of one name apart; or its architecture."""
     with contextlib.suppress(OSError, KeyError):
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             fields = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
@@ -107,31 +109,31 @@ def processor_name() -> str:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Minimum, median and maximum."""
+    """Return minimum, median and maximum."""
     from statistics import median  # imported here, since it takes a noticeable part of a candidate's start
 
     return min(values), median(values), max(values)
 
 
 def ratios(results: Results, figure: str, numerator: str, denominator: str) -> list[float]:
-    """A figure of `Measurement` of one candidate over that of another, round by round."""
+    """Return a figure of `Measurement` of one candidate over that of another, round by round."""
     pairs = zip(results[numerator], results[denominator], strict=True)
     return [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
 
 
 def describe_limit(text: str, values: Sequence[float], bound: str, limit: float) -> dict[str, Any]:
-    """Spread of the values, and whether their median keeps to the limit; `bound` is "at least" or "at most"."""
+    """Return the spread of the values, and if their median meets the limit; `bound` is "at least" or "at most"."""
     reached = spread(values)
     met = reached[1] >= limit if bound == "at least" else reached[1] <= limit
     return {"text": text, "reached": reached, "bound": bound, "limit": limit, "met": met}
 
 
 def build_report(name: str, setting: str, machine: dict[str, Any], results: Results, **more: Any) -> dict[str, Any]:
-    """All figures of a run, ready for JSON.
+    """Return all figures of a run, ready for JSON.
 
     Args:
         name: of the benchmark, such as "train".
-        setting: what was done, such as "GPT-2 124M, 2 x 256 tokens".
+        setting: the work, such as "GPT-2 124M, 2 x 256 tokens".
         machine: of `describe_machine`, before the run.
         results: the samples.
         more: further entries, such as `limits` and `comparisons`.
@@ -142,7 +144,7 @@ def build_report(name: str, setting: str, machine: dict[str, Any], results: Resu
 
 
 def compare(results: Results, figure: str, ours: str) -> list[dict[str, Any]]:
-    """How many times as long as ours every other candidate takes, and its peak memory over ours."""
+    """Return the time and the peak memory of every other candidate over ours."""
     return [
         {
             "peer": peer,
@@ -156,7 +158,7 @@ def compare(results: Results, figure: str, ours: str) -> list[dict[str, Any]]:
 
 
 def format_machine(machine: dict[str, Any]) -> list[str]:
-    """On what it was measured, in two lines."""
+    """Describe the machine in two lines."""
     load = machine["load"]
     return [
         f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB, {machine['date']}, "
@@ -166,7 +168,7 @@ def format_machine(machine: dict[str, Any]) -> list[str]:
 
 
 def format_candidates(candidates: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A table of what every candidate took, with the details of its last sample."""
+    """Return a table of the cost of every candidate, with the details of its last sample."""
     columns = "min / median / max"
     width = max(18, *map(len, candidates))
     lines = [
@@ -182,7 +184,7 @@ def format_candidates(candidates: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def format_limits(limits: Sequence[dict[str, Any]]) -> list[str]:
-    """What is asked for, what was reached and the verdict."""
+    """Return a line for each limit, with the reached values and the verdict."""
     return [
         f"{limit['text']:34} {format_spread(limit['reached']):>24}  {limit['bound']} {limit['limit']:<6}"
         f"{'met' if limit['met'] else 'NOT MET'}"
@@ -191,7 +193,7 @@ def format_limits(limits: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def format_report(report: dict[str, Any]) -> list[str]:
-    """The lines to print: what was measured on what, the candidates, how ours compares, the limits."""
+    """Return the lines to print: setting, machine, candidates, comparisons, limits."""
     lines = [f"{report['benchmark']}: {report['setting']}", *format_machine(report["machine"])]
     lines += format_candidates(report["candidates"])
     for one in report.get("comparisons", []):
@@ -206,7 +208,7 @@ def format_report(report: dict[str, Any]) -> list[str]:
 
 
 def format_growth(growth: dict[str, Any]) -> list[str]:
-    """What a unit of data costs at every amount, without the start."""
+    """Return a line for each amount of data: the cost of a unit, without the start."""
     return [
         f"{factor} x: {format_spread(point['wall'], 4)} wall s and {format_spread(point['cpu'], 4)} CPU s "
         f"for {growth['unit']}, {format_spread(point['memory'], 0)} MiB"
@@ -215,7 +217,7 @@ def format_growth(growth: dict[str, Any]) -> list[str]:
 
 
 def profile_rows(profile: dict[str, Any]) -> list[tuple[str, float, int | None]]:
-    """Name, seconds and calls of what a profile shows: the sum of the products, the longest operators, the rest."""
+    """Return name, seconds and calls: of the sum of the products, the longest operators, the rest."""
     operators, others, wall = profile["operators"], profile["others"], profile["wall"]
     rest = wall - others - sum(seconds for _, seconds, _ in operators)
     last = [("all other operators", others, None), ("outside of operators", rest, None)]
@@ -223,7 +225,7 @@ def profile_rows(profile: dict[str, Any]) -> list[tuple[str, float, int | None]]
 
 
 def format_profile(profile: dict[str, Any]) -> list[str]:
-    """Where the time went, in a line each, and what is the most that could be reached."""
+    """Return a line for each operator, and one for the most that could be reached."""
     lines = [
         f"{name:60} {seconds:8.3f} s {seconds / profile['wall']:6.1%}  {'' if calls is None else f'{calls} calls'}"
         for name, seconds, calls in profile_rows(profile)

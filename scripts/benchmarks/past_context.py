@@ -1,14 +1,15 @@
-"""Going on past the context: rolling from half a window, exactly, and by the tutorial's loop, with the same weights.
+"""Texts past the context: rolling from half a window, exactly, and by the tutorial's loop, with the same weights.
 
-Every prompt fills the context, and half a context is added: what rolling does between two looks at half a window. The
+Every prompt fills the context, and half a context is added: the length that rolling adds to half a window. The
 tutorial's loop crops to the last window at every step, and so does the exact mode: their ids must be the same.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .measuring import Results, build_report, compare, describe_machine
+from .benchmark import Benchmark
+from .measuring import Results, build_report, compare
 from .workers import Candidate, run_workers
 
 
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     import torch
-    from transformers import PreTrainedModel
 
-HELP = "texts longer than the context: rolling against exact and the tutorial's loop"
-KEY_PACKAGES = ("torch", "transformers")
 OURS, EXACT, LOOP = "rolling", "exact", "tutorial's loop"
 
 # Fields of the config. The first is the model of the default job; the second GPT-2 124M with a shorter context.
@@ -41,8 +39,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def draw_model(size: str) -> "tuple[PreTrainedModel, torch.Tensor]":
-    """A model with drawn weights, and a prompt [1, context] that fills its context: the same in every process."""
+def draw_model(size: str) -> "tuple[Any, torch.Tensor]":
+    """Return a model with drawn weights and a prompt [1, context] that fills its context, as in every process."""
     import torch
 
     from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -54,13 +52,13 @@ def draw_model(size: str) -> "tuple[PreTrainedModel, torch.Tensor]":
 
 
 def describe_tokens(ids: "torch.Tensor", num_prompt: int) -> dict[str, Any]:
-    """How many tokens were added, and a hash of them."""
+    """Return the number of added tokens, and a hash of them."""
     added = ids[0, num_prompt:]
     return {"tokens": len(added), "ids": hashlib.sha256(added.numpy().tobytes()).hexdigest()[:12]}
 
 
 def make_generate(size: str, mode: str) -> Callable[[], dict[str, Any]]:
-    """`generate()` past the context in one of its modes."""
+    """Run `generate()` past the context in one of its modes."""
     model, prompt = draw_model(size)
     num_prompt = prompt.shape[1]
 
@@ -72,7 +70,7 @@ def make_generate(size: str, mode: str) -> Callable[[], dict[str, Any]]:
 
 
 def make_tutorial_loop(size: str) -> Callable[[], dict[str, Any]]:
-    """The chapter's loop: crop, score every position of the window, append the best token after the last one."""
+    """Run the chapter's loop: crop, score every position of the window, append the best next token."""
     import torch
 
     model, prompt = draw_model(size)
@@ -89,11 +87,6 @@ def make_tutorial_loop(size: str) -> Callable[[], dict[str, Any]]:
     return work
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument("--size", choices=SIZES, default="124M", help="model, with drawn weights (default: 124M)")
-
-
 def refuse_other_work(results: Results, num_new: int) -> None:
     """Raise ValueError if a sample added fewer tokens, or the exact mode other tokens than the tutorial's loop."""
     for name, samples in results.items():
@@ -105,23 +98,23 @@ def refuse_other_work(results: Results, num_new: int) -> None:
         raise ValueError(f"the exact mode and the tutorial's loop gave different tokens: {', '.join(sorted(ids))}")
 
 
-def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all candidates in turn.
+class PastContext(Benchmark):
+    """Texts that are twice as long as the context."""
 
-    Returns:
-        All figures, ready for JSON.
+    help = "texts longer than the context: rolling against exact and the tutorial's loop"
+    packages = ("torch", "transformers")
+    sizes = SIZES
 
-    Raises:
-        ValueError: a candidate fails or does other work, or an option is wrong.
-    """
-    context = SIZES[arguments.size]["max_position_embeddings"]
-    machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    candidates = [
-        Candidate(OURS, f"{__name__}:make_generate", {"size": arguments.size, "mode": "rolling"}),
-        Candidate(EXACT, f"{__name__}:make_generate", {"size": arguments.size, "mode": "exact"}),
-        Candidate(LOOP, f"{__name__}:make_tutorial_loop", {"size": arguments.size}),
-    ]
-    results = run_workers(candidates, arguments.rounds, arguments.threads)
-    refuse_other_work(results, context // 2)
-    setting = f"{arguments.size}, context {context}, {context // 2} tokens past it, greedy"
-    return build_report("past_context", setting, machine, results, comparisons=compare(results, "wall", OURS))
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run all candidates in turn."""
+        context = SIZES[arguments.size]["max_position_embeddings"]
+        machine = self.describe_machine(arguments)
+        candidates = [
+            Candidate(OURS, f"{__name__}:make_generate", {"size": arguments.size, "mode": "rolling"}),
+            Candidate(EXACT, f"{__name__}:make_generate", {"size": arguments.size, "mode": "exact"}),
+            Candidate(LOOP, f"{__name__}:make_tutorial_loop", {"size": arguments.size}),
+        ]
+        results = run_workers(candidates, arguments.rounds, arguments.threads)
+        refuse_other_work(results, context // 2)
+        setting = f"{arguments.size}, context {context}, {context // 2} tokens past it, greedy"
+        yield build_report("past_context", setting, machine, results, comparisons=compare(results, "wall", OURS))

@@ -1,21 +1,25 @@
 """The same weights in our model and in those of the peers, for all benchmarks that compare them."""
 
-import importlib.util
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
 VOCAB_SIZE = 50257
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a step works on: the size of the model, the batch, and a folder with the initial weights."""
+    """The work of a step: the size of the model, the batch, and a folder with the initial weights."""
 
     layers: int
     width: int
@@ -64,21 +68,22 @@ def draw_weights(task: Task, seed: int) -> None:
         max_position_embeddings=task.context,
     )
     torch.manual_seed(seed)
-    weights = dict(GPTScratchForCausalLM(config).named_parameters())
+    weights: dict[str, torch.Tensor] = dict(GPTScratchForCausalLM(config).named_parameters())
     with torch.no_grad():
         for weight in weights.values():
             if weight.ndim == 1:
-                weight += torch.randn_like(weight) * 0.02
+                weight.add_(torch.randn_like(weight) * 0.02)
     save_file(weights, task.weights)
 
 
 def renamed(task: Task, peer: int) -> dict[str, torch.Tensor]:
-    """The initial weights as a peer's state dict."""
+    """Return the initial weights as a peer's state dict."""
     names = {ours: theirs[peer] for ours, theirs in OUTSIDE.items() if theirs[peer] is not None}
     for layer in range(task.layers):
         prefixes = f"{LAYERS[0]}.{layer}", f"{LAYERS[1][peer]}.{layer}"
         names |= {f"{prefixes[0]}.{ours}": f"{prefixes[1]}.{theirs[peer]}" for ours, theirs in INSIDE.items()}
-    weights, parts = load_file(task.weights), {}
+    weights = load_file(task.weights)
+    parts: dict[str, list[torch.Tensor]] = {}
     for ours, theirs in names.items():
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
@@ -99,15 +104,15 @@ def load(model: nn.Module, state: dict[str, torch.Tensor], may_lack: str = "no p
 
 
 def import_file(path: Path) -> ModuleType:
-    """A module from its file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Import a module from its file."""
+    loader = SourceFileLoader(path.stem, str(path))
+    module = ModuleType(loader.name)
+    loader.exec_module(module)
     return module
 
 
-def nanogpt_model(task: Task, source: Path) -> nn.Module:
-    """NanoGPT with GPT-2's vocabulary and form of GELU, so that its loss is the same; from its folder."""
+def nanogpt_model(task: Task, source: Path) -> Any:
+    """Return nanoGPT with GPT-2's vocabulary and form of GELU, so that its loss is the same; from its folder."""
     module = import_file(source / "model.py")
     sizes = {"n_layer": task.layers, "n_head": task.heads, "n_embd": task.width, "block_size": task.context}
     model = module.GPT(module.GPTConfig(vocab_size=VOCAB_SIZE, **sizes))
@@ -117,11 +122,12 @@ def nanogpt_model(task: Task, source: Path) -> nn.Module:
     return model
 
 
-def stock_model(task: Task) -> nn.Module:
-    """GPT-2 of transformers without dropout."""
+def stock_model(task: Task) -> "GPT2LMHeadModel":
+    """Return transformers' GPT-2 without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": task.layers, "n_head": task.heads, "n_embd": task.width, "n_positions": task.context}
+    sizes: dict[str, Any] = {"n_layer": task.layers, "n_head": task.heads, "n_embd": task.width}
+    sizes["n_positions"] = task.context
     config = GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
     model = GPT2LMHeadModel(config).train()
     is_turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # its layers keep them as [in, out]
@@ -130,8 +136,8 @@ def stock_model(task: Task) -> nn.Module:
     return model
 
 
-def litgpt_model(task: Task) -> nn.Module:
-    """GPT of litgpt in the same sizes, its head tied; it rotates where GPT-2 has learned positions."""
+def litgpt_model(task: Task) -> Any:
+    """Return litgpt's GPT in the same sizes, its head tied; it rotates where GPT-2 has learned positions."""
     from litgpt import GPT, Config
 
     sizes = {"n_layer": task.layers, "n_head": task.heads, "n_embd": task.width, "block_size": task.context}
@@ -142,8 +148,8 @@ def litgpt_model(task: Task) -> nn.Module:
     return model
 
 
-def tutorial_model(task: Task, kind: type[nn.Module]) -> nn.Module:
-    """A model of the tutorial's package; its head is a matrix of its own, with the same first values."""
+def tutorial_model(task: Task, kind: type[nn.Module]) -> Any:
+    """Return a model of the tutorial's package; its head is a matrix of its own, with the same first values."""
     sizes = {"n_layers": task.layers, "n_heads": task.heads, "emb_dim": task.width, "context_length": task.context}
     model = kind({"vocab_size": VOCAB_SIZE, "drop_rate": 0.0, "qkv_bias": True, **sizes})
     state = renamed(task, TUTORIAL)

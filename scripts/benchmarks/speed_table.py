@@ -14,7 +14,7 @@ MARKS = "<!-- speed -->", "<!-- end of speed -->"
 
 
 def speed_tables(folder: Path) -> str:
-    """Markdown of all reports in a folder, files in the order of their names: limits, every candidate, profiles.
+    """Return Markdown of all reports in a folder, by file name: limits, every candidate, profiles.
 
     Raises:
         ValueError: a file of the folder is not a report.
@@ -53,7 +53,7 @@ def write_tables(folder: Path, readme: Path) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report of a run.
+    """Read the report of a run.
 
     Raises:
         ValueError: the file is not one.
@@ -65,19 +65,19 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def title_row(report: dict[str, Any]) -> list[str]:
-    """A row of four cells that says what was measured, and when and on what."""
+    """Return a row of four cells: the setting, the date and the machine."""
     machine = report["machine"]
     where = f"{machine['date']}, {machine['threads']} threads, {machine['processor']}"
     return [f"**{report['benchmark']}: {report['setting']}** ({where})", *[""] * 3]
 
 
 def limit_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The limits of a report, below a row with its title."""
+    """Return the limits of a report, below a row with its title."""
     limits = report.get("limits", [])
     rows = [
         [
@@ -92,7 +92,7 @@ def limit_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The candidates of a report, below a row with its title; `fraction` is of what the machine can do at most."""
+    """Return the candidates of a report, below a row with its title; `fraction` is the part of the machine's limit."""
     rows = [
         [
             one["peer"],
@@ -106,7 +106,7 @@ def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def profile_table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The profile of a report, below a row with its title."""
+    """Return the profile of a report, below a row with its title."""
     if "profile" not in report:
         return []
     profile = report["profile"]

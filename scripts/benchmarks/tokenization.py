@@ -1,7 +1,7 @@
 """Text to tokens: our preparation against tiktoken and transformers' fast tokenizer, on the same documents.
 
 The documents are in memory before the clock starts, but for the whole preparation, which reads and hashes its files.
-After the clock has stopped, every candidate hashes its ids: all must be the same.
+After the clock has stopped, every candidate hashes its ids, which must all be the same.
 """
 
 import hashlib
@@ -9,14 +9,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gpt_scratch.runtime.cli import number
 
+from .benchmark import Benchmark
 from .growth import documents
-from .measuring import Results, build_report, compare, describe_limit, describe_machine, ratios
+from .measuring import Results, build_report, compare, describe_limit, ratios
 from .workers import Candidate, run_workers
 
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-HELP = "text to uint16 shards, against tiktoken and transformers' fast tokenizer"
-KEY_PACKAGES = ("tiktoken", "tokenizers", "transformers", "numpy")
 SHARD_TOKENS = 1 << 22
 Details = Callable[[], dict[str, Any]]
 
@@ -39,13 +38,13 @@ LIMITS = (
 
 
 def read_documents(path: str) -> list[str]:
-    """The texts of a file of JSON lines."""
+    """Return the texts of a file of JSON lines."""
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in lines]
 
 
-def describe_ids(documents: "Iterable[np.ndarray]") -> dict[str, Any]:
-    """Number and hash of all ids, one document after the other."""
+def describe_ids(documents: "Iterable[np.ndarray | list[int]]") -> dict[str, Any]:
+    """Return number and hash of all ids, one document after the other."""
     import numpy as np
 
     ids = np.concatenate([np.asarray(one, np.uint16) for one in documents])
@@ -53,7 +52,7 @@ def describe_ids(documents: "Iterable[np.ndarray]") -> dict[str, Any]:
 
 
 def describe_shards(folder: Path) -> dict[str, Any]:
-    """The same for the shards in a folder; what separates the documents is no part of them."""
+    """Return the same for the shards in a folder, without the tokens that separate documents."""
     from hf_gpt_scratch.data.token_shards import Shard
     from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
 
@@ -64,7 +63,7 @@ def describe_shards(folder: Path) -> dict[str, Any]:
 
 
 def make_ours(path: str, threads: int) -> Callable[[], Details]:
-    """Documents in memory to shards on the disk, as the preparation does it."""
+    """Write documents in memory to shards on the disk, as the preparation does."""
     from hf_gpt_scratch.data.pieces import Piece, cut_string
     from hf_gpt_scratch.data.preparation.split_writer import SplitWriter
     from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
@@ -76,8 +75,9 @@ def make_ours(path: str, threads: int) -> Callable[[], Details]:
         writer = SplitWriter(folder, "train", SHARD_TOKENS)
         pieces = (Piece(part, is_last, 0) for text in texts for part, is_last in cut_string(text))
         for place, piece, tokens in encode_in_order(enumerate(pieces), threads):
-            for _ in writer.add(place, tokens, piece.ends_document):
-                pass
+            if tokens is not None:  # a piece without content has none
+                for _ in writer.add(place, tokens, piece.ends_document):
+                    pass
         writer.write((0, 0))
         return lambda: describe_shards(folder)
 
@@ -85,7 +85,7 @@ def make_ours(path: str, threads: int) -> Callable[[], Details]:
 
 
 def make_preparation(path: str, threads: int) -> Callable[[], Details]:
-    """The whole of scripts/prepare_data.py but its start: a file of JSON lines read, hashed, tokenised, indexed."""
+    """Run scripts/prepare_data.py without its start: a file of JSON lines read, hashed, tokenized, indexed."""
     from hf_gpt_scratch.data.document_sources import file_sources
     from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 
@@ -99,7 +99,7 @@ def make_preparation(path: str, threads: int) -> Callable[[], Details]:
 
 
 def make_tiktoken(path: str, threads: int, writes: bool = False) -> Callable[[], Details]:
-    """Tiktoken's own batches, and where `writes` its ids as uint16 in a file."""
+    """Encode with tiktoken's own batches, and where `writes` put the ids as uint16 into a file."""
     import numpy as np
 
     from hf_gpt_scratch.data.tokenizer import load_encoding
@@ -118,7 +118,7 @@ def make_tiktoken(path: str, threads: int, writes: bool = False) -> Callable[[],
 
 
 def make_transformers(path: str, threads: int) -> Callable[[], Details]:
-    """Transformers' fast tokenizer for GPT-2, a batch of all documents."""
+    """Encode with transformers' fast tokenizer for GPT-2, a batch of all documents."""
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
     from hf_gpt_scratch.data.tokenizer import build_tokenizer
 
@@ -132,7 +132,7 @@ def make_transformers(path: str, threads: int) -> Callable[[], Details]:
 
 
 def candidates(path: Path, threads: int) -> list[Candidate]:
-    """All who take part, with one thread and with `threads`."""
+    """Return all candidates, with one thread and with `threads`."""
 
     def entry(name: str, make: str, threads: int, **options: Any) -> Candidate:
         ending = f", {threads} thread{'s' if threads > 1 else ''}"
@@ -150,13 +150,6 @@ def candidates(path: Path, threads: int) -> list[Candidate]:
     ] + [entry("transformers' fast tokenizer", "make_transformers", threads)]
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """Options of this benchmark alone."""
-    parser.add_argument(
-        "--megabytes", type=number(float, 1e-6), default=20, help="size of the corpus that is made (default: 20)"
-    )
-
-
 def refuse_other_work(results: Results) -> None:
     """Raise ValueError if a candidate made other ids than the others."""
     ids = {name: samples[-1].details["ids"] for name, samples in results.items()}
@@ -165,7 +158,7 @@ def refuse_other_work(results: Results) -> None:
 
 
 def describe_limits(results: Results, threads: int) -> list[dict[str, Any]]:
-    """What is asked for and what was reached."""
+    """Return the limits."""
     many = f"{threads} thread{'s' if threads > 1 else ''}"
     limits = []
     for figure, numerator, denominator, limit in LIMITS:
@@ -175,27 +168,34 @@ def describe_limits(results: Results, threads: int) -> list[dict[str, Any]]:
     return limits
 
 
-def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all candidates in turn on a corpus that is made for it.
+class Tokenization(Benchmark):
+    """Tokenization of a corpus that is made for it."""
 
-    Returns:
-        All figures, ready for JSON.
+    help = "text to uint16 shards, against tiktoken and transformers' fast tokenizer"
+    packages = ("tiktoken", "tokenizers", "transformers", "numpy")
 
-    Raises:
-        ValueError: a candidate fails or makes other ids, or an option is wrong.
-    """
-    machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
-        path = Path(folder) / "corpus.jsonl"
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in documents(int(arguments.megabytes * 1e6)))
-        results = run_workers(candidates(path, arguments.threads), arguments.rounds, arguments.threads)
-    refuse_other_work(results)
-    return build_report(
-        "data",
-        f"{arguments.megabytes:g} MB of Python's own sources",
-        machine,
-        results,
-        comparisons=compare(results, "wall", next(name for name in reversed(results) if name.startswith("ours"))),
-        limits=describe_limits(results, arguments.threads),
-    )
+    def add_arguments(self, parser: "argparse.ArgumentParser") -> None:
+        """Add `--megabytes`."""
+        parser.add_argument(
+            "--megabytes", type=number(float, 1e-6), default=20, help="size of the corpus that is made (default: 20)"
+        )
+
+    def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
+        """Run all candidates in turn."""
+        machine = self.describe_machine(arguments)
+        with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
+            path = Path(folder) / "corpus.jsonl"
+            with path.open("w", encoding="utf-8") as file:
+                texts = documents(int(arguments.megabytes * 1e6))
+                file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+            results = run_workers(candidates(path, arguments.threads), arguments.rounds, arguments.threads)
+        refuse_other_work(results)
+        ours = next(name for name in reversed(results) if name.startswith("ours"))
+        yield build_report(
+            "data",
+            f"{arguments.megabytes:g} MB of Python's own sources",
+            machine,
+            results,
+            comparisons=compare(results, "wall", ours),
+            limits=describe_limits(results, arguments.threads),
+        )

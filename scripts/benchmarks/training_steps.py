@@ -1,4 +1,4 @@
-"""The candidates of the training benchmark: one step of ours and of each peer, from the same weights and tokens.
+"""The candidates of the training benchmark: our step and that of each peer, from the same weights and tokens.
 
 A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32. Every candidate runs in
 a process of its own (`workers`) and gives back the losses of its first steps: where the architecture is the same,
@@ -21,23 +21,24 @@ from .peer_models import VOCAB_SIZE, Task, litgpt_model, nanogpt_model, stock_mo
 
 
 Step = Callable[[torch.Tensor, torch.Tensor], float]  # token ids and targets, both [rows, length] -> loss
+Fields = dict[str, Any]  # of `Task`, as JSON brings them
 Work = Callable[[], dict[str, Any]]
 
 LEARNING_RATE = 1e-4
-ADAMW = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+ADAMW: dict[str, Any] = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 MAX_NORM = 1.0
 NUM_LOSSES = 3  # that are shown and compared: those of the first steps
 
 
 def draw_tokens(task: Task, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and targets of a step, both [rows, length]: the same for every candidate."""
+    """Return token ids and targets of a step, both [rows, length]: the same for every candidate."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
 def numbered(task: Task, step: Step) -> Work:
-    """The work of a sample: the next step, on the next tokens."""
+    """Return the work of a sample: the next step, on the next tokens."""
     losses: list[float] = []
 
     def work() -> dict[str, Any]:
@@ -48,7 +49,7 @@ def numbered(task: Task, step: Step) -> Work:
 
 
 def make_product(size: int, times: int) -> Work:
-    """What the machine can do: products of two square matrices, large enough for its full speed."""
+    """Multiply two square matrices, large enough for the machine's full speed."""
     matrix = torch.rand(size, size)
     out = torch.empty_like(matrix)
 
@@ -60,8 +61,8 @@ def make_product(size: int, times: int) -> Work:
     return work
 
 
-def make_ours(task: dict[str, Any], **settings: Any) -> Work:
-    """The optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
+def make_ours(task_fields: Fields, **settings: Any) -> Work:
+    """Take the optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
     from hf_gpt_scratch import registration  # noqa: F401 makes the classes known
     from hf_gpt_scratch.runtime.interrupts import StopSignals
     from hf_gpt_scratch.training.build import set_up
@@ -69,7 +70,7 @@ def make_ours(task: dict[str, Any], **settings: Any) -> Work:
     from hf_gpt_scratch.training.loop import optimizer_step
     from hf_gpt_scratch.training.settings import TrainingSettings
 
-    task = Task(**task)
+    task = Task(**task_fields)
     folder = Path(tempfile.mkdtemp(dir=task.folder))
     (folder / "text.txt").write_text("word " * 2 * task.context, encoding="utf-8")
     values = {
@@ -102,7 +103,7 @@ def make_ours(task: dict[str, Any], **settings: Any) -> Work:
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[..., torch.Tensor]) -> Step:
-    """A step as the peers' own loops write it."""
+    """Return a step as the peers' own loops write it."""
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         loss = loss_of(ids, targets)
@@ -115,18 +116,18 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Call
     return step
 
 
-def make_nanogpt(task: dict[str, Any], source: str, compiled: bool = False) -> Work:
-    """NanoGPT, with its own optimizer."""
-    task = Task(**task)
+def make_nanogpt(task_fields: Fields, source: str, compiled: bool = False) -> Work:
+    """Train nanoGPT with its own optimizer."""
+    task = Task(**task_fields)
     model = nanogpt_model(task, Path(source))
     optimizer = model.configure_optimizers(ADAMW["weight_decay"], LEARNING_RATE, ADAMW["betas"], "cpu")
     called = torch.compile(model) if compiled else model
     return numbered(task, plain_step(model, optimizer, lambda ids, targets: called(ids, targets)[1]))
 
 
-def make_transformers(task: dict[str, Any], compiled: bool = False) -> Work:
-    """GPT-2 of transformers in a plain loop with PyTorch's default AdamW."""
-    task = Task(**task)
+def make_transformers(task_fields: Fields, compiled: bool = False) -> Work:
+    """Train transformers' GPT-2 in a plain loop with PyTorch's default AdamW."""
+    task = Task(**task_fields)
     model = stock_model(task)
     called = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
@@ -134,11 +135,11 @@ def make_transformers(task: dict[str, Any], compiled: bool = False) -> Work:
     return numbered(task, plain_step(model, optimizer, loss_of))
 
 
-def make_trainer(task: dict[str, Any]) -> Work:
-    """GPT-2 of transformers under its Trainer, whose loop runs in a thread that waits before each step."""
+def make_trainer(task_fields: Fields) -> Work:
+    """Train transformers' GPT-2 with its Trainer, whose loop runs in a thread that waits before each step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    task, go, done = Task(**task), threading.Semaphore(0), threading.Semaphore(0)
+    task, go, done = Task(**task_fields), threading.Semaphore(0), threading.Semaphore(0)
     losses: list[float] = []
 
     class Rows(torch.utils.data.IterableDataset):
@@ -195,22 +196,22 @@ def make_trainer(task: dict[str, Any]) -> Work:
     return work
 
 
-def make_litgpt(task: dict[str, Any]) -> Work:
-    """GPT of litgpt, with its own loss."""
+def make_litgpt(task_fields: Fields) -> Work:
+    """Train litgpt's GPT with its own loss."""
     from litgpt.utils import chunked_cross_entropy
 
-    task = Task(**task)
+    task = Task(**task_fields)
     model = litgpt_model(task)
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
     return numbered(task, plain_step(model, optimizer, lambda ids, to: chunked_cross_entropy(model(ids), to)))
 
 
-def make_tutorial(task: dict[str, Any]) -> Work:
-    """Chapter 4's model of the tutorial's package."""
+def make_tutorial(task_fields: Fields) -> Work:
+    """Train chapter 4's model of the tutorial's package."""
     from llms_from_scratch.ch04 import GPTModel
     from llms_from_scratch.ch05 import calc_loss_batch
 
-    task = Task(**task)
+    task = Task(**task_fields)
     model = tutorial_model(task, GPTModel)
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
     return numbered(task, plain_step(model, optimizer, partial(calc_loss_batch, model=model, device="cpu")))

@@ -1,8 +1,8 @@
-"""Candidates that stay: each in a process of its own, warmed up once, then asked for one sample after the other.
+"""Candidates in processes of their own, warmed up once, then asked for one sample after the other.
 
-Whatever starting takes (imports, weights, compiling) is not in the samples, and no candidate sees the memory of
-another. A candidate is a function `make(**options)` that gets ready and returns a function which does the work of
-one sample, and returns what it has to say of it, such as its loss.
+The start (imports, weights, compiling) is not in the samples, and no candidate sees the memory of another. A candidate
+is a function `make(**options)` that gets ready and returns a function which does the work of one sample, and returns
+its details, such as its loss.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from .measuring import Measurement, Results, interleave
 
@@ -27,7 +27,7 @@ PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who takes part: a name, a function as "module:name", its options, and the Python that runs it."""
+    """A name, a function as "module:name", its options, and the Python that runs it."""
 
     name: str
     make: str
@@ -53,6 +53,8 @@ class Worker:
             env=environment,
             text=True,
         )
+        # Popen has both as pipes, but its type says None too.
+        self.requests, self.answers = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
 
     def __enter__(self) -> "Worker":
         return self
@@ -63,15 +65,15 @@ class Worker:
         self.errors.close()
 
     def sample(self) -> Measurement:
-        """Have the work of one sample done; the first one is for warming up.
+        """Do the work of one sample; the first one is for warming up.
 
         Raises:
             ValueError: the candidate fails; with the last line that it printed on stderr.
         """
         try:
-            self.process.stdin.write("sample\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+            self.requests.write("sample\n")
+            self.requests.flush()
+            answer = self.answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
@@ -86,7 +88,7 @@ def run_workers(candidates: Iterable[Candidate], rounds: int, threads: int, warm
     """Start all candidates, let each warm up alone, then sample them in turn; all are in memory at once.
 
     Raises:
-        ValueError: one fails, or `rounds` is no number of rounds.
+        ValueError: one fails, or `rounds` is below 1.
     """
     with ExitStack() as stack:
         samplers = {}
@@ -99,8 +101,8 @@ def run_workers(candidates: Iterable[Candidate], rounds: int, threads: int, warm
 
 
 def serve(make: str, options: str) -> None:
-    """The process of a candidate: get ready, then a sample for each line on standard input."""
-    # What libraries print goes to stderr; the answers have standard output for themselves.
+    """Run the process of a candidate: get ready, then take a sample for each line on standard input."""
+    # The output of libraries goes to stderr; the answers have standard output for themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, _, name = make.partition(":")

@@ -67,7 +67,7 @@ def test_memory_that_grows_is_found(monkeypatch, tmp_path, megabytes, met):
 
     monkeypatch.setitem(growth.TASKS, "growing", growth.Task("1 kB", 1000, make, command))
     arguments = argparse.Namespace(tasks=["growing"], scale=1.0, rounds=1, threads=1, dir=tmp_path)
-    (report,) = growth.run(arguments)
+    (report,) = growth.Growth().run(arguments)
     memory = report["limits"][2]
     assert memory["text"] == LIMITS[2]
     assert memory["met"] is met, memory
