@@ -18,7 +18,8 @@ BOXES = [
     (0, 2, 1, THING, "checkpoints", "OpenAI's and others'"),
     (1, 2, 1, ROOM, "conversion", "read, map, write, prove"),
     (4, 2, 1, ROOM, "evaluation", "loss, perplexity"),
-    (0, 3, 4, ROOM, "runtime", "command line, launching, signals, durable files"),
+    (0, 3, 2, ROOM, "commands", "hf-gpt-scratch train, generate, convert, push, ..."),
+    (2, 3, 2, ROOM, "runtime", "options, launching, signals, durable files"),
     (4, 3, 1, ROOM, "plots", "losses, probabilities"),
 ]
 # From one point to the next, in columns and rows: a whole number is a box's center, .4 beside it its edge.
