@@ -29,6 +29,7 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
 )
 from hf_gpt_scratch.conversion.writers.safetensors_files import STORED, Job, SafetensorsFiles, write_model
 from hf_gpt_scratch.conversion.writers.tensor_jobs import zero_values
+from hf_gpt_scratch.runtime import shipped_code
 from hf_gpt_scratch.runtime.files import atomic_folder
 
 
@@ -70,6 +71,11 @@ def check_model(source: Source) -> dict[str, Any]:
     config = {key: source.settings.get(key, DEFAULTS.get(key)) for key in (*CONFIG_NAMES, "hidden_act")}
     if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:
         raise ValueError(f"config.json beside {source.path} lacks {', '.join(absent)}: fetch it again")
+    stated = {key: source.settings.get(key, value) for key, value in shipped_code.DEFAULTS.items()}
+    others = [key for key in stated.keys() - config.keys() if stated[key] != shipped_code.DEFAULTS[key]]
+    if others:
+        named = ", ".join(f"{key} is {stated[key]!r}" for key in sorted(others))
+        raise ValueError(f"{named}, which GPT-2 does not have: this model cannot be exported as GPT-2")
     if config["hidden_act"] not in TANH_GELUS:
         raise ValueError(
             f"hidden_act is {config['hidden_act']!r}, and the tools that know GPT-2 compute the tanh form of GELU "

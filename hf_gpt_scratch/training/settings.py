@@ -29,6 +29,7 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
     "num_attention_heads": 6,
     "max_position_embeddings": 128,
     "hidden_act": "gelu_pytorch_tanh",
+    "norm_type": "layernorm",
     "qkv_bias": True,
     "tie_word_embeddings": True,
 }
@@ -109,6 +110,9 @@ class TrainingSettings:
         None,
         "activation of the MLP, a name of transformers' ACT2FN; none: that of model_name_or_path, or "
         "gelu_pytorch_tanh",
+    )
+    norm_type: Literal["layernorm", "rmsnorm"] | None = setting(
+        None, "normalization of the layers; none: that of model_name_or_path, or layernorm"
     )
     dropout: UnitFloat = setting(0.1, "probability of zeroing an activation, at least 0 and below 1")
     qkv_bias: bool | None = setting(
