@@ -32,3 +32,14 @@ def test_a_model_with_rmsnorm_is_trained_saved_and_loaded_without_the_package(
     assert refused.returncode == 1
     assert "norm_type is 'rmsnorm'" in refused.stderr
     assert "\n" not in refused.stderr.strip()
+
+
+def test_readme_shows_the_lines_that_it_took(project_root: Path) -> None:
+    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    diff = readme.partition("```diff\n")[2].partition("```")[0]
+    named = ""
+    for line in diff.splitlines():
+        if line.startswith(" # "):
+            named = (project_root / "hf_gpt_scratch" / line[3:]).read_text(encoding="utf-8")
+        else:
+            assert (line[1:] in named.splitlines()) == line.startswith("+"), line
