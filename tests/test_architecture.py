@@ -129,8 +129,6 @@ PROVED_BY = {
     "registration.py": "hub/test_repository.py",
     "conversion/reload.py": "conversion/test_verify.py",
     "data/vocabulary.py": "data/test_tokenizer.py",
-    "hub/errors.py": "scripts/test_push_to_hub_script.py",
-    "hub/upload.py": "hub/test_push.py",
     "training/command_line.py": "training/test_settings.py",
     "training/run.py": "training/test_loop.py",
     "training/stopping.py": "runtime/test_interrupts.py",

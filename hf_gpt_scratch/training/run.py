@@ -42,7 +42,7 @@ from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.runtime.cli import say_once
 from hf_gpt_scratch.runtime.environment import as_line, describe_device, describe_processor, key_versions
-from hf_gpt_scratch.runtime.files import write_text
+from hf_gpt_scratch.runtime.files import write_file
 from hf_gpt_scratch.runtime.interrupts import StopSignals
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
 from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
@@ -418,7 +418,7 @@ def begin(run: Run) -> None:
     """Write down the settings, and begin the history."""
 
     def write() -> None:
-        write_text(run.output_dir / "settings.json", settings_json(run.settings))
+        write_file(run.output_dir / "settings.json", settings_json(run.settings))
         run.history.clear()
 
     on_main_process(run.accelerator, write)
@@ -491,7 +491,7 @@ def restore_records(run: Run) -> None:
     progress, settings_file = run.progress, run.output_dir / "settings.json"
     run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
     if not settings_file.is_file():
-        write_text(settings_file, settings_json(run.settings))
+        write_file(settings_file, settings_json(run.settings))
 
 
 def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:

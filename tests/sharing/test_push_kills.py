@@ -59,8 +59,8 @@ class Scene:
 
     def start_push(self, repo_id: str, state: str = "sharded") -> subprocess.Popen:
         """The process that does the work; `push_folder` and the scripts start it in just this way."""
-        order = PushRequest(str(self.folders[state]), repo_id)
-        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(order))])
+        request = PushRequest(str(self.folders[state]), repo_id)
+        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(request))])
 
     def start_script(self, repo_id: str) -> subprocess.Popen:
         script = self.project_root / "scripts" / "push_to_hub.py"
