@@ -25,7 +25,7 @@ NO_LICENSE = "Whoever trained the weights named no license for them."
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What a card says beyond what the model itself knows."""
+    """Details of a card that the model itself does not know."""
 
     title: str | None = None  # none: the name of the folder
     repo_id: str | None = None  # USER/NAME, if it is known where the model will be pushed to

@@ -1,5 +1,8 @@
 """One push, step by step, as a process of its own: `hub.push` starts it and kills it when time is up.
 
+A process whose uploads hang cannot end by itself, since the client joins their threads; a training run would hang with
+it. The price is 0.5 s of CPU time and 40 MB.
+
 Each attempt looks at what the Hub has and does what is left to do. So after an error, a lost answer or a kill, it is
 simply done again.
 """
@@ -39,7 +42,7 @@ GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large
 
 @dataclass(frozen=True)
 class PushRequest:
-    """What to push, and where to.
+    """A model folder, and the repository that it is pushed to.
 
     Raises:
         ValueError: the timeout is not positive.

@@ -194,7 +194,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
             raise
         sys.exit(1)
     finally:
-        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
+        if "torch" in sys.modules:  # not loaded here if a script never did, or was interrupted there
             leave_process_group()
 
 

@@ -176,7 +176,7 @@ def sole_writer(output: Path, waits: bool) -> Iterator[Path]:
     The lock dies with its process: where it is free, what lies at the hidden path was left by a killed one.
 
     Raises:
-        BlockingIOError: another process is writing it, and this one shall not wait.
+        BlockingIOError: another process is writing it, and `waits` is False.
     """
     path = output.with_name(f".{output.name}{UNFINISHED_MARK}")
     lock_path = path.with_name(f"{path.name}.lock")

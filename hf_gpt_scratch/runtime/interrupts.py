@@ -16,7 +16,7 @@ REPEAT_SECONDS = 0.5  # in which a second Ctrl-C is the first one, forwarded by 
 
 
 class Stopped(Exception):
-    """A run that all its processes stopped at the same step; the text says in one line why and how to go on."""
+    """A run that all its processes stopped at the same step; the text says in one line why and how to continue."""
 
     exit_code: int
 
@@ -25,7 +25,7 @@ class Interrupted(Stopped):
     """A run stopped by a signal, after saving where there was something to save.
 
     Args:
-        message: what is saved and how to go on, one line.
+        message: what is saved and how to continue, one line.
         signal_number: the signal that stopped it.
     """
 
@@ -114,7 +114,7 @@ class EndSignals(SignalListener):
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         for other in self._deadly:
-            signal.signal(other, signal.SIG_IGN)  # the way out is short, and shall not be cut off
+            signal.signal(other, signal.SIG_IGN)  # the way out is short, and must not be cut off
         raise Terminated(number)
 
     def hear(self, number: int) -> None:

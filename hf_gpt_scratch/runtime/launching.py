@@ -58,7 +58,7 @@ def read_request() -> LaunchRequest | None:
         command, threads = launcher.cmdline(), launcher.environ().get("OMP_NUM_THREADS")
     except psutil.Error:  # the launcher is gone, or may not be looked at
         return None
-    # Imported here, because --help without a launcher shall not wait for it.
+    # Imported here, so that --help without a launcher does not wait for it.
     from accelerate.commands.launch import launch_command_parser
 
     words = launcher_words(command)
@@ -182,7 +182,7 @@ def relaunch_if_needed() -> None:
             os.environ[f"ACCELERATE_{name.upper()}"] = str(value)
     if "RANK" in os.environ:
         return
-    import torch  # here and below, because --help shall not wait seconds for it
+    import torch  # here and below, so that --help does not wait seconds for it
 
     if torch.accelerator.is_available():
         return
@@ -228,10 +228,10 @@ def run_torchrun(arguments: list[str]) -> NoReturn:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # it would kill after 30 seconds
     names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
     # What is ignored stays so, as SIGHUP under nohup.
-    heeded = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+    handled = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     try:
         with SignalListener():  # in place of one that would end the program while the others save
-            run(parse_args([f"--signals-to-handle={','.join(heeded)}", *arguments]))
+            run(parse_args([f"--signals-to-handle={','.join(handled)}", *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:  # it has said itself what was wrong

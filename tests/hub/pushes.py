@@ -1,4 +1,4 @@
-"""What the tests of pushes look at: the files and commits of a repository on the Hub of this machine."""
+"""The files and commits of a repository on the Hub of this machine, for tests of pushes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ REPO = "alice/toy"
 
 
 def content(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
-    """What a reader gets, without the file that the Hub makes itself."""
+    """Return what a reader gets, without the file that the Hub makes itself."""
     repository = hub.repo(REPO)
     files = repository.resolve(revision).files
     return {

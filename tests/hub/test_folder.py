@@ -102,7 +102,7 @@ INCOMPLETE = {
     "named code": (remove(CODE), f"it lacks {CODE}"),
     "imported code": (remove("generation_gpt_scratch.py"), "it lacks generation_gpt_scratch.py"),
     "code of others": (edit_json("config.json", auto_map={"AutoModel": "bob/x--evil.M"}), "it lacks bob/x--evil.py"),
-    "config is no JSON": (put("config.json", b"{"), "config.json is not valid JSON"),
+    "config is not JSON": (put("config.json", b"{"), "config.json is not valid JSON"),
     "cut weights": (cut_shard, f"{SHARD} is truncated or corrupt"),
     "web page for weights": (put(SHARD, b"<!DOCTYPE html><html>" * 9), f"{SHARD} is truncated or corrupt"),
     "other tensors": (rename_tensor, f"{SHARD} does not hold the tensors that {INDEX} says"),

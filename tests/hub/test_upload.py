@@ -83,7 +83,7 @@ def test_a_repository_with_other_files_is_left_alone(alice: LoopbackHub, folder:
 
 @pytest.fixture
 def older(alice: LoopbackHub, folder: Path, tmp_path: Path) -> Path:
-    """What the repository holds: code of an older release on two branches, files of its owner, and weights."""
+    """Fill the repository with code of an older release on two branches, files of its owner, and weights."""
     older = make_older(shutil.copytree(folder, tmp_path / "older"))
     repository = alice.add_repository(REPO)
     files = {path.name: File.regular(path.read_bytes()) for path in older.iterdir()}

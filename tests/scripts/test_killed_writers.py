@@ -338,7 +338,7 @@ def test_what_another_process_is_writing_is_left_to_it(start: Callable, finished
 
 
 def test_proof_of_a_conversion_ends_with_it(start: Callable, finished_folder: Path, tmp_path: Path) -> None:
-    """The fresh process that loads the folder is no orphan after kill -9, and its files lie in the folder."""
+    """The fresh process that loads the folder does not outlive kill -9, and its files lie in the folder."""
     command = ["convert_gpt2.py", "--export-stock", "--from-dir", finished_folder, "--output", tmp_path / "stock"]
     process = start(*command)
     while not (children := psutil.Process(process.pid).children()):

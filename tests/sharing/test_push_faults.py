@@ -73,7 +73,7 @@ class Scene:
         return history(repository, request.revision, self.states)
 
     def requests(self, scenario: str) -> list[tuple[str, int]]:
-        """What an undisturbed push asks for: route, and how often it was asked for before."""
+        """Return what an undisturbed push asks for: route, and how often it was asked for before."""
         number = len(self.hub.requests)
         push(self.request(scenario))
         routes = self.hub.routes_asked(number)

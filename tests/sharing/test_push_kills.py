@@ -142,7 +142,7 @@ def kill_at(scene: Scene, route: str, earlier: int) -> list[str]:
 
 
 def requests_of(scene: Scene) -> list[tuple[str, int]]:
-    """What an undisturbed push asks for: route, and how often it was asked for before."""
+    """Return what an undisturbed push asks for: route, and how often it was asked for before."""
     number = len(scene.hub.requests)
     scene.push(scene.new_repository())
     routes = scene.hub.routes_asked(number)
