@@ -131,8 +131,6 @@ PROVED_BY = {
     "registration.py": "hub/test_repository.py",
     "conversion/reload.py": "conversion/test_verify.py",
     "data/vocabulary.py": "data/test_tokenizer.py",
-    "hub/errors.py": "scripts/test_push_to_hub_script.py",
-    "hub/upload.py": "hub/test_push.py",
     "benchmarks/command.py": "benchmarks/test_conversion.py",
     "benchmarks/generation_runs.py": "benchmarks/test_generation.py",
     "benchmarks/measuring.py": "benchmarks/test_conversion.py",

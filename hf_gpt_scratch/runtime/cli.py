@@ -1,4 +1,4 @@
-"""What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
+"""Command lines of all scripts: options checked where they are parsed, one line for a mistake, exit codes."""
 
 import argparse
 import io
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated
+from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
 
 
@@ -19,7 +19,7 @@ LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake as a ValueError of one line instead of printing the whole usage.
+    """An argument parser that raises a mistake as a ValueError of one line instead of printing the usage.
 
     Texts and paths may not be empty, as "$UNSET" is in a shell: an empty path would be the current folder. An option
     that may be empty says `type=str`.
@@ -43,7 +43,7 @@ class Range:
     below: float = math.inf
 
     def broken_by(self, value: float | None) -> bool:
-        """Return whether a value is outside; NaN and infinity always are, None never."""
+        """Return True if a value is outside; NaN and infinity always are, None never."""
         return value is not None and not self.minimum <= value < self.below
 
     def __str__(self) -> str:
@@ -69,12 +69,12 @@ def number(kind: type[int] | type[float], minimum: float, below: float = math.in
 
 
 def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:
-    """Raise ValueError for options that were given where nothing would come of them; they have no default.
+    """Raise ValueError for options that have no effect in this place; they have no default.
 
     Args:
         arguments: what was parsed.
         options: as they are written, such as "--text".
-        place: where they are of no use, such as "with --verify".
+        place: where they have no effect, such as "with --verify".
     """
     values = {option: getattr(arguments, option.lstrip("-").replace("-", "_")) for option in options}
     if given := [option for option, value in values.items() if value not in (None, False)]:
@@ -123,7 +123,7 @@ class ShownLines:
             return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the stream."""
         try:
             self.stream.flush()
         except OSError as error:
@@ -162,10 +162,10 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
 
     Args:
         main: the program.
-        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or with
-            141 and no word after a closed pipe, as programs do that SIGPIPE ends. Otherwise it goes on.
+        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or after
+            a closed pipe with 141 and nothing, as programs do that SIGPIPE ends. Otherwise it continues.
     """
-    # A stream that was closed is none.
+    # A stream that was closed is None.
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
     sys.stderr = sys.stderr and ShownLines(sys.stderr)
     try:
@@ -194,21 +194,19 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
             raise
         sys.exit(1)
     finally:
-        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
-            from hf_gpt_scratch.runtime.interrupts import leave_process_group
-
+        if "torch" in sys.modules:  # not loaded here if a script never did, or was interrupted there
             leave_process_group()
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error says that another process of this run did not answer; gloo's has no type of its own."""
+    """Return True if another process of this run did not answer; gloo's error has no type of its own."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 def describe(error: Exception) -> str:
-    """One line for an exception; of an operating-system error the path and the system's own words."""
+    """Return one line for an exception; of an operating-system error the path and the system's own words."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -227,7 +225,7 @@ def say_once(line: str) -> None:
 
 
 def writes_unicode() -> bool:
-    """Return whether standard output can show every character."""
+    """Return True if standard output can show every character."""
     return "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
 

@@ -312,7 +312,7 @@ def test_a_name_that_no_repository_has_is_refused_before_the_conversion(
     output = tmp_path / "out"
     process = run_script("--from-dir", good["openai"], "--output", output, "--push-to-hub", "nothing")
     assert (process.returncode, process.stdout) == (1, "")
-    assert process.stderr.startswith("error: 'nothing' is no name of a repository")
+    assert process.stderr.startswith("error: 'nothing' is not the name of a repository")
     assert not output.exists()
 
 

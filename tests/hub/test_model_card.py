@@ -37,7 +37,7 @@ def test_metadata_is_what_the_hub_reads(model: GPTScratchForCausalLM, tmp_path: 
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("story.txt", "perplexity", 97.5)
     assert metadata_load(path)["model-index"][0]["name"] == "toy"
     assert "fine-tuned from `base`" in card.text
-    assert "under the licence `cc0-1.0`" in card.text
+    assert "under the license `cc0-1.0`" in card.text
     card.save(tmp_path / "again.md")  # the library's own writer
     assert ModelCard.load(tmp_path / "again.md").data.to_dict() == data.to_dict()
 
@@ -47,7 +47,7 @@ def test_what_is_not_known_is_not_claimed(model: GPTScratchForCausalLM, tmp_path
     assert card.data.license is None
     assert card.data.base_model is None  # a folder of this machine is nothing to look up
     assert card.data.eval_results is None
-    assert "named no licence" in card.text
+    assert "named no license" in card.text
     assert "\n# model\n" in card.text
     assert "| price | $title |" in card.text
     assert str(tmp_path) not in card.content

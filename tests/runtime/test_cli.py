@@ -25,7 +25,7 @@ def run(tmp_path: Path, project_root: Path) -> Run:
 
 
 def only_line(result: subprocess.CompletedProcess) -> str:
-    """What a refused command says."""
+    """Return the line of a refused command."""
     assert result.returncode == 1, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

@@ -211,7 +211,7 @@ class Job:
         return time.monotonic() - started
 
     def messages(self) -> list[str]:
-        """What was written to stderr, without the lines of progress and empty ones."""
+        """Return what was written to stderr, without the lines of progress and empty ones."""
         text = Path(self.errors.name).read_text(encoding="utf-8")
         return [line for line in re.split(r"[\r\n]+", text) if line.strip() and not line.startswith("step ")]
 

@@ -141,7 +141,11 @@ def test_evaluate_says_what_it_takes_of_a_folder(
 @pytest.mark.parametrize(
     ("script", "arguments", "reason"),
     [
-        ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
+        (
+            "generate.py",
+            ["--model", "{run}", "--prompt", "x"],
+            "holds no config.json, so it is not a model folder: did",
+        ),
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"],
