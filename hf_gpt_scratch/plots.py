@@ -42,7 +42,7 @@ def loss_figure(
 
 
 def runs_figure(runs: Mapping[str, Sequence[Sequence[float]]], x: str) -> Figure:
-    """Draw training (solid) and validation (dash-dotted) loss of several runs, a colour for each.
+    """Draw training (solid) and validation (dash-dotted) loss of several runs, a color for each.
 
     Args:
         runs: for each name places, training losses and validation losses, in nats per token.
@@ -82,7 +82,7 @@ def probability_figure(
         axes.bar(places, row.tolist(), bar_width, label=name)
     middle = (len(names) - 1) * bar_width / 2
     places = [place + middle for place in range(len(tokens))]
-    axes.set_xticks(places, tokens, rotation=90, parse_math=False)  # a token such as $$ is no formula
+    axes.set_xticks(places, tokens, rotation=90, parse_math=False)  # a token such as $$ is not a formula
     axes.set_ylabel("probability")
     figure.legend(loc="outside upper center", ncols=2)  # not over the bars
     return figure

@@ -1,4 +1,4 @@
-"""The README and the licence note of a converted model.
+"""The README and the license note of a converted model.
 
 The cards of the four released sizes in model_cards/ are made here too, and a test holds the files against it.
 """
@@ -51,9 +51,9 @@ neither knows nor changes. It makes up facts, and it ends at its context length.
 PROOF = """Every written value is compared with the checkpoint. The logits of the folder, loaded in a process of its
 own, are compared with a forward pass in float64 that uses only the checkpoint's own names and layouts."""
 UNKNOWN_FIGURES = "The figures and hashes of a conversion are in its card and in its `conversion_report.json`."
-CODE_LICENCE = "The `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
-OPENAI_LICENCE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
-OTHER_LICENCE = """The conversion does not change whose the weights are: the licence of the checkpoint that they came
+CODE_LICENSE = "The `.py` files are part of hf_gpt_scratch, under the Apache License 2.0."
+OPENAI_LICENSE = "The weights are OpenAI's, under the Modified MIT License that is in the file LICENSE."
+OTHER_LICENSE = """The conversion does not change whose the weights are: the license of the checkpoint that they came
 from holds for them."""
 
 
@@ -72,15 +72,15 @@ def card_template() -> Template:
 def render_license(format_name: str, size: GPT2Size | None) -> str:
     """The LICENSE file: whose the weights are, and whose the code."""
     if size is None and format_name != "openai":
-        return f"Weights\n\n{OTHER_LICENCE}\n\nCode\n\n{CODE_LICENCE}\n"
+        return f"Weights\n\n{OTHER_LICENSE}\n\nCode\n\n{CODE_LICENSE}\n"
     text = (files("hf_gpt_scratch") / "assets" / "gpt2_license.txt").read_text(encoding="utf-8")
     weights = "Weights" if size else "Weights, as far as they are those that OpenAI published,"
-    return f"{weights} and vocabulary: https://github.com/openai/gpt-2\n\n{text}\nCode\n\n{CODE_LICENCE}\n"
+    return f"{weights} and vocabulary: https://github.com/openai/gpt-2\n\n{text}\nCode\n\n{CODE_LICENSE}\n"
 
 
 def render_stock_license() -> str:
     """The LICENSE file of an export whose model had none."""
-    return f"Weights\n\n{OTHER_LICENCE}\n"
+    return f"Weights\n\n{OTHER_LICENSE}\n"
 
 
 def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
@@ -96,7 +96,7 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of this repository", report["files"]),
         f"## Limits and bias\n\n{OTHER_LIMITS}",
-        f"## Licence\n\n{OTHER_LICENCE}",
+        f"## License\n\n{OTHER_LICENSE}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -141,7 +141,7 @@ def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> 
         conversion=render_conversion(report, size),
         figures=render_figures(size),
         limits=OTHER_LIMITS if size is None else LIMITS,
-        licence=f"{OTHER_LICENCE if size is None else OPENAI_LICENCE}\n{CODE_LICENCE}",
+        license=f"{OTHER_LICENSE if size is None else OPENAI_LICENSE}\n{CODE_LICENSE}",
     )
 
 
@@ -239,7 +239,7 @@ def render_figures(size: GPT2Size | None) -> str:
     table = "\n".join(["| Task, without fine-tuning | figure | source |", "|---|---|---|", *rows])
     return (
         f"\n## Known figures\n\nPublished for these weights by others; none was measured for this card.\n\n{table}\n\n"
-        f"Sources: table 3 of the [paper]({GPT2_PAPER})\n(it undoes the tokenisation of the data sets, so other "
+        f"Sources: table 3 of the [paper]({GPT2_PAPER})\n(it undoes the tokenization of the data sets, so other "
         f"tools print other numbers), [nanoGPT]({NANOGPT}),\n[build-nanogpt]({BUILD_NANOGPT}) (play.ipynb),\n"
         f"[lm-eval issue 2159]({LM_EVAL_ISSUE}).\n"
     )

@@ -87,5 +87,5 @@ def render_card(
         auto_class=auto_class,
         repo_id=details.repo_id or "USER/NAME",
         example=GENERATION_EXAMPLE if model.can_generate() else FORWARD_EXAMPLE,
-        licence=f"The weights are under the license `{details.license}`." if details.license else NO_LICENSE,
+        license=f"The weights are under the license `{details.license}`." if details.license else NO_LICENSE,
     )

@@ -1,7 +1,7 @@
 """What the options of scripts/benchmark.py mean.
 
 A benchmark is a module of this package with HELP, `add_arguments(parser)` and `run(arguments)`, which returns a
-report. None of them imports torch: the contestants that need it run in processes of their own.
+report. None of them imports torch: the candidates that need it run in processes of their own.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def module_of(name: str) -> Any:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all benchmarks have."""
-    parser.add_argument("--rounds", type=number(int, 1), default=4, help="samples of each contestant (default: 4)")
+    parser.add_argument("--rounds", type=number(int, 1), default=4, help="samples of each candidate (default: 4)")
     parser.add_argument(
         "--threads", type=number(int, 1), default=len(os.sched_getaffinity(0)), help="default: all cores"
     )
@@ -74,7 +74,7 @@ def run_command(arguments: Sequence[str]) -> None:
     """Do what the command line says, and print it.
 
     Raises:
-        ValueError: a contestant fails, or an option is wrong.
+        ValueError: a candidate fails, or an option is wrong.
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)

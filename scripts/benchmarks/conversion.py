@@ -1,6 +1,6 @@
 """The converter timed against its peers: TensorFlow's reader, the tutorial's loading path and a plain copy.
 
-Every run is a process of its own. This module imports no more than it must, because the contestants import it too.
+Every run is a process of its own. This module imports no more than it must, because the candidates import it too.
 """
 
 import json
@@ -40,11 +40,11 @@ CONVERTER = Path(__file__).resolve().parents[2] / "scripts" / "convert_gpt2.py"
 KEY_PACKAGES = ("numpy", "google-crc32c", "safetensors", "torch", "tensorflow", "tensorflow-cpu")
 PREFIX = "model.ckpt"
 TINY = GPT2Size("tiny", 32, 2, 4, 1666464, files={})  # for trying the benchmark itself
-RUN_CONTESTANT = """
+RUN_CANDIDATE = """
 import sys
 from pathlib import Path
-from scripts.benchmarks.conversion import CONTESTANTS
-CONTESTANTS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+from scripts.benchmarks.conversion import CANDIDATES
+CANDIDATES[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
 """
 MAKE_CHECKPOINT = """
 import sys
@@ -204,7 +204,7 @@ def fill_tutorial_model(
         embeddings[module].weight = torch.nn.Parameter(torch.tensor(others[name]))
 
 
-CONTESTANTS: dict[str, Callable[[Path, Path], None]] = {
+CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "ours": convert_ours,
     "TensorFlow loop": convert_with_tensorflow,
     "tutorial": load_as_tutorial,
@@ -212,11 +212,11 @@ CONTESTANTS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def build_commands(source: Path, output: Path, converter: Path) -> dict[str, list[str | Path]]:
-    """The command of every contestant; `converter` is scripts/convert_gpt2.py."""
+    """The command of every candidate; `converter` is scripts/convert_gpt2.py."""
     data = next(source.glob(f"{PREFIX}.data-*"))
     whole = [sys.executable, converter, "--from-dir", source, "--output", output, "--no-verify"]
     return {
-        **{name: [sys.executable, "-c", RUN_CONTESTANT, name, source, output] for name in CONTESTANTS},
+        **{name: [sys.executable, "-c", RUN_CANDIDATE, name, source, output] for name in CANDIDATES},
         "cp": ["cp", data, output],
         "cp, flushed": ["sh", "-c", 'cp "$0" "$1" && sync "$1"', data, output],
         "our whole command": whole,
@@ -238,13 +238,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all contestants in turn on a checkpoint that is made for it.
+    """Run all candidates in turn on a checkpoint that is made for it.
 
     Returns:
         All figures, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails, TensorFlow is missing, or an option is wrong.
+        ValueError: a candidate fails, TensorFlow is missing, or an option is wrong.
     """
     size = choose_size(arguments.size)
     if arguments.rounds < 1:  # before a checkpoint is made for nothing

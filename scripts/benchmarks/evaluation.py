@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .growth import documents
 from .measuring import Results, build_report, compare, describe_limit, describe_machine, ratios
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -114,15 +114,15 @@ def run(arguments: "argparse.Namespace") -> dict[str, Any]:
         All figures, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or does other work, or an option is wrong.
+        ValueError: a candidate fails or does other work, or an option is wrong.
     """
     fields, batch_size, _ = SIZES[arguments.size]
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    contestants = [
-        Contestant(OURS, f"{__name__}:make_evaluation", {"size": arguments.size}),
-        Contestant(PEER, f"{__name__}:make_training_forward", {"size": arguments.size}),
+    candidates = [
+        Candidate(OURS, f"{__name__}:make_evaluation", {"size": arguments.size}),
+        Candidate(PEER, f"{__name__}:make_training_forward", {"size": arguments.size}),
     ]
-    results = run_workers(contestants, arguments.rounds, arguments.threads)
+    results = run_workers(candidates, arguments.rounds, arguments.threads)
     refuse_other_work(results)
     num_tokens = results[OURS][0].details["tokens"]
     setting = f"{arguments.size}, {num_tokens} tokens, batches of {batch_size} x {fields['max_position_embeddings']}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .measuring import Results, build_report, compare, describe_limit, describe_machine, measure, ratios
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
-    """Run all contestants of each setting in turn.
+    """Run all candidates of each setting in turn.
 
     Yields:
         All figures of a setting, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or does other work, or an option is wrong.
+        ValueError: a candidate fails or does other work, or an option is wrong.
     """
     for given, known in ((arguments.settings, SETTINGS), (arguments.only or [], ENTRIES)):
         if unknown := [name for name in given if name not in known]:
@@ -131,9 +131,9 @@ def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict
     task = task_of(setting, folder)
     measure([sys.executable, "-c", DRAW_WEIGHTS, json.dumps(task)])
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    contestants = list(contestants_of(setting, task, arguments))
+    candidates = list(candidates_of(setting, task, arguments))
     rounds = min(arguments.rounds, setting.rounds or arguments.rounds)
-    results = run_workers(contestants, rounds, arguments.threads)
+    results = run_workers(candidates, rounds, arguments.threads)
     check_work(results, setting)
     return build_report(
         "generate",
@@ -157,7 +157,7 @@ def text_of(setting: Setting) -> dict[str, Any]:
     return {key: getattr(setting, key) for key in ("rows", "prompt", "new", "sampled")}
 
 
-def contestants_of(setting: Setting, task: dict[str, Any], arguments: "argparse.Namespace") -> Iterator[Contestant]:
+def candidates_of(setting: Setting, task: dict[str, Any], arguments: "argparse.Namespace") -> Iterator[Candidate]:
     """Those of a setting for whom all that they need is given."""
     text = text_of(setting)
     unreachable = {name for name, _ in out_of_reach(setting, arguments)}
@@ -171,7 +171,7 @@ def contestants_of(setting: Setting, task: dict[str, Any], arguments: "argparse.
         if entry.needs == "nanogpt":
             options["source"] = str(arguments.nanogpt)
         python = arguments.peer_python if entry.needs == "peer_python" else Path(sys.executable)
-        yield Contestant(name, f"{RUNS}:{entry.make}", options, python)
+        yield Candidate(name, f"{RUNS}:{entry.make}", options, python)
 
 
 def out_of_reach(setting: Setting, arguments: "argparse.Namespace") -> list[tuple[str, str]]:
@@ -184,7 +184,7 @@ def check_work(results: Results, setting: Setting) -> None:
     """See that everyone added as many tokens as we did, and greedily the same ones where the model is the same.
 
     Raises:
-        ValueError: a contestant did other work.
+        ValueError: a candidate did other work.
     """
     ours = results[OURS][-1].details
     for name, samples in without_reading(results).items():

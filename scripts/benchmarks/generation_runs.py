@@ -1,6 +1,6 @@
-"""The contestants of the generation benchmark: texts of ours and of each peer, from the same weights and prompts.
+"""The candidates of the generation benchmark: texts of ours and of each peer, from the same weights and prompts.
 
-Every contestant runs in a process of its own (`workers`) and says how many tokens it added, and a hash of them: where
+Every candidate runs in a process of its own (`workers`) and says how many tokens it added, and a hash of them: where
 the architecture is the same, equal ids show that it did the same work. Sampled ids differ: everyone draws by itself.
 """
 
@@ -40,7 +40,7 @@ class Text:
 
 
 def draw_prompts(text: Text) -> torch.Tensor:
-    """Prompts [rows, prompt], the same for every contestant; each row has other tokens."""
+    """Prompts [rows, prompt], the same for every candidate; each row has other tokens."""
     return torch.randint(VOCAB_SIZE, (text.rows, text.prompt), generator=torch.Generator().manual_seed(0))
 
 

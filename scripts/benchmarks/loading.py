@@ -26,7 +26,7 @@ from .measuring import (
     measure,
     ratios,
 )
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -212,24 +212,24 @@ def refuse_other_work(results: Results) -> None:
 
 
 def run(arguments: "argparse.Namespace") -> list[dict[str, Any]]:
-    """Run all contestants in turn on a model that is made for it.
+    """Run all candidates in turn on a model that is made for it.
 
     Returns:
         All figures of loading and of starting, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or loads other values, or an option is wrong.
+        ValueError: a candidate fails or loads other values, or an option is wrong.
     """
     fields, rounds, threads = MODELS[arguments.size], arguments.rounds, arguments.threads
     machines = [describe_machine(KEY_PACKAGES, threads) for _ in range(2)]
     with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as name:
         measure([sys.executable, "-c", MAKE_FOLDERS, name, json.dumps(fields)])
-        contestants = [
-            Contestant(way + TOUCHED * touch, f"{__name__}:make_loader", {"way": way, "folder": name, "touch": touch})
+        candidates = [
+            Candidate(way + TOUCHED * touch, f"{__name__}:make_loader", {"way": way, "folder": name, "touch": touch})
             for touch in (False, True)
             for way in WAYS
         ]
-        loads = run_workers(contestants, rounds, threads)
+        loads = run_workers(candidates, rounds, threads)
         refuse_other_work(loads)
         starts = measure_starts(Path(name), fields, rounds)
     pairs = [(way + end, READ + end) for end in ("", TOUCHED) for way in (OURS, REMOTE, LOADER)]

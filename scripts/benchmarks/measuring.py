@@ -1,6 +1,6 @@
-"""What the benchmarks share: contestants measured in turn, ratios taken within a round, limits judged.
+"""What the benchmarks share: candidates measured in turn, ratios taken within a round, limits judged.
 
-This module imports no more than it must: contestants of the conversion import it, and their memory is measured.
+This module imports no more than it must: candidates of the conversion import it, and their memory is measured.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def measure(command: Sequence[Any]) -> Measurement:
 
 
 def interleave(samplers: dict[str, Callable[[], Measurement]], rounds: int) -> Results:
-    """Take a sample of every contestant in turn, `rounds` times; each round begins with another one, since the place
+    """Take a sample of every candidate in turn, `rounds` times; each round begins with another one, since the place
     in the order may count.
 
     Raises:
@@ -108,13 +108,13 @@ def processor_name() -> str:
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Minimum, median and maximum."""
-    from statistics import median  # imported here, since it takes a noticeable part of a contestant's start
+    from statistics import median  # imported here, since it takes a noticeable part of a candidate's start
 
     return min(values), median(values), max(values)
 
 
 def ratios(results: Results, figure: str, numerator: str, denominator: str) -> list[float]:
-    """A figure of `Measurement` of one contestant over that of another, round by round."""
+    """A figure of `Measurement` of one candidate over that of another, round by round."""
     pairs = zip(results[numerator], results[denominator], strict=True)
     return [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
 
@@ -137,12 +137,12 @@ def build_report(name: str, setting: str, machine: dict[str, Any], results: Resu
         more: further entries, such as `limits` and `comparisons`.
     """
     machine["load"].append(os.getloadavg()[0])
-    contestants = {one: [vars(sample) for sample in samples] for one, samples in results.items()}
-    return {"benchmark": name, "setting": setting, "machine": machine, "contestants": contestants, **more}
+    candidates = {one: [vars(sample) for sample in samples] for one, samples in results.items()}
+    return {"benchmark": name, "setting": setting, "machine": machine, "candidates": candidates, **more}
 
 
 def compare(results: Results, figure: str, ours: str) -> list[dict[str, Any]]:
-    """How many times as long as ours every other contestant takes, and its peak memory over ours."""
+    """How many times as long as ours every other candidate takes, and its peak memory over ours."""
     return [
         {
             "peer": peer,
@@ -165,15 +165,15 @@ def format_machine(machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def format_contestants(contestants: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A table of what every contestant took, with the details of its last sample."""
+def format_candidates(candidates: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A table of what every candidate took, with the details of its last sample."""
     columns = "min / median / max"
-    width = max(18, *map(len, contestants))
+    width = max(18, *map(len, candidates))
     lines = [
         f"{'':{width}}{columns:>24}{columns:>24}{'peak':>10}",
         f"{'':{width}}{'CPU s':>24}{'wall s':>24}{'MiB':>10}",
     ]
-    for name, samples in contestants.items():
+    for name, samples in candidates.items():
         cpu, wall = (format_spread(spread([one[figure] for one in samples])) for figure in ("cpu", "wall"))
         memory = max(one["memory"] for one in samples)
         details = "  ".join(f"{key} {value}" for key, value in samples[-1]["details"].items())
@@ -191,9 +191,9 @@ def format_limits(limits: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def format_report(report: dict[str, Any]) -> list[str]:
-    """The lines to print: what was measured on what, the contestants, how ours compares, the limits."""
+    """The lines to print: what was measured on what, the candidates, how ours compares, the limits."""
     lines = [f"{report['benchmark']}: {report['setting']}", *format_machine(report["machine"])]
-    lines += format_contestants(report["contestants"])
+    lines += format_candidates(report["candidates"])
     for one in report.get("comparisons", []):
         times = format_spread(one["times"])
         lines.append(f"{one['figure']} time of {one['peer']} / ours: {times}; memory {one['memory']:.2f}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .measuring import Results, build_report, compare, describe_machine
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -106,22 +106,22 @@ def refuse_other_work(results: Results, num_new: int) -> None:
 
 
 def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all contestants in turn.
+    """Run all candidates in turn.
 
     Returns:
         All figures, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or does other work, or an option is wrong.
+        ValueError: a candidate fails or does other work, or an option is wrong.
     """
     context = SIZES[arguments.size]["max_position_embeddings"]
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
-    contestants = [
-        Contestant(OURS, f"{__name__}:make_generate", {"size": arguments.size, "mode": "rolling"}),
-        Contestant(EXACT, f"{__name__}:make_generate", {"size": arguments.size, "mode": "exact"}),
-        Contestant(LOOP, f"{__name__}:make_tutorial_loop", {"size": arguments.size}),
+    candidates = [
+        Candidate(OURS, f"{__name__}:make_generate", {"size": arguments.size, "mode": "rolling"}),
+        Candidate(EXACT, f"{__name__}:make_generate", {"size": arguments.size, "mode": "exact"}),
+        Candidate(LOOP, f"{__name__}:make_tutorial_loop", {"size": arguments.size}),
     ]
-    results = run_workers(contestants, arguments.rounds, arguments.threads)
+    results = run_workers(candidates, arguments.rounds, arguments.threads)
     refuse_other_work(results, context // 2)
     setting = f"{arguments.size}, context {context}, {context // 2} tokens past it, greedy"
     return build_report("past_context", setting, machine, results, comparisons=compare(results, "wall", OURS))

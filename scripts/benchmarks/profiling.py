@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import generation, training
 from .measuring import Results, build_report, describe_machine, measure
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ NUM_SHOWN = 10
 
 
 def make_profiled(make: str, options: dict[str, Any]) -> Callable[[], Callable[[], dict[str, Any]]]:
-    """The work of another contestant, `make` as "module:name", under PyTorch's profiler, whose own time is in it.
+    """The work of another candidate, `make` as "module:name", under PyTorch's profiler, whose own time is in it.
 
     What a sample says of itself: `operators`, each with its seconds, without those of operators that it calls, and its
     number of calls; the longest first.
@@ -72,7 +72,7 @@ def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
         All figures of a setting, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails, or an option is wrong.
+        ValueError: a candidate fails, or an option is wrong.
     """
     for name in arguments.settings:
         with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
@@ -87,15 +87,15 @@ def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict
     measure([sys.executable, "-c", benchmark.DRAW_WEIGHTS, json.dumps(task)])
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
     if benchmark is training:
-        work = Contestant(OURS, f"{training.STEPS}:make_ours", {"task": task})
-        yardstick = Contestant(
+        work = Candidate(OURS, f"{training.STEPS}:make_ours", {"task": task})
+        yardstick = Candidate(
             training.PRODUCT, f"{training.STEPS}:make_product", training.ENTRIES[training.PRODUCT].options
         )
     else:
         options = {"task": task, "text": generation.text_of(setting)}
-        work = Contestant(OURS, f"{generation.RUNS}:make_ours", options)
-        yardstick = Contestant(generation.READING, f"{generation.RUNS}:make_reading", options)
-    profiled = Contestant(OURS, f"{__name__}:make_profiled", {"make": work.make, "options": work.options})
+        work = Candidate(OURS, f"{generation.RUNS}:make_ours", options)
+        yardstick = Candidate(generation.READING, f"{generation.RUNS}:make_reading", options)
+    profiled = Candidate(OURS, f"{__name__}:make_profiled", {"make": work.make, "options": work.options})
     results = run_workers([yardstick, profiled], arguments.rounds, arguments.threads)
     profile = profile_of(results)
     bound = bound_of(benchmark, setting, results, yardstick.name, profile["products"])

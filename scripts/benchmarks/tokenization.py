@@ -1,7 +1,7 @@
 """Text to tokens: our preparation against tiktoken and transformers' fast tokenizer, on the same documents.
 
 The documents are in memory before the clock starts, but for the whole preparation, which reads and hashes its files.
-After the clock has stopped, every contestant hashes its ids: all must be the same.
+After the clock has stopped, every candidate hashes its ids: all must be the same.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from hf_gpt_scratch.runtime.cli import number
 
 from .growth import documents
 from .measuring import Results, build_report, compare, describe_limit, describe_machine, ratios
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -131,12 +131,12 @@ def make_transformers(path: str, threads: int) -> Callable[[], Details]:
     return work
 
 
-def contestants(path: Path, threads: int) -> list[Contestant]:
+def candidates(path: Path, threads: int) -> list[Candidate]:
     """All who take part, with one thread and with `threads`."""
 
-    def entry(name: str, make: str, threads: int, **options: Any) -> Contestant:
+    def entry(name: str, make: str, threads: int, **options: Any) -> Candidate:
         ending = f", {threads} thread{'s' if threads > 1 else ''}"
-        return Contestant(name + ending, f"{__name__}:{make}", {"path": str(path), "threads": threads} | options)
+        return Candidate(name + ending, f"{__name__}:{make}", {"path": str(path), "threads": threads} | options)
 
     return [
         entry(name, make, number, **options)
@@ -158,7 +158,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def refuse_other_work(results: Results) -> None:
-    """Raise ValueError if a contestant made other ids than the others."""
+    """Raise ValueError if a candidate made other ids than the others."""
     ids = {name: samples[-1].details["ids"] for name, samples in results.items()}
     if len(set(ids.values())) > 1:
         raise ValueError(f"the ids are not the same: {ids}")
@@ -176,20 +176,20 @@ def describe_limits(results: Results, threads: int) -> list[dict[str, Any]]:
 
 
 def run(arguments: "argparse.Namespace") -> dict[str, Any]:
-    """Run all contestants in turn on a corpus that is made for it.
+    """Run all candidates in turn on a corpus that is made for it.
 
     Returns:
         All figures, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or makes other ids, or an option is wrong.
+        ValueError: a candidate fails or makes other ids, or an option is wrong.
     """
     machine = describe_machine(KEY_PACKAGES, arguments.threads)
     with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as folder:
         path = Path(folder) / "corpus.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in documents(int(arguments.megabytes * 1e6)))
-        results = run_workers(contestants(path, arguments.threads), arguments.rounds, arguments.threads)
+        results = run_workers(candidates(path, arguments.threads), arguments.rounds, arguments.threads)
     refuse_other_work(results)
     return build_report(
         "data",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .measuring import Results, build_report, compare, describe_limit, describe_machine, measure, ratios
-from .workers import Contestant, run_workers
+from .workers import Candidate, run_workers
 
 
 if TYPE_CHECKING:
@@ -130,13 +130,13 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def run(arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
-    """Run all contestants in turn, group by group because not all fit into memory; ours is in each group.
+    """Run all candidates in turn, group by group because not all fit into memory; ours is in each group.
 
     Yields:
         All figures of a setting, ready for JSON.
 
     Raises:
-        ValueError: a contestant fails or computes another loss, or an option is wrong.
+        ValueError: a candidate fails or computes another loss, or an option is wrong.
     """
     for given, known in ((arguments.settings, SETTINGS), (arguments.only or [], ENTRIES)):
         if unknown := [name for name in given if name not in known]:
@@ -155,13 +155,13 @@ def run_setting(name: str, arguments: "argparse.Namespace", folder: str) -> dict
     groups, together = [], {}
     rounds = math.ceil(arguments.rounds * setting.share_of_rounds)
     for group in GROUPS:
-        contestants = list(contestants_of(group, task, arguments))
-        if len(contestants) > len(ALWAYS):
-            groups.append(run_workers(contestants, rounds, arguments.threads))
+        candidates = list(candidates_of(group, task, arguments))
+        if len(candidates) > len(ALWAYS):
+            groups.append(run_workers(candidates, rounds, arguments.threads))
             check_losses(groups[-1])
     for results in groups:
-        for contestant, samples in results.items():
-            together.setdefault(contestant, []).extend(samples)
+        for candidate, samples in results.items():
+            together.setdefault(candidate, []).extend(samples)
     return build_report(
         "train",
         setting.text,
@@ -180,9 +180,9 @@ def task_of(setting: Setting, folder: str) -> dict[str, Any]:
     return {key: getattr(setting, key) for key in sizes} | {"folder": folder}
 
 
-def contestants_of(
+def candidates_of(
     group: dict[str, Entry], task: dict[str, Any], arguments: "argparse.Namespace"
-) -> Iterator[Contestant]:
+) -> Iterator[Candidate]:
     """The members of a group for which all that they need is given."""
     for name, entry in group.items():
         is_asked_for = not arguments.only or name in arguments.only or name in ALWAYS
@@ -192,7 +192,7 @@ def contestants_of(
         if entry.needs == "nanogpt":
             options["source"] = str(arguments.nanogpt)
         python = arguments.peer_python if entry.needs == "peer_python" else Path(sys.executable)
-        yield Contestant(name, f"{STEPS}:{entry.make}", options, python)
+        yield Candidate(name, f"{STEPS}:{entry.make}", options, python)
 
 
 def is_out_of_reach(entry: Entry, arguments: "argparse.Namespace") -> bool:

@@ -1,6 +1,6 @@
-"""The contestants of the training benchmark: one step of ours and of each peer, from the same weights and tokens.
+"""The candidates of the training benchmark: one step of ours and of each peer, from the same weights and tokens.
 
-A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32. Every contestant runs in
+A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32. Every candidate runs in
 a process of its own (`workers`) and gives back the losses of its first steps: where the architecture is the same,
 equal losses show that it did the same work.
 """
@@ -30,7 +30,7 @@ NUM_LOSSES = 3  # that are shown and compared: those of the first steps
 
 
 def draw_tokens(task: Task, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and targets of a step, both [rows, length]: the same for every contestant."""
+    """Token ids and targets of a step, both [rows, length]: the same for every candidate."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()

@@ -1,7 +1,7 @@
-"""Contestants that stay: each in a process of its own, warmed up once, then asked for one sample after the other.
+"""Candidates that stay: each in a process of its own, warmed up once, then asked for one sample after the other.
 
-Whatever starting takes (imports, weights, compiling) is not in the samples, and no contestant sees the memory of
-another. A contestant is a function `make(**options)` that gets ready and returns a function which does the work of
+Whatever starting takes (imports, weights, compiling) is not in the samples, and no candidate sees the memory of
+another. A candidate is a function `make(**options)` that gets ready and returns a function which does the work of
 one sample, and returns what it has to say of it, such as its loss.
 """
 
@@ -26,7 +26,7 @@ PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """Who takes part: a name, a function as "module:name", its options, and the Python that runs it."""
 
     name: str
@@ -36,17 +36,17 @@ class Contestant:
 
 
 class Worker:
-    """The process of a contestant, from the start to the end of a `with` block."""
+    """The process of a candidate, from the start to the end of a `with` block."""
 
-    def __init__(self, contestant: Contestant, threads: int) -> None:
-        self.contestant = contestant
+    def __init__(self, candidate: Candidate, threads: int) -> None:
+        self.candidate = candidate
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")])),
         }
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
         self.process = subprocess.Popen(
-            [contestant.python, "-m", __name__, contestant.make, json.dumps(contestant.options)],
+            [candidate.python, "-m", __name__, candidate.make, json.dumps(candidate.options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -66,7 +66,7 @@ class Worker:
         """Have the work of one sample done; the first one is for warming up.
 
         Raises:
-            ValueError: the contestant fails; with the last line that it printed on stderr.
+            ValueError: the candidate fails; with the last line that it printed on stderr.
         """
         try:
             self.process.stdin.write("sample\n")
@@ -78,28 +78,28 @@ class Worker:
             self.process.wait()
             self.errors.seek(0)
             last = self.errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise ValueError(f"{self.contestant.name} failed with exit code {self.process.returncode}: {last}")
+            raise ValueError(f"{self.candidate.name} failed with exit code {self.process.returncode}: {last}")
         return Measurement(**json.loads(answer))
 
 
-def run_workers(contestants: Iterable[Contestant], rounds: int, threads: int, warm_up: int = 1) -> Results:
-    """Start all contestants, let each warm up alone, then sample them in turn; all are in memory at once.
+def run_workers(candidates: Iterable[Candidate], rounds: int, threads: int, warm_up: int = 1) -> Results:
+    """Start all candidates, let each warm up alone, then sample them in turn; all are in memory at once.
 
     Raises:
         ValueError: one fails, or `rounds` is no number of rounds.
     """
     with ExitStack() as stack:
         samplers = {}
-        for contestant in contestants:
-            worker = stack.enter_context(Worker(contestant, threads))
+        for candidate in candidates:
+            worker = stack.enter_context(Worker(candidate, threads))
             for _ in range(warm_up):
                 worker.sample()
-            samplers[contestant.name] = worker.sample
+            samplers[candidate.name] = worker.sample
         return interleave(samplers, rounds)
 
 
 def serve(make: str, options: str) -> None:
-    """The process of a contestant: get ready, then a sample for each line on standard input."""
+    """The process of a candidate: get ready, then a sample for each line on standard input."""
     # What libraries print goes to stderr; the answers have standard output for themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

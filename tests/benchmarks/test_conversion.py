@@ -1,4 +1,4 @@
-"""Proves that the benchmark runs as typed: every contestant is measured, and table and JSON say the same."""
+"""Proves that the benchmark runs as typed: every candidate is measured, and table and JSON say the same."""
 
 import json
 import platform
@@ -20,7 +20,7 @@ from scripts.benchmarks.measuring import (
 )
 
 
-CONTESTANTS = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
+CANDIDATES = ["ours", "TensorFlow loop", "tutorial", "cp", "cp, flushed", "our whole command"]
 LIMITS = {
     "cpu time, tutorial / ours": ("at least", 10),
     "cpu time, TensorFlow loop / ours": ("at least", 5),
@@ -35,7 +35,7 @@ def run_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_each_round_begins_with_another_contestant():
+def test_each_round_begins_with_another_candidate():
     order = []
     results = interleave({name: lambda name=name: order.append(name) or len(order) for name in "abc"}, rounds=4)
     assert "".join(order) == "abcbcacababc"
@@ -54,7 +54,7 @@ def test_processors_of_one_name_are_told_apart():
 @pytest.fixture(scope="module")
 def figures(project_root, tmp_path_factory):
     """Lines printed and content of the JSON file, one round at a tiny size."""
-    pytest.importorskip("tensorflow", reason="two of the contestants need TensorFlow")
+    pytest.importorskip("tensorflow", reason="two of the candidates need TensorFlow")
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "work").mkdir()
     arguments = ("--size", "tiny", "--rounds", "1", "--dir", str(folder / "work"), "--json", str(folder / "x.json"))
@@ -65,10 +65,10 @@ def figures(project_root, tmp_path_factory):
     return process.stdout.splitlines(), report | {"picture": (folder / "x.png").read_bytes()}
 
 
-def test_every_contestant_is_measured(figures):
+def test_every_candidate_is_measured(figures):
     _, report = figures
-    assert sorted(report["contestants"]) == sorted(CONTESTANTS)
-    for name, measurements in report["contestants"].items():
+    assert sorted(report["candidates"]) == sorted(CANDIDATES)
+    for name, measurements in report["candidates"].items():
         assert len(measurements) == 1
         assert measurements[0]["wall"] > 0, name
         assert measurements[0]["memory"] > 0, name
@@ -77,7 +77,7 @@ def test_every_contestant_is_measured(figures):
 
 def test_limits_are_judged_by_the_figures(figures):
     _, report = figures
-    one = {name: measurements[0] for name, measurements in report["contestants"].items()}
+    one = {name: measurements[0] for name, measurements in report["candidates"].items()}
     assert {limit["text"]: (limit["bound"], limit["limit"]) for limit in report["limits"]} == LIMITS
     reached = {limit["text"]: limit["reached"] for limit in report["limits"]}
     for text in list(LIMITS)[:4]:
@@ -98,7 +98,7 @@ def test_table_shows_what_the_json_holds(figures):
         assert word in lines[1]
     assert f"python {report['machine']['versions']['python']}" in lines[2]
     assert "tensorflow" in lines[2]
-    for name, (measurement,) in report["contestants"].items():
+    for name, (measurement,) in report["candidates"].items():
         line = next(line for line in lines if line.startswith(f"{name:18}"))
         assert line.split() == [
             *name.split(),
@@ -141,7 +141,7 @@ def test_ratios_are_taken_within_a_round():
 
 def test_comparisons_are_drawn_beside_the_json(figures):
     _, report = figures
-    assert {row["peer"] for row in report["comparisons"]} == set(CONTESTANTS) - {"ours"}
+    assert {row["peer"] for row in report["comparisons"]} == set(CANDIDATES) - {"ours"}
     assert report["picture"].startswith(b"\x89PNG")
 
 

@@ -16,7 +16,7 @@ def test_both_are_measured_as_typed(project_root, tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
-    ours, peer = (report["contestants"][name] for name in ("evaluate_text", "training forward"))
+    ours, peer = (report["candidates"][name] for name in ("evaluate_text", "training forward"))
     assert ours[0]["details"]["tokens"] == peer[0]["details"]["tokens"] > 300
     assert ours[0]["details"]["loss"] == pytest.approx(peer[0]["details"]["loss"], rel=1e-6)
     (limit,) = report["limits"]

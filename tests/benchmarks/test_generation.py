@@ -33,7 +33,7 @@ def report(project_root, tmp_path_factory):
 
 
 def test_all_add_the_same_tokens(report):
-    details = {name: samples[-1]["details"] for name, samples in report["contestants"].items()}
+    details = {name: samples[-1]["details"] for name, samples in report["candidates"].items()}
     names = {"ours", "ours, int8", "ours, without generate()", "ours, without the package", "transformers"}
     assert set(details) == names | {READING}
     assert {details[name]["tokens"] for name in names} == {80}
@@ -48,7 +48,7 @@ def test_all_add_the_same_tokens(report):
 
 
 def test_limits_are_judged_by_the_samples(report):
-    samples = report["contestants"]
+    samples = report["candidates"]
     limits = {limit["text"]: limit for limit in report["limits"]}
     assert set(limits) == {"transformers / ours", "transformers / ours, int8"}
     for ours, limit in (("ours", 1.25), ("ours, int8", 2.3)):

@@ -34,7 +34,7 @@ def test_a_task_is_measured_as_typed(project_root, tmp_path, task, unit, units):
     assert not list((tmp_path / "work").iterdir()), "the benchmark leaves nothing behind"
     report = json.loads((tmp_path / f"x-{task}.json").read_text(encoding="utf-8"))
     assert (tmp_path / f"x-{task}.png").read_bytes().startswith(b"\x89PNG")
-    assert list(report["contestants"]) == [f"{task}, {factor} x" for factor in (0, 1, 10, 100)]
+    assert list(report["candidates"]) == [f"{task}, {factor} x" for factor in (0, 1, 10, 100)]
     assert [limit["text"] for limit in report["limits"]] == [text.format(unit) for text in LIMITS]
     assert all(limit["limit"] == 1.1 for limit in report["limits"])
     if units:

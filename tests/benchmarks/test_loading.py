@@ -32,11 +32,11 @@ def test_all_take_part(project_root, tmp_path):
     process = subprocess.run([*command, "--json", tmp_path / "x.json"], capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr
     load, start = (json.loads((tmp_path / f"x-{part}.json").read_text()) for part in ("weights", "start"))
-    assert set(load["contestants"]) == {way + end for way in WAYS for end in ("", TOUCHED)}
-    assert len({samples[0]["details"]["sum"] for samples in load["contestants"].values()}) == 1
+    assert set(load["candidates"]) == {way + end for way in WAYS for end in ("", TOUCHED)}
+    assert len({samples[0]["details"]["sum"] for samples in load["candidates"].values()}) == 1
     assert len(load["limits"]) == 6
     (limit,) = start["limits"]
-    ours, imports = (start["contestants"][name][0]["wall"] for name in ("start of train.py", "imports and a model"))
+    ours, imports = (start["candidates"][name][0]["wall"] for name in ("start of train.py", "imports and a model"))
     assert limit["reached"] == pytest.approx([ours / imports] * 3)
 
 

@@ -29,7 +29,7 @@ def report(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_each_contestant_adds_the_tokens_of_its_way(report: dict) -> None:
+def test_each_candidate_adds_the_tokens_of_its_way(report: dict) -> None:
     """Held against a loop that is written out here, over a list."""
     model, prompt = draw_model("tiny")
     context, rows = prompt.shape[1], {"crop": prompt[0].tolist(), "roll": prompt[0].tolist()}
@@ -43,7 +43,7 @@ def test_each_contestant_adds_the_tokens_of_its_way(report: dict) -> None:
         assert len(rows["roll"]) == context + step + 1
     crop, roll = (digest(row[context:]) for row in rows.values())
     expected = {OURS: roll, EXACT: crop, LOOP: crop}
-    for name, samples in report["contestants"].items():
+    for name, samples in report["candidates"].items():
         assert [sample["details"] for sample in samples] == [{"tokens": context // 2, "ids": expected[name]}] * 2
     assert {row["peer"] for row in report["comparisons"]} == {EXACT, LOOP}
 
@@ -67,7 +67,7 @@ def test_other_work_is_no_result() -> None:
 def test_the_recorded_runs_did_the_same_work(size: str, project_root: Path) -> None:
     """And README says what they say."""
     recorded = json.loads((RESULTS / f"past_context_{size}.json").read_text(encoding="utf-8"))
-    measured = {name: [Measurement(**sample) for sample in one] for name, one in recorded["contestants"].items()}
+    measured = {name: [Measurement(**sample) for sample in one] for name, one in recorded["candidates"].items()}
     refuse_other_work(measured, 64)
     readme = " ".join((project_root / "README.md").read_text(encoding="utf-8").split())
     for row in recorded["comparisons"]:

@@ -13,7 +13,7 @@ from scripts.benchmarks.speed_table import profile_table_rows, speed_tables
 
 
 def make_known_work(num_products, num_sines):
-    """Imported by the profiled contestant."""
+    """Imported by the profiled candidate."""
     matrix = torch.rand(400, 400)
 
     def work():
@@ -87,7 +87,7 @@ def test_the_command_profiles_ours(project_root, tmp_path, name, yardstick):
     )
     assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / f"p-{name}.json").read_text(encoding="utf-8"))
-    assert set(report["contestants"]) == {yardstick, "ours"}
+    assert set(report["candidates"]) == {yardstick, "ours"}
     profile = report["profile"]
     assert len(profile["operators"]) == NUM_SHOWN
     products = PRODUCTS & {one[0] for one in profile["operators"]}

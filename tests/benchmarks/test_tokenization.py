@@ -9,7 +9,7 @@ import pytest
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from scripts.benchmarks.growth import documents
 from scripts.benchmarks.measuring import Measurement
-from scripts.benchmarks.tokenization import contestants, refuse_other_work
+from scripts.benchmarks.tokenization import candidates, refuse_other_work
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def report(project_root, tmp_path_factory):
 
 
 def test_all_make_the_ids_of_the_same_documents(report, tmp_path):
-    assert set(report["contestants"]) == {one.name for one in contestants(tmp_path, 2)}
+    assert set(report["candidates"]) == {one.name for one in candidates(tmp_path, 2)}
     expected = sum(len(load_encoding().encode_ordinary(text)) for text in documents(100_000))
-    details = [sample["details"] for samples in report["contestants"].values() for sample in samples]
+    details = [sample["details"] for samples in report["candidates"].values() for sample in samples]
     assert {one["tokens"] for one in details} == {expected}
     assert len({one["ids"] for one in details}) == 1
 
 
 def test_limits_are_judged_by_the_figures(report):
-    one = {name: samples[0] for name, samples in report["contestants"].items()}
+    one = {name: samples[0] for name, samples in report["candidates"].items()}
     assert len(report["limits"]) == 3
     for limit in report["limits"]:
         figure, _, sides = limit["text"].partition(" time, ")

@@ -36,7 +36,7 @@ def report(project_root, tmp_path_factory):
 
 
 def test_all_do_the_same_work(report):
-    losses = {name: samples[-1]["details"].get("losses") for name, samples in report["contestants"].items()}
+    losses = {name: samples[-1]["details"].get("losses") for name, samples in report["candidates"].items()}
     assert set(losses) == {"torch.mm", "ours", "transformers", "transformers Trainer"}
     assert len(losses["ours"]) == 3
     assert len(set(losses["ours"])) == 3, "other tokens in each step"
@@ -47,7 +47,7 @@ def test_all_do_the_same_work(report):
 
 
 def test_limits_are_judged_by_the_samples(report):
-    samples = report["contestants"]
+    samples = report["candidates"]
     limits = {limit["text"]: limit for limit in report["limits"]}
     assert set(limits) == {"transformers / ours", "transformers Trainer / ours"}
     for name in ("transformers", "transformers Trainer"):
@@ -63,7 +63,7 @@ def samples_of(losses):
 
 def test_another_model_cannot_take_part(report, tmp_path):
     """The same step from the same weights is let in, from other weights it is not."""
-    ours = report["contestants"]["ours"][-1]["details"]["losses"]
+    ours = report["candidates"]["ours"][-1]["details"]["losses"]
     for seed, is_same in ((0, True), (1, False)):
         task = Task(**TINY, folder=str(tmp_path))
         draw_weights(task, seed)

@@ -1,17 +1,17 @@
-"""Proves that contestants stay in their process, start outside of the samples, and fail with one line."""
+"""Proves that candidates stay in their process, start outside of the samples, and fail with one line."""
 
 import time
 
 import pytest
 
-from scripts.benchmarks.workers import Contestant, run_workers
+from scripts.benchmarks.workers import Candidate, run_workers
 
 
 HERE = "test_workers"
 
 
 def make_counter(start_seconds, step):
-    """A contestant: slow to start, prints, and counts its samples."""
+    """A candidate: slow to start, prints, and counts its samples."""
     time.sleep(start_seconds)
     counted = [0]
 
@@ -39,11 +39,11 @@ def _find_this_file(monkeypatch):
 
 
 def test_samples_follow_one_another_in_one_process_without_its_start():
-    contestants = [
-        Contestant("one", f"{HERE}:make_counter", {"start_seconds": 0.5, "step": 1}),
-        Contestant("two", f"{HERE}:make_counter", {"start_seconds": 0, "step": 10}),
+    candidates = [
+        Candidate("one", f"{HERE}:make_counter", {"start_seconds": 0.5, "step": 1}),
+        Candidate("two", f"{HERE}:make_counter", {"start_seconds": 0, "step": 10}),
     ]
-    results = run_workers(contestants, rounds=3, threads=1, warm_up=2)
+    results = run_workers(candidates, rounds=3, threads=1, warm_up=2)
     assert [sample.details["count"] for sample in results["one"]] == [3, 4, 5]
     assert [sample.details["count"] for sample in results["two"]] == [30, 40, 50]
     for sample in results["one"]:
@@ -52,10 +52,10 @@ def test_samples_follow_one_another_in_one_process_without_its_start():
         assert 5 < sample.memory < 500
 
 
-def test_a_contestant_that_fails_is_named_in_one_line():
+def test_a_candidate_that_fails_is_named_in_one_line():
     line = r"^broken failed with exit code 1: RuntimeError: no such file: model.py$"
     with pytest.raises(ValueError, match=line):
-        run_workers([Contestant("broken", f"{HERE}:make_failing")], rounds=1, threads=1)
+        run_workers([Candidate("broken", f"{HERE}:make_failing")], rounds=1, threads=1)
 
 
 def test_no_rounds_are_refused():

@@ -70,7 +70,7 @@ def test_cards_of_the_sizes(size: object, project_root: Path, tmp_path: Path) ->
     assert f"{size.num_parameters:,}" in text
     for value in (*PAPER_FIGURES[size.name], *size.sha256.values()):
         assert value in text
-    for heading in ("How to load it without remote code", "Known figures", "Limits and bias", "Licence"):
+    for heading in ("How to load it without remote code", "Known figures", "Limits and bias", "License"):
         assert f"## {heading}\n" in text
     assert "revision=revision, trust_remote_code=True" in text
     assert "Modified MIT License" in text
@@ -102,8 +102,8 @@ def test_card_of_an_export() -> None:
     assert "trust_remote_code=True" not in text
 
 
-def test_licence_holds_the_permission_notice() -> None:
-    for licence in (render_license("openai", find_size("124M")), render_license("openai", None)):
-        assert "Software Copyright (c) 2019 OpenAI" in licence
-        assert "The above copyright notice and this permission notice shall be included" in licence
-        assert "Apache License 2.0" in licence
+def test_license_holds_the_permission_notice() -> None:
+    for license in (render_license("openai", find_size("124M")), render_license("openai", None)):
+        assert "Software Copyright (c) 2019 OpenAI" in license
+        assert "The above copyright notice and this permission notice shall be included" in license
+        assert "Apache License 2.0" in license

@@ -89,8 +89,8 @@ CASES = {
     "upload expired": Case(["(Fault 403)", "use a token"], env=LFS, prepare=fault("PUT lfs_upload", "403")),
     "xet refused": Case(["403 Forbidden", "HF_HUB_DISABLE_XET=1"], prepare=fault("GET xet_write_token", "403")),
     "card refused": Case(
-        ["no such licence", "correct that"],
-        prepare=lambda hub: setattr(hub, "card_errors", lambda content: ["no such licence"]),
+        ["no such license", "correct that"],
+        prepare=lambda hub: setattr(hub, "card_errors", lambda content: ["no such license"]),
     ),
 }
 
