@@ -1,4 +1,4 @@
-"""What stands between scripts/convert_gpt2.py and the conversion: which call its options mean, and what to print."""
+"""Options of scripts/convert_gpt2.py to calls, and reports to lines."""
 
 import argparse
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import Any
 from hf_gpt_scratch.conversion.convert import REPORT_FILE, convert_checkpoint
 from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.conversion.gpt2_sizes import find_size
-from hf_gpt_scratch.conversion.writers.safetensors_files import parse_size
+from hf_gpt_scratch.conversion.writers.safetensors_writer import parse_size
 from hf_gpt_scratch.runtime.cli import refuse_unused
 
 
 def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Do what the command line asks for.
+    """Run the conversion or export that the command line asks for.
 
     Returns:
         The report.
@@ -31,13 +31,13 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
     }
     if arguments.export_stock:
         if arguments.from_dir is None:
-            raise ValueError("--export-stock exports a model of ours: name its folder with --from-dir")
+            raise ValueError("--export-stock exports a gpt_scratch model: name its folder with --from-dir")
         return export_stock(arguments.from_dir, arguments.output, dtype=arguments.dtype, **common)
     size = find_size(arguments.size) if arguments.size else None
     path = arguments.from_dir
-    if path is None and size is None:
-        raise ValueError("nothing to convert: give --size 124M to download it, or --from-dir with a checkpoint")
     if path is None:
+        if size is None:
+            raise ValueError("nothing to convert: give --size 124M to download it, or --from-dir with a checkpoint")
         # Imported here, because its HTTP client is not needed for a checkpoint that is there.
         from hf_gpt_scratch.conversion.download.released_files import download_gpt2
 
@@ -57,7 +57,7 @@ def convert_or_export(arguments: argparse.Namespace, say: Callable[[str], None])
 
 
 def refuse_unused_options(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for options that the kind of work asked for does not look at."""
+    """Raise ValueError for options that have no effect on what is asked for."""
     if not arguments.verify:
         refuse_unused(arguments, ["--text"], "with --no-verify")
     if arguments.export_stock:
@@ -68,7 +68,7 @@ def refuse_unused_options(arguments: argparse.Namespace) -> None:
 
 
 def describe(report: dict[str, Any], output: Path) -> list[str]:
-    """The report in a few lines."""
+    """Render the report in a few lines."""
     head = "the token embedding" if report["tied"] else "its own"
     lines = [f"{report['num_parameters']:,} parameters in {len(report['tensors'])} tensors, head: {head}"]
     dropped = report.get("dropped", {})
@@ -85,7 +85,7 @@ def describe(report: dict[str, Any], output: Path) -> list[str]:
 
 
 def describe_verification(verification: dict[str, Any] | None) -> list[str]:
-    """What was proved."""
+    """Render what was proved."""
     if verification is None:
         return ["not verified, as asked"]
     lines = [f"verified: largest difference of a value {verification['max_value_difference']:.3g}"]

@@ -229,7 +229,7 @@ def test_corrupted_inputs_are_refused_in_one_line_or_harmless(good: dict[str, Pa
         ("openai", edit(INDEX, lambda _: HTML), "index"),
         ("openai", edit_json("hparams.json", n_layer=3), "n_layer is 3 in the settings, 2 in the tensors"),
         ("gpt2", edit_json("config.json", model_type="llama"), "'llama' model"),
-        ("tutorial", edit("model.pth", cut(0.5)), "cut off"),
+        ("tutorial", edit("model.pth", cut(0.5)), "truncated"),
     ],
 )
 def test_the_script_says_it_in_one_line(
@@ -253,7 +253,7 @@ def test_the_script_says_it_in_one_line(
         (("--output", "x"), "nothing to convert: give --size 124M to download it, or --from-dir"),
         (("--size", "125M", "--output", "x"), "unknown GPT-2 size '125M': choose from 124M"),
         (("--from-dir", "/nowhere/gpt2", "--output", "x"), "/nowhere/gpt2 does not exist"),
-        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max-shard-size 'big' is no size"),
+        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max-shard-size 'big' is not a size"),
         (("--output", "x", "--export-stock"), "name its folder with --from-dir"),
     ],
 )
