@@ -70,7 +70,7 @@ class TrainingSettings:
     )
     text_column: str = setting("text", "key or column that holds the text in JSON lines and parquet")
     sample_text: Literal["story", "verdict"] = setting("story", "the bundled story, or The Verdict, which is fetched")
-    train_data: str | None = setting(None, "instead: a folder of tokens made by scripts/prepare_data.py")
+    train_data: str | None = setting(None, "instead: a folder of tokens made by hf-gpt-scratch prepare")
     validation_file: list[str] | None = setting(
         None, "texts to validate on; none: split train_file, or the validation tokens of train_data"
     )
