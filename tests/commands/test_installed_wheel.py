@@ -55,10 +55,12 @@ def start(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 
 @pytest.fixture(scope="module")
-def trained(start: Start) -> str:
-    """What a run of two processes on a CPU printed; each of them is started with `-m` again."""
-    launcher = ["python", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", 2]
-    return start(*launcher, "-m", "hf_gpt_scratch", "train", *TINY, "--output_dir", "runs/two").stdout
+def trained(start: Start) -> subprocess.CompletedProcess:
+    """A run of two processes on a CPU, each of which is started with `-m` again."""
+    launcher = ["python", "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
+    # What is not said is listed by the launcher in a warning of five lines.
+    launcher += ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return start(*launcher, "-m", "hf_gpt_scratch", "train", *TINY, "--output_dir", "runs/two")
 
 
 def test_the_package_is_that_of_the_wheel(start: Start, python: Path) -> None:
@@ -73,12 +75,14 @@ def test_help_and_version(start: Start) -> None:
         assert start("hf-gpt-scratch", command, "--help").stdout.startswith(usage)
 
 
-def test_training_under_the_launcher(trained: str) -> None:
-    assert "processes 2" in trained
-    assert 'AutoModelForCausalLM.from_pretrained("runs/two/model", trust_remote_code=True)' in trained
+def test_training_under_the_launcher_prints_nothing_foreign(trained: subprocess.CompletedProcess) -> None:
+    assert "processes 2" in trained.stdout
+    assert 'AutoModelForCausalLM.from_pretrained("runs/two/model", trust_remote_code=True)' in trained.stdout
+    assert trained.stderr == ""
 
 
-def test_what_is_done_with_a_trained_model(trained: str, start: Start) -> None:
+@pytest.mark.usefixtures("trained")
+def test_what_is_done_with_a_trained_model(start: Start) -> None:
     model = "runs/two/model"
     text = start("hf-gpt-scratch", "generate", "--model", model, "--prompt", "The lamp", "--max-new-tokens", 3).stdout
     assert text.startswith("The lamp")
@@ -92,7 +96,7 @@ def test_what_is_done_with_a_trained_model(trained: str, start: Start) -> None:
     assert "verified: largest difference of a value 0" in exported.stdout
 
 
-def test_prepared_tokens_are_trained_on_without_a_launcher(start: Start, python: Path) -> None:
+def test_prepared_tokens_are_trained_on_without_a_launcher_and_its_noise(start: Start, python: Path) -> None:
     (story,) = python.parents[1].glob("lib/python*/site-packages/hf_gpt_scratch/assets/sample_text.txt")
     prepare = ["--source", story, "--output", "tokens", "--validation-fraction", 0.3, "--shard_tokens", 1000]
     assert start("hf-gpt-scratch", "prepare", *prepare).stdout.endswith(
@@ -100,3 +104,4 @@ def test_prepared_tokens_are_trained_on_without_a_launcher(start: Start, python:
     )
     result = start("hf-gpt-scratch", "train", *TINY, "--train_data", "tokens", "--output_dir", "runs/tokens")
     assert "processes 1" in result.stdout
+    assert result.stderr == ""
