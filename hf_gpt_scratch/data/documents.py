@@ -34,7 +34,7 @@ class SkippedRows:
         """
         if self.stops:
             raise ValueError(
-                f"{reason}; repair it, or leave such rows out with scripts/prepare_data.py --bad_rows skip"
+                f"{reason}; repair it, or leave such rows out with hf-gpt-scratch prepare --bad_rows skip"
             )
         self.count += 1
         self.first = self.first or reason
@@ -104,7 +104,7 @@ def read_parquet(path: Path, text_column: str, skipped: SkippedRows) -> Iterator
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{path} needs pyarrow: pip install 'hf_gpt_scratch[data]'") from None
+        raise ValueError(f"{path} needs pyarrow: pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
@@ -142,7 +142,7 @@ def read_dataset(dataset: DatasetName, text_column: str, skipped: SkippedRows) -
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError("--dataset needs datasets: pip install 'hf_gpt_scratch[data]'") from None
+        raise ValueError("--dataset needs datasets: pip install datasets") from None
     rows = load_dataset(dataset.path, dataset.name, split=dataset.split, revision=dataset.revision, streaming=True)
     for number, row in enumerate(rows, 1):
         if number == 1 and text_column not in row:

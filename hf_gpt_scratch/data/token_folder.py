@@ -27,8 +27,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_NAME
     if not path.is_file():
         if (folder / UNFINISHED_NAME).is_file():
-            raise FileNotFoundError(f"{folder} is not finished: give scripts/prepare_data.py the same command again")
-        raise FileNotFoundError(f"{folder} holds no prepared data: make it with scripts/prepare_data.py")
+            raise FileNotFoundError(f"{folder} is not finished: give hf-gpt-scratch prepare the same options again")
+        raise FileNotFoundError(f"{folder} holds no prepared data: make it with hf-gpt-scratch prepare")
     try:
         index = read_json(path)
         known = index["format"] == FORMAT and index["version"] == VERSION
@@ -52,7 +52,7 @@ class ShardedTokens:
     Opening reads the index and the headers, whatever the size of the shards.
 
     Args:
-        folder: made by scripts/prepare_data.py.
+        folder: made by `hf-gpt-scratch prepare`.
         split: "train" or "validation".
 
     Raises:

@@ -22,7 +22,7 @@ VOCAB_SIZE = END_OF_TEXT_ID + 1
 BLOCK_BYTES = 4096
 DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-REMEDY = "make the folder again with scripts/prepare_data.py"
+REMEDY = "make the folder again with hf-gpt-scratch prepare"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -4,6 +4,7 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that raises a mistake as a ValueError of one line instead of printing the usage.
 
-    Texts and paths may not be empty, as "$UNSET" is in a shell: an empty path would be the current folder. An option
-    that may be empty says `type=str`.
+    Flags are in snake_case and documented so; `--top-k` is read as `--top_k`. Texts and paths may not be empty, as
+    "$UNSET" is in a shell: an empty path would be the current folder. An option that may be empty says `type=str`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,9 +31,25 @@ class OneLineParser(argparse.ArgumentParser):
         self.register("type", None, filled)
         self.register("type", Path, lambda value: Path(filled(value)))
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an option, once where a library gives both spellings."""
+        return super().add_argument(*dict.fromkeys(map(snake_case, names)), **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse words whose flags are in either spelling."""
+        words = sys.argv[1:] if args is None else list(args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(snake_case, words[:end]), *words[end:]], namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise for what argparse cannot parse, or what a type refuses."""
         raise ValueError(f"{message}; --help lists all flags")
+
+
+def snake_case(word: str) -> str:
+    """Return `--top-k` as `--top_k` and `--top-k=5` as `--top_k=5`; other words as they are."""
+    flag = re.match(r"--[\w-]+(?==|$)", word)
+    return f"--{flag[0][2:].replace('-', '_')}{word[flag.end() :]}" if flag else word
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: 
         options: as they are written, such as "--text".
         place: where they have no effect, such as "with --verify".
     """
-    values = {option: getattr(arguments, option.lstrip("-").replace("-", "_")) for option in options}
+    values = {option: getattr(arguments, option.lstrip("-")) for option in options}
     if given := [option for option, value in values.items() if value not in (None, False)]:
         raise ValueError(f"{' and '.join(given)} would do nothing {place}: leave it out")
 

@@ -198,7 +198,7 @@ def start_processes(request: LaunchRequest, cores: int) -> NoReturn:
     if request.num_processes is None:
         raise ValueError(
             "accelerate launch started one process where its config asks for several on the CPU: use "
-            "torchrun --standalone --nproc_per_node N scripts/train.py"
+            f"torchrun --standalone --nproc_per_node N {' '.join(this_program())}"
         )
     num_machines = request.num_machines or 1
     if request.num_processes % num_machines:
@@ -215,7 +215,14 @@ def start_processes(request: LaunchRequest, cores: int) -> NoReturn:
     for name in [name for name in os.environ if name.startswith("MASTER_")]:
         del os.environ[name]
     os.environ["OMP_NUM_THREADS"] = str(request.num_threads or max(1, cores // num_processes))
-    run_torchrun([*rendezvous, f"--nproc_per_node={num_processes}", *request.torchrun_options, *sys.argv])
+    options = [*rendezvous, f"--nproc_per_node={num_processes}", *request.torchrun_options]
+    run_torchrun([*options, *this_program(), *sys.argv[1:]])
+
+
+def this_program() -> list[str]:
+    """Return the words by which Python or torchrun starts this program: a script, or `-m` and a package."""
+    spec = sys.modules["__main__"].__spec__
+    return [sys.argv[0]] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
 
 
 def run_torchrun(arguments: list[str]) -> NoReturn:

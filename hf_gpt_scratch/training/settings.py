@@ -69,7 +69,7 @@ class TrainingSettings:
         "story", "the bundled story, or The Verdict, which is fetched", may_change_on_resume=True
     )
     train_data: str | None = setting(
-        None, "instead: a folder of tokens made by scripts/prepare_data.py", may_change_on_resume=True
+        None, "instead: a folder of tokens made by hf-gpt-scratch prepare", may_change_on_resume=True
     )
     validation_file: list[str] | None = setting(
         None,

@@ -15,7 +15,7 @@ from tests.conversion.tf_writer import write_all_dtypes, write_objects, write_pa
 def tensorflow() -> ModuleType:
     """TensorFlow; where it is not installed, what it proves is not proved, and the skip says so."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    missing = "TensorFlow is not installed, so nothing is held against it: pip install 'hf_gpt_scratch[tensorflow]'"
+    missing = "TensorFlow is not installed, so nothing is held against it: pip install tensorflow"
     return pytest.importorskip("tensorflow", reason=missing)
 
 

@@ -20,7 +20,7 @@ from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, END_OF_TEXT_ID
 from tests.data.plain_tokens import plain_tokens
 
 
-pytest.importorskip("datatrove", reason="datatrove is not installed: pip install 'hf_gpt_scratch[test]'")
+pytest.importorskip("datatrove", reason="datatrove is not installed: pip install datatrove")
 
 
 def tokenise(folder: Path, texts: list[str], tokenizer: Path, **options: object) -> None:

@@ -149,7 +149,7 @@ def test_evaluate_says_what_it_takes_of_a_folder(
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"],
-            "argument --top-k: must be at least 0, got -1",
+            "argument --top_k: must be at least 0, got -1",
         ),
         (
             "generate.py",

@@ -75,7 +75,7 @@ def import_tensorflow() -> ModuleType:
     try:
         import tensorflow as tf
     except ImportError as error:
-        wanted = "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without"
+        wanted = "pip install tensorflow, or use the reader that does without"
         raise ValueError(f"TensorFlow cannot be imported ({error}): {wanted}") from None
     return tf
 

@@ -52,4 +52,4 @@ def test_one_line_where_tensorflow_is_not_installed(handmade_checkpoint):
         timeout=60,
     )
     assert len(process.stdout.splitlines()) == 1
-    assert "pip install 'hf_gpt_scratch[tensorflow]', or use the reader that does without" in process.stdout
+    assert "pip install tensorflow, or use the reader that does without" in process.stdout
