@@ -1,41 +1,7 @@
 """Pretrain a GPT on text: accelerate launch scripts/train.py [--help]."""
 
-import sys
-
-from hf_gpt_scratch.runtime.cli import quiet_libraries, run
-from hf_gpt_scratch.runtime.launching import relaunch_if_needed, stop_with_launcher
-
-
-def main() -> None:
-    stop_with_launcher()
-    relaunch_if_needed()
-    from hf_gpt_scratch.training.command_line import parse_settings
-
-    settings = parse_settings(sys.argv[1:])
-    quiet_libraries()
-    if settings.dry_run:
-        from hf_gpt_scratch.training.dry_run import dry_run
-
-        print("\n".join(dry_run(settings)))
-        return
-    from hf_gpt_scratch.evaluation import perplexity
-    from hf_gpt_scratch.training.loop import train
-    from hf_gpt_scratch.training.reporting.hub_pushes import push_result
-
-    result = train(settings)
-    if not result.is_main_process:
-        return
-    print(
-        f"validation loss {result.validation_loss:.3f} nats per token, perplexity "
-        f"{perplexity(result.validation_loss):.1f}, after {result.seconds:.0f} s"
-    )
-    if result.skipped_steps:
-        print(f"{result.skipped_steps} steps were skipped: their loss or gradient was not finite or a spike")
-    print(f"plot: {settings.output_dir}/loss.png, history: {settings.output_dir}/history.jsonl")
-    print(f'load it: AutoModelForCausalLM.from_pretrained("{result.repository}", trust_remote_code=True)')
-    if settings.push_to_hub:
-        print("\n".join(push_result(settings, result.repository)))
+from hf_gpt_scratch.commands.console import run_command
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train")

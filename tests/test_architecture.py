@@ -12,6 +12,7 @@ from statistics import median
 
 import pytest
 
+from hf_gpt_scratch.runtime.cli import snake_case
 from tests.readme import READMES
 
 
@@ -35,6 +36,8 @@ ARROWS = {
     "conversion": {"data", "runtime", ""},
     "training": {"model", "data", "evaluation", "generation", "hub", "runtime", "plots", "registration", ""},
     "registration": {"model"},
+    "commands": {"conversion", "data", "evaluation", "generation", "hub", "plots", "runtime", "training", ""},
+    "__main__": {"commands"},
     "": {"registration", "model"},
 }
 
@@ -115,7 +118,7 @@ def test_no_assert_no_pickle_no_unsafe_load(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_only_parse_call_and_print(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 15
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 
@@ -128,11 +131,18 @@ def test_no_test_imports_a_script() -> None:
 
 # Modules that are proved by the tests of what calls them.
 PROVED_BY = {
-    "registration.py": "hub/test_repository.py",
+    "__main__.py": "commands/test_installed_wheel.py",
+    "commands/demo.py": "generation/test_demo.py",
+    "commands/evaluate.py": "scripts/test_generate_and_evaluate_scripts.py",
+    "commands/generate.py": "scripts/test_generate_and_evaluate_scripts.py",
+    "commands/options.py": "scripts/test_generate_and_evaluate_scripts.py",
+    "commands/plot_decoding.py": "scripts/test_generate_and_evaluate_scripts.py",
+    "commands/plot_history.py": "commands/test_installed_wheel.py",
+    "commands/push.py": "scripts/test_push_to_hub_script.py",
+    "commands/train.py": "scripts/test_train_script.py",
+    "registration.py": "hub/test_loading.py",
     "conversion/reload.py": "conversion/test_verify.py",
     "data/vocabulary.py": "data/test_tokenizer.py",
-    "hub/errors.py": "scripts/test_push_to_hub_script.py",
-    "hub/upload.py": "hub/test_push.py",
     "benchmarks/benchmark.py": "benchmarks/test_conversion.py",
     "benchmarks/command.py": "benchmarks/test_conversion.py",
     "benchmarks/generation_runs.py": "benchmarks/test_generation.py",
@@ -239,4 +249,4 @@ def test_readme_commands_use_flags_that_exist() -> None:
             result = subprocess.run(command, capture_output=True, text=True, timeout=60)
             help_texts[script] = result.stdout
         for flag in flags:
-            assert re.search(rf"{flag}\b", help_texts[script]), f"{script} has no {flag}"
+            assert re.search(rf"{snake_case(flag)}\b", help_texts[script]), f"{script} has no {flag}"

@@ -22,6 +22,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 import hf_gpt_scratch
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.runtime.cli import snake_case
 from hf_gpt_scratch.training.command_line import parse_settings
 from scripts.benchmarks.command import RESULTS
 from scripts.benchmarks.conversion import TINY as TINY_CHECKPOINT
@@ -184,7 +185,7 @@ def ask_parser(script: str, arguments: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     for option in (word for word in arguments if word.startswith("--")):
-        assert re.search(rf"{option}\b", result.stdout), f"{script} has no {option}"
+        assert re.search(rf"{snake_case(option)}\b", result.stdout), f"{script} has no {option}"
 
 
 @pytest.mark.parametrize(

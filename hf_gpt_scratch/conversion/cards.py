@@ -1,7 +1,4 @@
-"""The README and the license note of a converted model.
-
-The cards of the four released sizes in model_cards/ are made here too, and a test holds the files against it.
-"""
+"""README and LICENSE of a converted model; tests render the cards in model_cards/ with it too."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -9,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from hf_gpt_scratch.conversion.gpt2_sizes import CONTEXT_LENGTH, VOCAB_SIZE, GPT2Size
+from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.conversion.mapping import FORMATS
 
 
@@ -57,20 +54,15 @@ OTHER_LICENSE = """The conversion does not change whose the weights are: the lic
 from holds for them."""
 
 
-def card_file_name(size: GPT2Size) -> str:
-    """Where the card of a size lies in model_cards/."""
-    return f"{HUB_NAMES[size.name]}-{size.name.lower()}.md"
-
-
 def card_template() -> Template:
-    """The README of a converted model, with $names to fill in; in a checkout it lies in model_cards/."""
+    """Return the README of a converted model with $names to fill in; in a checkout it lies in model_cards/."""
     packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "converted_card.md")))
     checkout = Path(__file__).parents[2] / "model_cards" / "converted.md"
     return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
 
 
 def render_license(format_name: str, size: GPT2Size | None) -> str:
-    """The LICENSE file: whose the weights are, and whose the code."""
+    """Render the LICENSE file: whose the weights are, and whose the code."""
     if size is None and format_name != "openai":
         return f"Weights\n\n{OTHER_LICENSE}\n\nCode\n\n{CODE_LICENSE}\n"
     text = (files("hf_gpt_scratch") / "assets" / "gpt2_license.txt").read_text(encoding="utf-8")
@@ -79,12 +71,12 @@ def render_license(format_name: str, size: GPT2Size | None) -> str:
 
 
 def render_stock_license() -> str:
-    """The LICENSE file of an export whose model had none."""
+    """Render the LICENSE file of an export whose model had none."""
     return f"Weights\n\n{OTHER_LICENSE}\n"
 
 
 def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
-    """The card of an export in the layout of transformers' GPT-2."""
+    """Render the card of an export in the layout of transformers' GPT-2."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(report).items())
     parts = [
         f"---\n{render_metadata(None)}\n- gpt2\n---\n# {name}",
@@ -99,30 +91,6 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
         f"## License\n\n{OTHER_LICENSE}",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def render_size_card(size: GPT2Size) -> str:
-    """The card of a released size, as it is before anybody has converted it: with what is known beforehand."""
-    config = {
-        "num_hidden_layers": size.num_hidden_layers,
-        "num_attention_heads": size.num_attention_heads,
-        "hidden_size": size.hidden_size,
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "vocab_size": VOCAB_SIZE,
-    }
-    files_ = {name: {"bytes": num_bytes, "sha256": size.sha256.get(name)} for name, num_bytes in size.files.items()}
-    report = {
-        "format": "openai",
-        "config": config,
-        "num_parameters": size.num_parameters,
-        "tied": True,
-        "dtype": "float32",
-        "source_files": files_,
-        "verification": None,
-        "files": {},
-        "notes": [],
-    }
-    return render_card(f"GPT-2 {size.name}", size, report)
 
 
 def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> str:
@@ -146,7 +114,7 @@ def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> 
 
 
 def render_metadata(size: GPT2Size | None) -> str:
-    """The YAML that the Hub reads."""
+    """Render the YAML that the Hub reads."""
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if size is not None:
         lines += ["license: mit", "language: en", f"base_model: openai-community/{HUB_NAMES[size.name]}"]
@@ -154,7 +122,7 @@ def render_metadata(size: GPT2Size | None) -> str:
 
 
 def render_introduction(report: Mapping[str, Any], size: GPT2Size | None) -> str:
-    """What this is, in a paragraph."""
+    """Render the first paragraph."""
     if size is None:
         return (
             f"A GPT-2 style language model, converted from {FORMATS[report['format']].title} to the architecture of\n"
@@ -170,7 +138,7 @@ def render_introduction(report: Mapping[str, Any], size: GPT2Size | None) -> str
 
 
 def facts(report: Mapping[str, Any]) -> dict[str, str]:
-    """The table under the introduction."""
+    """Return the rows of the table under the introduction."""
     config = report["config"]
     return {
         "parameters": f"{report['num_parameters']:,}",
@@ -185,7 +153,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
-    """The command, the proof with its figures, and the hashes."""
+    """Render the command, the proof with its figures, and the hashes."""
     command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
     parts = [
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
@@ -201,7 +169,7 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
 
 
 def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
-    """What was proved, with its figures; or that nothing was."""
+    """Render what was proved, with its figures, or that nothing was."""
     if verification is None:
         return ["This folder was written with `--no-verify`: its values were not compared with the checkpoint."]
     differences = [
@@ -217,18 +185,18 @@ def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
     return parts
 
 
-def render_hashes(title: str, files_: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of files."""
+def render_hashes(title: str, hashes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Render a table of files."""
     rows = [f"| {title} | bytes | sha256 |", "|---|---|---|"]
-    for name, facts_ in files_.items():
-        num_bytes = "not published" if facts_["bytes"] is None else f"{facts_['bytes']:,}"
-        sha256 = f"`{facts_['sha256']}`" if facts_["sha256"] else "printed by the download"
+    for name, entry in hashes.items():
+        num_bytes = "not published" if entry["bytes"] is None else f"{entry['bytes']:,}"
+        sha256 = f"`{entry['sha256']}`" if entry["sha256"] else "printed by the download"
         rows.append(f"| {name} | {num_bytes} | {sha256} |")
     return "\n".join(rows)
 
 
 def render_figures(size: GPT2Size | None) -> str:
-    """What others have measured on these weights; nothing of it was measured here."""
+    """Render what others have measured on these weights."""
     if size is None:
         return ""
     rows = [f"| {row} | {value} | paper |" for row, value in zip(PAPER_ROWS, PAPER_FIGURES[size.name], strict=True)]

@@ -4,6 +4,7 @@ Neither torch nor transformers is imported here for a checkpoint of TensorFlow o
 holds more than one matrix at a time.
 """
 
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.conversion.mapping import (
     EMBEDDING,
     Format,
-    Move,
-    Plan,
+    MappingPlan,
+    Shape,
     canonical_names,
     detect_format,
     name_some,
     plan_moves,
 )
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
 from hf_gpt_scratch.conversion.source_config import build_config
 from hf_gpt_scratch.conversion.writers.repository_files import (
@@ -33,13 +35,14 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
     write_json,
     write_model_files,
 )
-from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
-from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
+from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
+from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
 from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256
 
 
 REPORT_FILE = "conversion_report.json"
 DEFAULT_SHARD_SIZE = 5_000_000_000
+VERIFYING = "verifying: every value, and logits of the folder loaded in a fresh process"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Conversion:
     source: Source
     format: Format
     config: dict[str, Any]  # fields of GPTScratchConfig
-    plan: Plan
+    plan: MappingPlan
     notes: list[str]
 
 
@@ -80,7 +83,8 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
     config["vocab_size"] = _cut_vocabulary(rows, vocab_size, notes)
     plan = plan_moves(format_, shapes, config, source_vocab_size=rows, drop=drop)
     plan.dropped |= source.dropped
-    wrong = [f"{move.source} is {tensors.dtypes[move.source]}" for move in plan.moves if not _is_float(tensors, move)]
+    used = {move.source: tensors.dtypes[move.source] for move in plan.moves}
+    wrong = [f"{name} is {dtype}" for name, dtype in used.items() if dtype not in (np.float32, np.float16)]
     if wrong:
         raise ValueError(f"weights have to be float32, float16 or bfloat16, but {name_some(wrong, '; ')}")
     if plan.zeros:
@@ -90,13 +94,9 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
     return Conversion(source, format_, config, plan, notes)
 
 
-def _is_float(tensors: Mapping[str, np.ndarray], move: Move) -> bool:
-    return tensors.dtypes[move.source] in (np.float32, np.float16)
-
-
 def _settle_head(
     format_: Format,
-    tensors: Mapping[str, np.ndarray],
+    tensors: NamedTensors,
     names: Mapping[str, str],
     settings: Mapping[str, Any],
     config: dict[str, Any],
@@ -124,7 +124,7 @@ def _settle_head(
     )
 
 
-def _are_equal(tensors: Mapping[str, np.ndarray], first: str, second: str) -> bool:
+def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
     if tensors.shapes[first] != tensors.shapes[second]:
         return False
     one, other = tensors[first], tensors[second]
@@ -132,7 +132,7 @@ def _are_equal(tensors: Mapping[str, np.ndarray], first: str, second: str) -> bo
 
 
 def _settle_zero_biases(
-    format_: Format, tensors: Mapping[str, np.ndarray], names: Mapping[str, str], config: Mapping[str, Any]
+    format_: Format, tensors: NamedTensors, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
     """What our export filled with zeros is taken out again.
 
@@ -206,11 +206,11 @@ def convert_checkpoint(
     given_text = read_text(text)
     with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
-        source, config, plan = conversion.source, conversion.config, conversion.plan
+        source, format_, config, plan = conversion.source, conversion.format, conversion.config, conversion.plan
         if size is not None:
             check_size(config, size)
-        say(f"this is {conversion.format.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
-        weights = write_model(folder, plan.shapes, plan_jobs(plan, source.tensors), dtype, max_shard_size)
+        say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
+        weights = write_model(folder, plan.shapes, tensor_blocks(plan, source.tensors), dtype, max_shard_size)
         write_model_files(folder, config, dtype)
         has_tokenizer = has_gpt2_vocabulary(config)
         if text is not None and not has_tokenizer:
@@ -219,36 +219,42 @@ def convert_checkpoint(
             )
         verification = None
         if verify:
-            say("verifying: every value, and logits of the folder loaded in a fresh process")
+            say(VERIFYING)
+            usable_text = given_text if has_tokenizer else None
             verification = verify_folder(
-                folder,
-                weights,
-                source.tensors,
-                conversion.format.name,
-                config,
-                dtype,
-                text=given_text if has_tokenizer else None,
+                folder, weights, source.tensors, format_.name, config, dtype, text=usable_text
             )
         source_files = describe_files(source.files)
         if size is not None:
             conversion.notes.extend(compare_hashes(source_files, size))
-        report = {
-            "format": conversion.format.name,
-            "reader": source.reader,
-            "source_files": source_files,
-            "dtype": dtype,
-            "num_parameters": sum(int(np.prod(shape)) for shape in plan.shapes.values()),
-            "tied": config["tie_word_embeddings"],
-            "config": config,
-            "tensors": {name: list(shape) for name, shape in plan.shapes.items()},
-            "dropped": plan.dropped,
-            "zeros": plan.zeros,
-            "notes": conversion.notes,
-            "text": None if text is None else Path(text).name,
-            "verification": verification,
-        }
-        finish(folder, report, render_license(conversion.format.name, size), partial(render_card, output.name, size))
+        report = build_report(format_.name, config, plan.shapes, dtype, conversion.notes, text, verification)
+        report |= {"reader": source.reader, "source_files": source_files}
+        report |= {"dropped": plan.dropped, "zeros": plan.zeros}
+        finish(folder, report, render_license(format_.name, size), partial(render_card, output.name, size))
     return report
+
+
+def build_report(
+    format_name: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    dtype: str,
+    notes: list[str],
+    text: str | Path | None,
+    verification: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Collect what is known of a written folder, but for its files."""
+    return {
+        "format": format_name,
+        "dtype": dtype,
+        "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "tied": config["tie_word_embeddings"],
+        "config": config,
+        "tensors": {name: list(shape) for name, shape in shapes.items()},
+        "notes": notes,
+        "text": None if text is None else Path(text).name,
+        "verification": verification,
+    }
 
 
 def check_size(config: Mapping[str, Any], size: GPT2Size) -> None:

@@ -1,9 +1,5 @@
-"""The way back: our repository folder in the layout of transformers' stock GPT2LMHeadModel.
+"""Export of our repository folder to transformers' stock GPT2LMHeadModel, which vLLM, llama.cpp and others can use."""
 
-vLLM, llama.cpp, ONNX exporters and whatever else knows GPT-2 can use a model of ours then, without its code.
-"""
-
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from hf_gpt_scratch.conversion.cards import render_stock_card, render_stock_license
-from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, finish
+from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, VERIFYING, build_report, finish
 from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, name_some, target_shapes
-from hf_gpt_scratch.conversion.readers.named_tensors import Shape, free_pages
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape, free_pages
+from hf_gpt_scratch.conversion.readers.safetensors_reader import STORED, SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
-from hf_gpt_scratch.conversion.source_config import DEFAULTS, HEADS, SIZES
+from hf_gpt_scratch.conversion.source_config import DEFAULTS, HEADS, SETTINGS, SIZES
 from hf_gpt_scratch.conversion.verify import read_text, verify_folder
-from hf_gpt_scratch.conversion.writers.parallel_writer import PIECE_BYTES, Buffer
 from hf_gpt_scratch.conversion.writers.repository_files import (
     has_gpt2_vocabulary,
     transformers_version,
@@ -27,8 +23,9 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
     write_json,
     write_tokenizer,
 )
-from hf_gpt_scratch.conversion.writers.safetensors_files import STORED, Job, SafetensorsFiles, write_model
-from hf_gpt_scratch.conversion.writers.tensor_jobs import zero_values
+from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
+from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blocks
+from hf_gpt_scratch.runtime import shipped_code
 from hf_gpt_scratch.runtime.files import atomic_folder
 
 
@@ -36,40 +33,28 @@ from hf_gpt_scratch.runtime.files import atomic_folder
 TANH_GELUS = ("gelu_pytorch_tanh", "gelu_new")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
-# Our fields -> those of GPT2Config. n_ctx and qkv_bias are not read by transformers: the first is what llama.cpp
-# reads, the second tells our own converter that the biases of q, k and v were filled with zeros.
-CONFIG_NAMES = {
-    "vocab_size": ("vocab_size",),
-    "max_position_embeddings": ("n_positions", "n_ctx"),
-    "hidden_size": ("n_embd",),
-    "num_hidden_layers": ("n_layer",),
-    "num_attention_heads": ("n_head",),
-    "intermediate_size": ("n_inner",),
-    "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    "layer_norm_eps": ("layer_norm_epsilon",),
-    "initializer_range": ("initializer_range",),
-    "tie_word_embeddings": ("tie_word_embeddings",),
-    "use_cache": ("use_cache",),
-    "bos_token_id": ("bos_token_id",),
-    "eos_token_id": ("eos_token_id",),
-    "pad_token_id": ("pad_token_id",),
-    "qkv_bias": ("qkv_bias",),
-}
+# Fields of GPT2Config beside those that the converter reads. n_ctx is what llama.cpp reads.
+MORE_FIELDS = {"n_ctx": "max_position_embeddings", "embd_pdrop": "dropout", "attn_pdrop": "dropout"}
 
 
 def check_model(source: Source) -> dict[str, Any]:
-    """Read the config of our model and see that GPT-2 can be it, and that every tensor is there.
+    """Read the config of our model and check that GPT-2 can express it and that every tensor is there.
 
     Raises:
-        ValueError: it is no language model of ours, or stock GPT-2 cannot compute what it computes; one line says why.
+        ValueError: it is not our language model, or stock GPT-2 cannot compute what it computes; one line says why.
     """
     if source.hint != OURS:
         raise ValueError(
-            f"{source.path} is no model of ours: --export-stock takes a folder that train or convert made"
+            f"{source.path} is not a gpt_scratch model: --export-stock takes a folder that train or convert made"
         )
-    config = {key: source.settings.get(key, DEFAULTS.get(key)) for key in (*CONFIG_NAMES, "hidden_act")}
+    config: dict[str, Any] = {key: source.settings.get(key, DEFAULTS.get(key)) for key in SETTINGS["gpt2"].values()}
     if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:
         raise ValueError(f"config.json beside {source.path} lacks {', '.join(absent)}: fetch it again")
+    stated = {key: source.settings.get(key, value) for key, value in shipped_code.DEFAULTS.items()}
+    others = [key for key in stated.keys() - config.keys() if stated[key] != shipped_code.DEFAULTS[key]]
+    if others:
+        named = ", ".join(f"{key} is {stated[key]!r}" for key in sorted(others))
+        raise ValueError(f"{named}, which GPT-2 does not have: this model cannot be exported as GPT-2")
     if config["hidden_act"] not in TANH_GELUS:
         raise ValueError(
             f"hidden_act is {config['hidden_act']!r}, and the tools that know GPT-2 compute the tanh form of GELU "
@@ -89,56 +74,49 @@ def check_model(source: Source) -> dict[str, Any]:
     return config
 
 
-def fused_blocks(
-    tensors: Mapping[str, np.ndarray], names: tuple[str, ...], layout: Layout, target: str, buffer: Buffer
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Join ours to one tensor of GPT-2: vectors end to end, matrices [out, in] side by side as [in, n * out]."""
-    arrays = [tensors[name] for name in names]
-    if layout is Layout.LINEAR:
-        arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
-    views = arrays if layout is Layout.LINEAR else [array.T for array in arrays]
-    rows = max(1, PIECE_BYTES * len(views[0]) // max(1, sum(view.nbytes for view in views)))
-    for start in range(0, len(views[0]), rows):
-        pieces = [view[start : start + rows] for view in views]
-        yield target, np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
-        for array in arrays:
-            free_pages(array)
-
-
-def stock_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[dict[str, Shape], list[Job]]:
-    """The shape of every tensor of GPT2LMHeadModel, and how it is made: the table of `mapping` from right to left."""
-    ours_shapes = target_shapes(config)
-    shapes: dict[str, Shape] = {}
-    jobs: list[Job] = []
-
-    def add(row: Row, index: int) -> None:
-        name, ours = row.for_layer(index)
-        if ours[0] in ours_shapes:
-            shapes[name] = row.layout.join(ours_shapes[ours[0]], len(ours))
-            jobs.append(partial(fused_blocks, tensors, ours, row.layout, name))
-        elif ours[0].endswith("q_proj.bias"):
-            shapes[name] = (len(ours) * config["hidden_size"],)
-            jobs.append(partial(zero_values, name, shapes[name]))
-        # else it is the head, where that is the embedding
-
+def stock_shapes(config: Mapping[str, Any]) -> tuple[dict[str, Shape], dict[str, Row]]:
+    """Return the shape of every tensor of GPT2LMHeadModel, and the row of `mapping`, of its layer, that it is from."""
+    our_shapes = target_shapes(config)
     rows = [row for row in GPT2.rows if row.targets]
-    for index in range(config["num_hidden_layers"]):
-        for row in rows:
-            if "{i}" in row.source:
-                add(row, index)
-    for row in rows:
-        if "{i}" not in row.source:
-            add(row, 0)
-    return shapes, jobs
+    of_layers = [row for row in rows if "{i}" in row.source]
+    all_rows = [row.for_layer(index) for index in range(config["num_hidden_layers"]) for row in of_layers]
+    all_rows += [row for row in rows if row not in of_layers]
+    shapes: dict[str, Shape] = {}
+    for row in all_rows:
+        if row.targets[0] in our_shapes:
+            shapes[row.source] = row.layout.join(our_shapes[row.targets[0]], len(row.targets))
+        elif row.targets[0].endswith("q_proj.bias"):
+            shapes[row.source] = (len(row.targets) * config["hidden_size"],)
+        # else it is the head, where that is the embedding
+    return shapes, {row.source: row for row in all_rows if row.source in shapes}
+
+
+def stock_blocks(
+    tensors: NamedTensors, shapes: Mapping[str, Shape], rows: Mapping[str, Row]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, next values) of every tensor of GPT2LMHeadModel: the table of `mapping` from right to left."""
+    for name, row in rows.items():
+        arrays = [tensors[target] for target in row.targets if target in tensors]
+        if not arrays:
+            yield name, np.zeros(shapes[name], np.float32)
+        elif row.layout is Layout.LINEAR:
+            for array in arrays:
+                yield from ((name, block) for block in row_blocks(array))
+        else:  # matrices [out, in] become [in, n * out]
+            step = max(1, BLOCK_BYTES // sum(array[:, :1].nbytes for array in arrays))
+            for start in range(0, arrays[0].shape[1], step):
+                yield name, np.concatenate([array[:, start : start + step].T for array in arrays], axis=1)
+                for array in arrays:
+                    free_pages(array)
 
 
 def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json of the stock model."""
-    names = {theirs: config[ours] for ours, all_theirs in CONFIG_NAMES.items() for theirs in all_theirs}
-    if names["qkv_bias"]:
-        del names["qkv_bias"]
+    """Return config.json of the stock model."""
+    fields = {theirs: config[ours] for theirs, ours in (SETTINGS["gpt2"] | MORE_FIELDS).items()}
+    if fields["qkv_bias"]:  # not a field of GPT2Config: False tells our converter that these biases are filled zeros
+        del fields["qkv_bias"]
     about = {"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    return names | about | {"dtype": dtype, "transformers_version": transformers_version()}
+    return fields | about | {"dtype": dtype, "transformers_version": transformers_version()}
 
 
 def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any], notes: list[str]) -> bool:
@@ -165,7 +143,7 @@ def export_stock(
     text: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write a model of ours as transformers' GPT2LMHeadModel; the folder is there in whole and proved, or not at all.
+    """Write our model as transformers' GPT2LMHeadModel, atomically and verified.
 
     Args:
         path: our repository folder.
@@ -191,8 +169,8 @@ def export_stock(
         dtype = dtype or stored_dtype(source.tensors)
         if not config["qkv_bias"]:
             notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
-        shapes, jobs = stock_tensors(source.tensors, config)
-        weights = write_model(folder, shapes, jobs, dtype, max_shard_size)
+        shapes, rows = stock_shapes(config)
+        weights = write_model(folder, shapes, stock_blocks(source.tensors, shapes, rows), dtype, max_shard_size)
         write_json(folder / "config.json", stock_config(config, dtype))
         write_generation_config(folder, config)
         has_tokenizer = copy_tokenizer(source.path.parent, folder, config, notes)
@@ -200,35 +178,19 @@ def export_stock(
             raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
         verification = None
         if verify:
-            say("verifying: every value, and logits of the folder loaded in a fresh process")
+            say(VERIFYING)
             verification = verify_folder(
-                folder,
-                weights,
-                source.tensors,
-                OURS,
-                config,
-                dtype,
-                stock=True,
-                text=given_text if has_tokenizer else None,
-            )
-        report = {
-            "format": "stock GPT2LMHeadModel",
-            "dtype": dtype,
-            "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
-            "tied": config["tie_word_embeddings"],
-            "config": config,
-            "tensors": {name: list(shape) for name, shape in shapes.items()},
-            "notes": notes,
-            "text": None if text is None else Path(text).name,
-            "verification": verification,
-        }
+                folder, weights, source.tensors, OURS, config, dtype,
+                stock=True, text=given_text if has_tokenizer else None,
+            )  # fmt: skip
+        report = build_report("stock GPT2LMHeadModel", config, shapes, dtype, notes, text, verification)
         license_file = source.path.parent / "LICENSE"
-        licence = license_file.read_text(encoding="utf-8") if license_file.is_file() else render_stock_license()
-        finish(folder, report, licence, partial(render_stock_card, output.name))
+        license_ = license_file.read_text(encoding="utf-8") if license_file.is_file() else render_stock_license()
+        finish(folder, report, license_, partial(render_stock_card, output.name))
     return report
 
 
-def stored_dtype(tensors: Mapping[str, np.ndarray]) -> str:
-    """What all tensors are stored in, or float32 for a mixture."""
+def stored_dtype(tensors: NamedTensors) -> str:
+    """Return the dtype that all tensors are stored in, float32 for a mixture."""
     codes = set(tensors.codes.values()) if isinstance(tensors, SafetensorsFiles) else set()
     return next((dtype for dtype, (code, _) in STORED.items() if codes == {code}), "float32")

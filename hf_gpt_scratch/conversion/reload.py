@@ -1,4 +1,4 @@
-"""Loads a folder as a stranger would and notes what the model computes: run as a program, in a process of its own.
+"""Program that loads a folder as any user would and records what the model computes, in a process of its own.
 
 It reads a request in JSON from stdin and leaves result.json and logits beside it. It imports nothing of this package
 and makes sure that the folder does not either.
@@ -53,9 +53,10 @@ def load(folder: str, trust_remote_code: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded  # a pair, which the library's annotation leaves out
     if unfit := {key: sorted(map(str, value)) for key, value in info.items() if value}:
         raise ValueError(f"the weights do not fit the model: {unfit}")
     if trust_remote_code and not type(model).__module__.startswith("transformers_modules."):
@@ -64,7 +65,7 @@ def load(folder: str, trust_remote_code: bool) -> Any:
 
 
 def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
-    """Do what `request` asks for; logits go into files in `exchange`."""
+    """Load the folder and compute logits, which go into files in `exchange`, and losses."""
     import numpy as np
     import torch
     from transformers import AutoTokenizer
@@ -97,7 +98,7 @@ def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
 
 
 def end_with(asker: int) -> None:
-    """Stop soon after the process that asked was killed: nobody reads the answer, and its folder goes."""
+    """Exit soon after the process that asked was killed."""
 
     def watch() -> None:
         while os.getppid() == asker:
@@ -110,7 +111,7 @@ def end_with(asker: int) -> None:
 def main() -> None:
     """Answer the one request."""
     # Importing it would now fail: the folder has to stand alone.
-    sys.modules["hf_gpt_scratch"] = None
+    sys.modules["hf_gpt_scratch"] = None  # type: ignore[assignment]  # documented: the import then fails
     request = json.load(sys.stdin)
     end_with(request["asker"])
     exchange = Path(request["exchange"])

@@ -1,8 +1,8 @@
-"""The proof of a conversion, which trusts neither the tables nor the writer.
+"""The proof of a conversion, which trusts neither the mapping tables nor the writer.
 
-Two things are compared. Every written value is held against the source: a lost key bias, for one, changes no logits,
-since softmax cancels it. And the logits of the written folder, loaded in a process of its own, are held against a
-forward pass in float64 that is computed here from the source's own names and layouts. Nothing of `mapping` is used.
+Every written value is compared with the source: a lost key bias, for one, changes no logits, since softmax cancels it.
+And the logits of the written folder, loaded in a process of its own, are compared with a forward pass in float64 that
+is computed here from the source's own names and layouts. Nothing of `mapping` is used.
 
 Source of the forward pass: src/model.py of openai/gpt-2.
 """
@@ -15,18 +15,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hf_gpt_scratch.conversion import reload
-from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles, cast
+from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles, widen_bfloat16
+from hf_gpt_scratch.conversion.writers.safetensors_writer import cast
 
-
-Weights = dict[str, np.ndarray]  # matrices are [in, out] here, as GPT-2's code multiplies
 
 # Half of the last kept place, relative to the power of two above the value.
 HALF_PLACES = {"float32": 0.0, "float16": 2.0**-12, "bfloat16": 2.0**-9}
@@ -36,14 +35,64 @@ COMPARED_AT_ONCE = 1 << 20  # values
 TOLERANCES = {"float64": 1e-9, "float32": 2e-5}
 
 
+class Names(NamedTuple):
+    """The names of a format's tensors without prefixes; those of modules lack their last part, `{i}` is the layer."""
+
+    wte: str
+    wpe: str
+    head: str
+    ln_f: str
+    ln_1: str
+    ln_2: str
+    qkv: tuple[str, ...]  # one module or three
+    proj: str
+    fc: str
+    out: str
+    norm_parts: tuple[str, str] = ("weight", "bias")
+    linear_parts: tuple[str, str] = ("weight", "bias")
+    is_transposed: bool = True  # matrices are [out, in] as in nn.Linear, and not [in, out]
+    prefix: str = ""  # before all names but that of the head
+
+
+GPT2_NAMES = Names(
+    "wte.weight", "wpe.weight", "lm_head.weight", "ln_f.", "h.{i}.ln_1.", "h.{i}.ln_2.", ("h.{i}.attn.c_attn.",),
+    "h.{i}.attn.c_proj.", "h.{i}.mlp.c_fc.", "h.{i}.mlp.c_proj.", is_transposed=False, prefix="transformer.",
+)  # fmt: skip
+TUTORIAL_NAMES = Names(
+    "tok_emb.weight", "pos_emb.weight", "out_head.weight", "final_norm.", "trf_blocks.{i}.norm1.",
+    "trf_blocks.{i}.norm2.", tuple(f"trf_blocks.{{i}}.att.W_{name}." for name in ("query", "key", "value")),
+    "trf_blocks.{i}.att.out_proj.", "trf_blocks.{i}.ff.layers.0.", "trf_blocks.{i}.ff.layers.2.",
+    norm_parts=("scale", "shift"),
+)  # fmt: skip
+NAMES = {
+    "openai": Names(
+        "model/wte", "model/wpe", "", "model/ln_f/", "model/h{i}/ln_1/", "model/h{i}/ln_2/",
+        ("model/h{i}/attn/c_attn/",), "model/h{i}/attn/c_proj/", "model/h{i}/mlp/c_fc/", "model/h{i}/mlp/c_proj/",
+        norm_parts=("g", "b"), linear_parts=("w", "b"), is_transposed=False,
+    ),
+    "gpt2": GPT2_NAMES,
+    "nanogpt": GPT2_NAMES._replace(is_transposed=True),
+    "tutorial": TUTORIAL_NAMES,
+    "fused tutorial": TUTORIAL_NAMES._replace(
+        qkv=("trf_blocks.{i}.att.qkv.",), proj="trf_blocks.{i}.att.proj."
+    ),
+    "gpt_scratch": Names(
+        "embed_tokens.weight", "embed_positions.weight", "lm_head.weight", "norm.", "layers.{i}.input_layernorm.",
+        "layers.{i}.post_attention_layernorm.", tuple(f"layers.{{i}}.self_attn.{letter}_proj." for letter in "qkv"),
+        "layers.{i}.self_attn.o_proj.", "layers.{i}.mlp.up_proj.", "layers.{i}.mlp.down_proj.", prefix="model.",
+    ),
+}  # fmt: skip
+NORMS, LINEARS = ("ln_1", "ln_2"), ("qkv", "proj", "fc", "out")
+
+
 class SourceWeights:
-    """The weights of a checkpoint, read by its own names, as one layer after the other of plain matrices.
+    """The weights of a checkpoint, read by its own names.
 
     Args:
         tensors: the open checkpoint.
         format_name: "openai", "gpt2", "nanogpt", "tutorial", or "gpt_scratch" for ours.
         vocab_size: rows of the embedding that are wanted.
-        prepare: what is done to every array, such as rounding it to the dtype that was written.
+        prepare: applied to every array, such as rounding it to the dtype that was written.
     """
 
     def __init__(
@@ -53,129 +102,44 @@ class SourceWeights:
         vocab_size: int,
         prepare: Callable[[np.ndarray], np.ndarray] = np.asarray,
     ) -> None:
-        self.tensors = tensors
-        self.format_name = format_name
+        if format_name == "tutorial" and any(".att.qkv." in name for name in tensors):
+            format_name = "fused tutorial"
+        self.names = NAMES[format_name]
         self.vocab_size = vocab_size
-        self.prepare = prepare
-        # What torch.compile, DataParallel and Lightning put before the names, which ours have themselves.
-        self.names = {re.sub(r"^((_orig_mod|module|model)\.)+", "", name): name for name in tensors}
-        if format_name in ("gpt2", "nanogpt"):
-            self.names = {short.removeprefix("transformer."): name for short, name in self.names.items()}
+        self._tensors = tensors
+        self._prepare = prepare
+        # What torch.compile, DataParallel, Lightning and the models themselves put before the names.
+        self._full_names = {re.sub(r"^((_orig_mod|module|model|transformer)\.)+", "", name): name for name in tensors}
 
-    def get(self, short: str) -> np.ndarray:
-        """One array by its name without prefixes."""
-        return self.prepare(self.tensors[self.names[short]])
+    def _get(self, name: str) -> np.ndarray:
+        return self._prepare(self._tensors[self._full_names[name]])
 
-    def vector(self, short: str, size: int) -> np.ndarray:
-        """One bias, or zeros where the model has none."""
-        return self.get(short) if short in self.names else np.zeros(size, np.float32)
+    def embedding(self, part: str) -> np.ndarray:
+        """Return "wte" [V, C], "wpe" [T, C] or "head" [V, C], which is "wte" where there is none."""
+        name = getattr(self.names, part)
+        if part == "head" and name not in self._full_names:
+            return self.embedding("wte")
+        return self._get(name) if part == "wpe" else self._get(name)[: self.vocab_size]
 
-    def outside(self) -> Weights:
-        """Embeddings wte [V, C] and wpe, final LayerNorm ln_f, and the head [V, C]."""
-        embedding, positions, norm, head = {
-            "openai": ("model/wte", "model/wpe", ("model/ln_f/g", "model/ln_f/b"), ""),
-            "gpt2": ("wte.weight", "wpe.weight", ("ln_f.weight", "ln_f.bias"), "lm_head.weight"),
-            "nanogpt": ("wte.weight", "wpe.weight", ("ln_f.weight", "ln_f.bias"), "lm_head.weight"),
-            "tutorial": (
-                "tok_emb.weight", "pos_emb.weight", ("final_norm.scale", "final_norm.shift"), "out_head.weight"
-            ),
-            "gpt_scratch": (
-                "embed_tokens.weight", "embed_positions.weight", ("norm.weight", "norm.bias"), "lm_head.weight"
-            ),
-        }[self.format_name]  # fmt: skip
-        wte = self.get(embedding)[: self.vocab_size]
-        return {
-            "wte": wte,
-            "wpe": self.get(positions),
-            "ln_f.g": self.get(norm[0]),
-            "ln_f.b": self.vector(norm[1], wte.shape[1]),
-            "head": self.get(head)[: self.vocab_size] if head in self.names else wte,
-        }
-
-    def layer(self, index: int) -> Weights:
-        """One layer: ln_1, qkv [C, 3C], proj [C, C], ln_2, fc [C, I], out [I, C], each with .g or .w, and .b."""
-        return {
-            "openai": self.openai_layer,
-            "gpt2": self.gpt2_layer,
-            "nanogpt": self.nanogpt_layer,
-            "tutorial": self.tutorial_layer,
-            "gpt_scratch": self.our_layer,
-        }[self.format_name](index)
-
-    def openai_layer(self, index: int) -> Weights:
-        """TensorFlow's one-dimensional convolution of width 1 has a leading axis of 1."""
-        names = {
-            "ln_1": "ln_1", "qkv": "attn/c_attn", "proj": "attn/c_proj", "ln_2": "ln_2", "fc": "mlp/c_fc",
-            "out": "mlp/c_proj",
-        }  # fmt: skip
-        weights = {}
-        for short, name in names.items():
-            for kind in "gb" if short.startswith("ln") else "wb":
-                values = self.get(f"model/h{index}/{name}/{kind}")
-                weights[f"{short}.{kind}"] = values[0] if kind == "w" else values
-        return weights
-
-    def gpt2_layer(self, index: int) -> Weights:
-        """Conv1D of transformers multiplies from the right, as here."""
-        return self.named_as_gpt2(index, lambda matrix: matrix)
-
-    def nanogpt_layer(self, index: int) -> Weights:
-        """nn.Linear multiplies with the transposed matrix."""
-        return self.named_as_gpt2(index, np.transpose)
-
-    def named_as_gpt2(self, index: int, turn: Callable[[np.ndarray], np.ndarray]) -> Weights:
-        """Names of transformers' GPT-2; biases may be missing."""
-        weights = {}
-        for short, name in (
-            ("qkv", "attn.c_attn"),
-            ("proj", "attn.c_proj"),
-            ("fc", "mlp.c_fc"),
-            ("out", "mlp.c_proj"),
-        ):
-            weights[f"{short}.w"] = turn(self.get(f"h.{index}.{name}.weight"))
-            weights[f"{short}.b"] = self.vector(f"h.{index}.{name}.bias", weights[f"{short}.w"].shape[1])
-        for short in ("ln_1", "ln_2"):
-            weights[f"{short}.g"] = self.get(f"h.{index}.{short}.weight")
-            weights[f"{short}.b"] = self.vector(f"h.{index}.{short}.bias", len(weights[f"{short}.g"]))
-        return weights
-
-    def tutorial_layer(self, index: int) -> Weights:
-        """Separate projections or one for all three, LayerNorm with scale and shift."""
-        block = f"trf_blocks.{index}."
-        is_fused = f"{block}att.qkv.weight" in self.names
-        qkv = [f"{block}att.{name}" for name in (["qkv"] if is_fused else ["W_query", "W_key", "W_value"])]
-        proj = f"{block}att.proj" if f"{block}att.proj.weight" in self.names else f"{block}att.out_proj"
-        norms = {
-            f"{ours}.{kind}": self.get(f"{block}{theirs}.{name}")
-            for ours, theirs in (("ln_1", "norm1"), ("ln_2", "norm2"))
-            for kind, name in (("g", "scale"), ("b", "shift"))
-        }
-        return norms | self.linears(qkv, proj, f"{block}ff.layers.0", f"{block}ff.layers.2")
-
-    def our_layer(self, index: int) -> Weights:
-        """Our own names, for the way back."""
-        layer = f"layers.{index}."
-        qkv = [f"{layer}self_attn.{letter}_proj" for letter in "qkv"]
-        norms = {
-            f"{ours}.{kind}": self.get(f"{layer}{theirs}.{name}")
-            for ours, theirs in (("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm"))
-            for kind, name in (("g", "weight"), ("b", "bias"))
-        }
-        return norms | self.linears(qkv, f"{layer}self_attn.o_proj", f"{layer}mlp.up_proj", f"{layer}mlp.down_proj")
-
-    def linears(self, qkv: list[str], proj: str, fc: str, out: str) -> Weights:
-        """nn.Linear modules; the three of attention side by side, or one that is that already."""
-        matrices = [self.get(f"{name}.weight").T for name in qkv]
-        biases = [self.vector(f"{name}.bias", matrix.shape[1]) for name, matrix in zip(qkv, matrices, strict=True)]
-        weights = {"qkv.w": np.concatenate(matrices, axis=1), "qkv.b": np.concatenate(biases)}
-        for short, name in (("proj", proj), ("fc", fc), ("out", out)):
-            weights[f"{short}.w"] = self.get(f"{name}.weight").T
-            weights[f"{short}.b"] = self.get(f"{name}.bias")
-        return weights
+    def module(self, part: str, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return a LayerNorm, gain [C] and bias [C], or a linear map, matrix [in, out] and bias [out]."""
+        names = getattr(self.names, part)
+        kinds = self.names.linear_parts if part in LINEARS else self.names.norm_parts
+        weights, biases = [], []
+        for name in (names,) if isinstance(names, str) else names:
+            weight, bias = (name.replace("{i}", str(index)) + kind for kind in kinds)
+            values = self._get(weight)
+            if part in LINEARS:
+                values = values.reshape(values.shape[-2:])  # TensorFlow's convolution has a leading axis of 1
+                values = values.T if self.names.is_transposed else values
+            weights.append(values)
+            size = values.shape[-1]
+            biases.append(self._get(bias) if bias in self._full_names else np.zeros(size, np.float32))
+        return (weights[0], biases[0]) if len(weights) == 1 else (np.concatenate(weights, 1), np.concatenate(biases))
 
 
 def activation(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of the MLP in float64."""
+    """Return the function of the MLP in float64."""
     erf = np.frompyfunc(math.erf, 1, 1)
     return {
         "gelu_pytorch_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
@@ -186,87 +150,68 @@ def activation(name: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def forward(source: SourceWeights, token_ids: list[int], config: Mapping[str, Any]) -> np.ndarray:
-    """GPT-2 in float64: token ids [T] -> logits [T, V]."""
-    act = activation(config["hidden_act"])
+    """Compute GPT-2 in float64: token ids [T] -> logits [T, V]."""
+    act, eps = activation(config["hidden_act"]), config["layer_norm_eps"]
     heads, length = config["num_attention_heads"], len(token_ids)
-    outside = source.outside()
-    hidden = outside["wte"][token_ids].astype(np.float64) + outside["wpe"][:length]
+    hidden = source.embedding("wte")[token_ids].astype(np.float64) + source.embedding("wpe")[:length]
     future = np.triu(np.full((length, length), -np.inf), 1)
     for index in range(config["num_hidden_layers"]):
-        layer = {name: values.astype(np.float64) for name, values in source.layer(index).items()}
-        normed = layer_norm(hidden, layer["ln_1.g"], layer["ln_1.b"], config["layer_norm_eps"])
-        projected = normed @ layer["qkv.w"] + layer["qkv.b"]  # [T, 3C]
+
+        def linear(x: np.ndarray, part: str, index: int = index) -> np.ndarray:
+            weight, bias = source.module(part, index)
+            return x @ weight.astype(np.float64) + bias
+
+        normed = layer_norm(hidden, *source.module("ln_1", index), eps)
+        projected = linear(normed, "qkv")  # [T, 3C]
         query, key, value = projected.reshape(length, 3, heads, -1).transpose(1, 2, 0, 3)  # each [H, T, D]
         scores = query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1]) + future
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         joined = (shares @ value).transpose(1, 0, 2).reshape(length, -1)  # [T, C]
-        hidden = hidden + joined @ layer["proj.w"] + layer["proj.b"]
-        normed = layer_norm(hidden, layer["ln_2.g"], layer["ln_2.b"], config["layer_norm_eps"])
-        hidden = hidden + act(normed @ layer["fc.w"] + layer["fc.b"]) @ layer["out.w"] + layer["out.b"]
-    hidden = layer_norm(hidden, outside["ln_f.g"], outside["ln_f.b"], config["layer_norm_eps"])
-    head = outside["head"]
+        hidden = hidden + linear(joined, "proj")
+        normed = layer_norm(hidden, *source.module("ln_2", index), eps)
+        hidden = hidden + linear(act(linear(normed, "fc")), "out")
+    hidden = layer_norm(hidden, *source.module("ln_f"), eps)
+    head = source.embedding("head")
     return np.concatenate([hidden @ head[n : n + 8192].T.astype(np.float64) for n in range(0, len(head), 8192)], 1)
 
 
 def layer_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    """Mean 0 and variance 1 over the last axis, then gain and bias."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * gain + bias
+    """Normalize to mean 0 and variance 1 over the last axis, then apply gain and bias."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps) * gain + bias
 
 
-def expected_ours(source: SourceWeights, config: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """What each tensor of our layout has to be."""
-    outside = source.outside()
-    yield "model.embed_tokens.weight", outside["wte"]
-    yield "model.embed_positions.weight", outside["wpe"]
+def expected_tensors(
+    source: SourceWeights, config: Mapping[str, Any], layout: str = "gpt_scratch"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, values) of what each tensor of a written folder has to be, in our layout or that of "gpt2"."""
+    names = NAMES[layout]
+    for part in ("wte", "wpe"):
+        yield names.prefix + getattr(names, part), source.embedding(part)
     for index in range(config["num_hidden_layers"]):
-        weights, prefix = source.layer(index), f"model.layers.{index}."
-        for theirs, ours in (("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm")):
-            yield f"{prefix}{ours}.weight", weights[f"{theirs}.g"]
-            yield f"{prefix}{ours}.bias", weights[f"{theirs}.b"]
-        for place, letter in enumerate("qkv"):
-            columns = slice(place * config["hidden_size"], (place + 1) * config["hidden_size"])
-            yield f"{prefix}self_attn.{letter}_proj.weight", weights["qkv.w"][:, columns].T
-            if config["qkv_bias"]:
-                yield f"{prefix}self_attn.{letter}_proj.bias", weights["qkv.b"][columns]
-        for theirs, ours in (("proj", "self_attn.o_proj"), ("fc", "mlp.up_proj"), ("out", "mlp.down_proj")):
-            yield f"{prefix}{ours}.weight", weights[f"{theirs}.w"].T
-            yield f"{prefix}{ours}.bias", weights[f"{theirs}.b"]
-    yield "model.norm.weight", outside["ln_f.g"]
-    yield "model.norm.bias", outside["ln_f.b"]
+        for part in (*NORMS, *LINEARS):
+            targets = getattr(names, part)
+            targets = (targets,) if isinstance(targets, str) else targets
+            weight, bias = source.module(part, index)
+            pieces = zip(np.split(weight, len(targets), -1), np.split(bias, len(targets)), strict=True)
+            for target, (piece, vector) in zip(targets, pieces, strict=True):
+                name = names.prefix + target.replace("{i}", str(index))
+                yield f"{name}weight", piece.T if names.is_transposed else piece
+                if layout == "gpt2" or part != "qkv" or config["qkv_bias"]:
+                    yield f"{name}bias", vector
+    for kind, values in zip(("weight", "bias"), source.module("ln_f"), strict=True):
+        yield f"{names.prefix}{names.ln_f}{kind}", values
     if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", outside["head"]
-
-
-def expected_stock(source: SourceWeights, config: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """What each tensor of transformers' GPT-2 has to be."""
-    outside = source.outside()
-    yield "transformer.wte.weight", outside["wte"]
-    yield "transformer.wpe.weight", outside["wpe"]
-    names = (("qkv", "attn.c_attn"), ("proj", "attn.c_proj"), ("fc", "mlp.c_fc"), ("out", "mlp.c_proj"))
-    for index in range(config["num_hidden_layers"]):
-        weights, prefix = source.layer(index), f"transformer.h.{index}."
-        for short, name in (*names, ("ln_1", "ln_1"), ("ln_2", "ln_2")):
-            yield f"{prefix}{name}.weight", weights[f"{short}.{'g' if short.startswith('ln') else 'w'}"]
-            yield f"{prefix}{name}.bias", weights[f"{short}.b"]
-    yield "transformer.ln_f.weight", outside["ln_f.g"]
-    yield "transformer.ln_f.bias", outside["ln_f.b"]
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", outside["head"]
-
-
-def decode(stored: np.ndarray) -> np.ndarray:
-    """Stored values as numbers; uint16 are the upper halves of float32."""
-    return (stored.astype("<u4") << np.uint32(16)).view("<f4") if stored.dtype == np.uint16 else stored
+        yield names.head, source.embedding("head")
 
 
 def round_to(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Rounding to what the written folder holds."""
-    return lambda values: decode(cast(np.asarray(values), dtype))
+    """Return a function that rounds to what the written folder holds."""
+    return lambda values: widen_bfloat16(cast(np.asarray(values), dtype))
 
 
-def compare_values(written: SafetensorsFiles, expected: Iterator[tuple[str, np.ndarray]], dtype: str) -> float:
+def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.ndarray]], dtype: str) -> float:
     """Compare every written value with its source; in float32 they are the same bits, else rounded to nearest.
 
     Returns:
@@ -280,7 +225,7 @@ def compare_values(written: SafetensorsFiles, expected: Iterator[tuple[str, np.n
         if name not in left:
             raise ValueError(f"verification failed: {name} was not written")
         left.remove(name)
-        values = decode(written.stored(name))
+        values = written[name]
         if values.shape != source.shape:
             raise ValueError(f"verification failed: {name} is {list(values.shape)}, not {list(source.shape)}")
         rows = max(1, COMPARED_AT_ONCE * len(source) // max(1, source.size))
@@ -416,8 +361,9 @@ def verify_folder(
         ValueError: it is not equal; one line says where.
     """
     vocab_size = config["vocab_size"]
-    plain = SourceWeights(tensors, format_name, vocab_size)
-    expected = (expected_stock if stock else expected_ours)(plain, config)
+    expected = expected_tensors(
+        SourceWeights(tensors, format_name, vocab_size), config, "gpt2" if stock else "gpt_scratch"
+    )
     value_difference = compare_values(SafetensorsFiles(weights), expected, dtype)
     rounded = SourceWeights(tensors, format_name, vocab_size, round_to(dtype))
     # In the folder, which is not finished yet: what a kill leaves goes with it.

@@ -34,7 +34,7 @@ class SkippedRows:
         """
         if self.stops:
             raise ValueError(
-                f"{reason}; repair it, or leave such rows out with scripts/prepare_data.py --bad_rows skip"
+                f"{reason}; repair it, or leave such rows out with hf-gpt-scratch prepare --bad_rows skip"
             )
         self.count += 1
         self.first = self.first or reason

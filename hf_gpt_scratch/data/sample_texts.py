@@ -7,7 +7,7 @@ from pathlib import Path
 
 import requests
 
-from hf_gpt_scratch.runtime.files import write_whole
+from hf_gpt_scratch.runtime.files import file_sha256, make_folder, write_file
 
 
 BUNDLED_TEXT = "sample_text.txt"
@@ -29,11 +29,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_GPT_SCRATCH_CACHE") or default)
 
 
-def file_sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> Path:
     """Return `path` with the file of that hash, fetching it if it is not there; nothing else is ever put there.
 
@@ -46,7 +41,7 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     Raises:
         OSError: it cannot be fetched, or what came is another file.
     """
-    if path.is_file() and file_sha256(path.read_bytes()) == sha256:
+    if path.is_file() and file_sha256(path) == sha256:
         return path
     by_hand = "fetch it by hand and give it with --train_file"
     try:
@@ -55,10 +50,10 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     except requests.RequestException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot fetch {url} ({reason}): {by_hand}") from None
-    if file_sha256(response.content) != sha256:
-        raise OSError(f"{url} gave another file (sha256 {file_sha256(response.content)}, wanted {sha256}): {by_hand}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, response.content)
+    if (found := hashlib.sha256(response.content).hexdigest()) != sha256:
+        raise OSError(f"{url} gave another file (sha256 {found}, wanted {sha256}): {by_hand}")
+    make_folder(path.parent)
+    write_file(path, response.content)
     return path
 
 

@@ -1,7 +1,6 @@
 """A folder of token shards: the index that says what is in it, and its shards as one long row of tokens."""
 
 import hashlib
-import json
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
 from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
-from hf_gpt_scratch.runtime.files import file_sha256
+from hf_gpt_scratch.runtime.files import file_sha256, read_json
 
 
 INDEX_NAME = "index.json"
@@ -28,10 +27,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_NAME
     if not path.is_file():
         if (folder / UNFINISHED_NAME).is_file():
-            raise FileNotFoundError(f"{folder} is not finished: give scripts/prepare_data.py the same command again")
-        raise FileNotFoundError(f"{folder} holds no prepared data: make it with scripts/prepare_data.py")
+            raise FileNotFoundError(f"{folder} is not finished: give hf-gpt-scratch prepare the same options again")
+        raise FileNotFoundError(f"{folder} holds no prepared data: make it with hf-gpt-scratch prepare")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         known = index["format"] == FORMAT and index["version"] == VERSION
         vocab_sha256 = index["vocabulary"]["sha256"]
         shards = [shard for split in index["splits"].values() for shard in split["shards"]]
@@ -53,7 +52,7 @@ class ShardedTokens:
     Opening reads the index and the headers, whatever the size of the shards.
 
     Args:
-        folder: made by scripts/prepare_data.py.
+        folder: made by `hf-gpt-scratch prepare`.
         split: "train" or "validation".
 
     Raises:

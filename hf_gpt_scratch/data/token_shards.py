@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
-from hf_gpt_scratch.runtime.files import write_whole
+from hf_gpt_scratch.runtime.files import atomic_file
 
 
 FORMAT = "hf_gpt_scratch tokens"
@@ -22,7 +22,7 @@ VOCAB_SIZE = END_OF_TEXT_ID + 1
 BLOCK_BYTES = 4096
 DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-REMEDY = "make the folder again with scripts/prepare_data.py"
+REMEDY = "make the folder again with hf-gpt-scratch prepare"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -60,7 +60,9 @@ def save_shard(
         "num_documents": str(num_documents),
     }
     checksums = block_checksums(tokens)
-    write_whole(path, shard_header(tokens, checksums, facts), tokens.data, checksums.data)
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
+        for part in (shard_header(tokens, checksums, facts), tokens.data, checksums.data):
+            file.write(part)
 
 
 def shard_header(tokens: np.ndarray, checksums: np.ndarray, facts: dict[str, str]) -> bytes:

@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import clear_unfinished, json_text, write_whole
+from hf_gpt_scratch.runtime.files import clear_unfinished, json_text, write_file, write_json
 from hf_gpt_scratch.runtime.shipped_code import AUTO_MAP, CODE_FILES, is_code, read_code
 
 
-def update_config(config: bytes, tokenizer_config: bytes | None, place: str) -> bytes:
-    """Return config.json as this package would write it: the code that it names, and the class of the tokenizer.
+def update_config(config: bytes, tokenizer_config: bytes, place: str) -> bytes:
+    """Return config.json as this package would write it, with its code files and the class of the tokenizer.
 
     Args:
-        config: the file as it is; it is returned itself if nothing of it has to change.
-        tokenizer_config: tokenizer_config.json beside it; None if there is none.
+        config: the file as it is; it is returned as it is if nothing has to change.
+        tokenizer_config: tokenizer_config.json beside it; an empty object if there is none.
         place: the folder or repository, for the error.
 
     Raises:
@@ -30,7 +30,7 @@ def update_config(config: bytes, tokenizer_config: bytes | None, place: str) -> 
     named = fields.get("auto_map") or {}
     others = {name: reference for name, reference in named.items() if "_gpt_scratch." not in str(reference)}
     updated: dict[str, Any] = fields | {"auto_map": others | AUTO_MAP}
-    tokenizer_class = parse_object(tokenizer_config or b"{}").get("tokenizer_class")
+    tokenizer_class = parse_object(tokenizer_config).get("tokenizer_class")
     if tokenizer_class and not fields.get("tokenizer_class"):
         updated["tokenizer_class"] = tokenizer_class
     return config if updated == fields else json_text(updated).encode()
@@ -61,10 +61,10 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
     """
     config_file, tokenizer_config = folder / "config.json", folder / "tokenizer_config.json"
     if not config_file.is_file():
-        raise FileNotFoundError(f"cannot update {folder}: it holds no config.json, so it is no model folder")
+        raise FileNotFoundError(f"cannot update {folder}: it holds no config.json, so it is not a model folder")
     old_config = config_file.read_bytes()
     config = update_config(
-        old_config, tokenizer_config.read_bytes() if tokenizer_config.is_file() else None, str(folder)
+        old_config, tokenizer_config.read_bytes() if tokenizer_config.is_file() else b"{}", str(folder)
     )
     clear_unfinished(folder)
     present = [path for path in folder.iterdir() if is_code(path.name)]
@@ -72,20 +72,20 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
         if path.is_symlink():
             raise ValueError(f"cannot update {folder}: {path.name} is a link, put the file itself there")
     code = read_code()
-    written = [name for name in CODE_FILES if not is_file_of(folder / name, code[name])]
+    written = [name for name in CODE_FILES if not holds(folder / name, code[name])]
     removed = sorted(path.name for path in present if path.name not in code)
     interim = write_interim(folder, code, config) if written else []
     for name in written:
-        write_whole(folder / name, code[name])
+        write_file(folder / name, code[name])
     if interim or config != old_config:
-        write_whole(config_file, config)
+        write_file(config_file, config)
     for name in {*removed, *interim}:
         (folder / name).unlink()
     return written + [config_file.name] * (config != old_config), removed
 
 
-def is_file_of(path: Path, content: bytes) -> bool:
-    """Whether a file is there and holds that."""
+def holds(path: Path, content: bytes) -> bool:
+    """Return True if a file is there and holds that."""
     return path.is_file() and path.read_bytes() == content
 
 
@@ -97,8 +97,8 @@ def write_interim(folder: Path, code: dict[str, bytes], config: bytes) -> list[s
     prefix = f"interim_{hashlib.sha256(b''.join(code.values())).hexdigest()[:8]}_"
     for name, content in code.items():
         importing = re.sub(rb"(?<=from \.)(?=\w+_gpt_scratch import)", prefix.encode(), content)
-        write_whole(folder / f"{prefix}{name}", importing)
+        write_file(folder / f"{prefix}{name}", importing)
     fields = json.loads(config)
     auto_map = fields["auto_map"] | {auto_class: f"{prefix}{place}" for auto_class, place in AUTO_MAP.items()}
-    write_whole(folder / "config.json", json_text(fields | {"auto_map": auto_map}).encode())
+    write_json(folder / "config.json", fields | {"auto_map": auto_map})
     return [f"{prefix}{name}" for name in code]

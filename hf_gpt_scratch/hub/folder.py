@@ -1,6 +1,5 @@
-"""What may go to the Hub: a model folder that is complete, and holds nothing else."""
+"""The check of a model folder before a push: it is complete, and holds nothing else."""
 
-import json
 import re
 import stat
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_gpt_scratch.hub.code_update import parse_object
+from hf_gpt_scratch.runtime.files import read_json
 from hf_gpt_scratch.runtime.shipped_code import CODE_FILES, is_code
 
 
@@ -29,12 +28,12 @@ MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 
 
 def may_be_pushed(name: str) -> bool:
-    """Whether a model repository of ours may hold a file of this name."""
+    """Return True if a model repository of this project may hold a file of this name."""
     return name in REQUIRED or name in OPTIONAL or name in CODE_FILES or SHARD_NAME.fullmatch(name) is not None
 
 
 def check_folder(folder: str | Path) -> list[Path]:
-    """Look at all files of a folder before any of them leaves this machine.
+    """Check all files of a folder before any of them leaves this machine.
 
     Returns:
         The files, sorted by name.
@@ -51,21 +50,21 @@ def check_folder(folder: str | Path) -> list[Path]:
     paths = sorted(folder.iterdir())
     problems = foreign_files(paths)
     if not problems:
-        problems = [*missing_files(folder), *damaged_files(folder), *files_with_secrets(paths)]
+        problems = [*missing_files(folder), *corrupt_files(folder), *files_with_secrets(paths)]
     if problems:
         raise ValueError(f"cannot push {folder}: {'; '.join(problems)}")
     return paths
 
 
 def foreign_files(paths: list[Path]) -> list[str]:
-    """Name what is no plain file, or has a name that no model repository of ours has."""
+    """List links, what is not a regular file, and names that do not belong into a model repository."""
     problems = []
     for path in paths:
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             problems.append(f"{path.name} is a link, put the file itself there")
         elif not stat.S_ISREG(mode):
-            problems.append(f"{path.name} is no plain file, remove it")
+            problems.append(f"{path.name} is not a regular file, remove it")
         elif is_code(path.name) and path.name not in CODE_FILES:
             problems.append(f"{path.name} is code of another release, bring it up to date by --update-code")
         elif not may_be_pushed(path.name):
@@ -76,7 +75,7 @@ def foreign_files(paths: list[Path]) -> list[str]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Name what a reader of the repository would look for in vain, and weights that no reader would find."""
+    """List missing files, and weights that nobody who loads the repository would read."""
     there = {path.name for path in folder.iterdir()}
     weights = {name for name in there if name.endswith(".safetensors")}
     expected = set(shards_by_tensor(folder).values()) if WEIGHTS_INDEX in there else {WEIGHTS}
@@ -86,14 +85,14 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def shards_by_tensor(folder: Path) -> dict[str, str]:
-    """The index of a sharded model: tensor name -> file name."""
-    weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    """Read the index of a sharded model: tensor name -> file name."""
+    weight_map = read_if_valid(folder / WEIGHTS_INDEX).get("weight_map")
     return {name: str(shard) for name, shard in weight_map.items()} if isinstance(weight_map, dict) else {}
 
 
 def code_files(folder: Path) -> set[str]:
-    """The files that config.json has the Auto classes import, and those that these import."""
-    config = read_json(folder / "config.json")
+    """Return the files that config.json has the Auto classes import, and those that these import."""
+    config = read_if_valid(folder / "config.json")
     auto_map = config.get("auto_map")
     references = auto_map.values() if isinstance(auto_map, dict) else ()
     wanted = {f"{str(reference).split('.')[0]}.py" for reference in references}
@@ -110,21 +109,21 @@ def code_files(folder: Path) -> set[str]:
     return found
 
 
-def damaged_files(folder: Path) -> list[str]:
-    """Name JSON files that are none, and weights that safetensors does not accept or the index describes wrongly."""
+def corrupt_files(folder: Path) -> list[str]:
+    """List invalid JSON files, and weights that safetensors does not accept or the index describes wrongly."""
     problems = []
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_bytes())
+            read_json(path)
         except ValueError:
-            problems.append(f"{path.name} is no JSON")
+            problems.append(f"{path.name} is not valid JSON")
     shards = shards_by_tensor(folder)
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
                 names = set(file.keys())
         except (SafetensorError, OSError) as error:
-            problems.append(f"{path.name} is damaged ({' '.join(str(error).split())})")
+            problems.append(f"{path.name} is truncated or corrupt ({' '.join(str(error).split())})")
             continue
         if shards and names != {name for name, shard in shards.items() if shard == path.name}:
             problems.append(f"{path.name} does not hold the tensors that {WEIGHTS_INDEX} says")
@@ -132,7 +131,7 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def files_with_secrets(paths: list[Path]) -> list[str]:
-    """Name files in which something looks like a key; of weights only the header can hold text."""
+    """List files in which something looks like a key; of weights only the header can hold text."""
     problems = []
     for path in paths:
         with path.open("rb") as file:
@@ -144,9 +143,9 @@ def files_with_secrets(paths: list[Path]) -> list[str]:
     return problems
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; none if there is no such file or it holds none, which `check_folder` reports."""
+def read_if_valid(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one stands for what is missing or broken, which `check_folder` reports."""
     try:
-        return parse_object(path.read_bytes())
-    except OSError:
+        return read_json(path)
+    except (OSError, ValueError):
         return {}

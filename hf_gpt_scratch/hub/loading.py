@@ -1,4 +1,4 @@
-"""A trained model and its tokenizer, from a folder or the Hub."""
+"""Load a trained model and its tokenizer, from a folder or the Hub."""
 
 import logging
 from collections.abc import Iterator
@@ -33,13 +33,14 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with table_hidden():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name_or_path,
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # named below
                 **changes,
             )
+            model, report = loaded
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # the kind depends on what the files hold
         if is_out_of_memory(error):
@@ -62,7 +63,7 @@ def refuse_absent(name_or_path: str) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             hint = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
-            raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder{hint}")
+            raise FileNotFoundError(f"{folder} holds no config.json, so it is not a model folder{hint}")
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise FileNotFoundError(
                 f"{folder} holds no tokenizer: save the one that the model was trained with there, as tokenizer.json"

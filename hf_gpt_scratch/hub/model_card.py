@@ -25,7 +25,7 @@ NO_LICENSE = "Whoever trained the weights named no license for them."
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What a card says beyond what the model itself knows."""
+    """Details of a card that the model itself does not know."""
 
     title: str | None = None  # none: the name of the folder
     repo_id: str | None = None  # USER/NAME, if it is known where the model will be pushed to
@@ -36,7 +36,7 @@ class CardDetails:
 
 
 def card_template() -> Template:
-    """The README of a repository, with $names to fill in; in a checkout it lies in model_cards/."""
+    """Read the README of a repository, with $names to fill in; in a checkout it lies in model_cards/."""
     packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "model_card.md")))
     checkout = Path(__file__).parents[2] / "model_cards" / "template.md"
     return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def render_card(
     base_model: str | None = None,
     details: CardDetails | None = None,
 ) -> str:
-    """Fill the card.
+    """Fill in the card.
 
     Args:
         model: what the table of facts begins with.

@@ -1,4 +1,4 @@
-"""Pushing a model folder to the Hub: checked before, one commit, verified after, and never a hang."""
+"""Push a model folder to the Hub: checked before, one commit, verified after, in a process that can be ended."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
@@ -15,12 +15,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_gpt_scratch.hub.code_update import update_folder
 from hf_gpt_scratch.hub.errors import redact
-from hf_gpt_scratch.hub.folder import check_folder, read_json
+from hf_gpt_scratch.hub.folder import check_folder, read_if_valid
 from hf_gpt_scratch.hub.upload import PushRequest, PushResult
 
 
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
-# Python -P for 3.10 too: what lies in the working directory is not imported.
+# As `python -P` does from 3.11 on: what lies in the working directory is not imported.
 UPLOAD = (
     "import sys; sys.path = [place for place in sys.path if place]; from hf_gpt_scratch.hub.upload import main; main()"
 )
@@ -119,10 +119,10 @@ def check_names(repo_id: str, revision: str = "main", tag: str | None = None) ->
     except HFValidationError as error:
         problem = redact(str(error), None)
     if problem:
-        raise ValueError(f"{redact(repr(repo_id), None)} is no name of a repository ({problem}): give USER/NAME")
+        raise ValueError(f"{redact(repr(repo_id), None)} is not the name of a repository ({problem}): give USER/NAME")
     for kind, name in (("branch", revision), ("tag", tag)):
         if name is not None and not BRANCH_OR_TAG.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a {kind}: use letters, digits, '-', '_', '.' and '/'")
+            raise ValueError(f"{name!r} is not a name for a {kind}: use letters, digits, '-', '_', '.' and '/'")
     if re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError(f"revision {revision} is a commit, and nothing can be pushed to that: name a branch")
 
@@ -131,19 +131,19 @@ class PushProcess:
     """A push in a process of its own, which can be ended however it hangs, and ends with this one.
 
     Args:
-        order: what to push, checked already.
+        request: what to push, checked already.
         shows_progress: on a terminal, draw bars.
     """
 
-    def __init__(self, order: PushRequest, shows_progress: bool = True) -> None:
-        self.order = order
-        self.deadline = time.monotonic() + order.timeout
+    def __init__(self, request: PushRequest, shows_progress: bool = True) -> None:
+        self.request = request
+        self.deadline = time.monotonic() + request.timeout
         environment = {**os.environ}
-        environment.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{order.answer_timeout:g}s")
+        environment.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{request.answer_timeout:g}s")
         if not (shows_progress and sys.stderr.isatty()):
             environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", UPLOAD, json.dumps(vars(order))],
+            [sys.executable, "-c", UPLOAD, json.dumps(vars(request))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -152,15 +152,15 @@ class PushProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has neither succeeded nor failed yet, and has time left."""
+        """Return True while it has neither succeeded nor failed, and has time left."""
         return self.process.poll() is None and time.monotonic() < self.deadline
 
     def wait(self) -> PushResult:
         """Wait until it has ended or its time is up; see `push_folder` for what is raised."""
-        repo_id, folder, timeout = self.order.repo_id, self.order.folder, self.order.timeout
+        repo_id, folder, timeout = self.request.repo_id, self.request.folder, self.request.timeout
         try:
             self.process.wait(max(0.0, self.deadline - time.monotonic()))
-            answer = read_answer(self.process.stdout.read())
+            answer = read_answer(self.process.stdout)
         except subprocess.TimeoutExpired:
             again = f"push {folder} again" if folder else "update it again"
             raise OSError(
@@ -176,22 +176,22 @@ class PushProcess:
     def stop(self) -> None:
         """End it at once, if it has not ended: the branch is as before, or as after."""
         self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        with self.process:  # waits, and closes the pipes
+            pass
 
 
-def read_answer(output: bytes) -> dict[str, Any]:
-    """What the process said in its last line; one that was killed, or fell over, said nothing."""
+def read_answer(output: IO[bytes] | None) -> dict[str, Any]:
+    """Parse the last line that the process printed; one that was killed, or crashed, printed none."""
+    lines = output.readlines() if output else []
     try:
-        return json.loads(output.decode().splitlines()[-1])
+        return json.loads(lines[-1])
     except (ValueError, IndexError):
         return {"error": "the push ended before it was done: push again, what has arrived is not sent twice"}
 
 
 def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
-    """The line of Python that loads what was pushed, and nothing that is pushed later."""
-    config = read_json(Path(folder) / "config.json")
+    """Return the line of Python that loads what was pushed, and nothing that is pushed later."""
+    config = read_if_valid(Path(folder) / "config.json")
     auto_map = config.get("auto_map") or {}
     architecture = (config.get("architectures") or [""])[0]
     fitting = [name for name, reference in auto_map.items() if str(reference).endswith(f".{architecture}")]
@@ -201,7 +201,7 @@ def load_line(folder: str | Path, repo_id: str, commit: str) -> str:
 
 
 def describe_push(pushed: PushResult, folder: str | Path, repo_id: str) -> list[str]:
-    """What to tell the user."""
+    """Return the lines that tell the user what was pushed and how to load it."""
     done = f"sent {len(pushed.sent)} files, removed {len(pushed.removed)}" if pushed.is_new else "nothing had changed"
     return [
         f"pushed to {repo_id}: commit {pushed.commit}, {done}; every file compared with the Hub's",

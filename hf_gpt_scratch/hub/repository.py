@@ -12,11 +12,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.vocabulary import join_merges
 from hf_gpt_scratch.hub.model_card import CardDetails, render_card
-from hf_gpt_scratch.runtime.files import atomic_folder, write_json
+from hf_gpt_scratch.runtime.files import atomic_folder, read_json, write_file, write_json
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig:
-    """Special tokens only, said explicitly: the file shall not depend on what the library guesses from the config."""
+    """Return the special tokens explicitly, so that the file does not depend on what the library guesses."""
     config = model.config
     return GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
@@ -39,7 +39,7 @@ def build_repository(
     The folder is written beside and renamed, so that it is there in whole or not at all.
 
     Args:
-        model: the bare model, any of our classes.
+        model: the bare model, of any class of this package.
         folder: the folder to make.
         tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
         facts: rows for the card, such as the losses.
@@ -60,7 +60,7 @@ def build_repository(
         tokenizer.save_pretrained(unfinished)
         settle_tokenizer(unfinished)
         readme = render_card(model, folder.name, facts or {}, base_model, card)
-        (unfinished / "README.md").write_text(readme, encoding="utf-8")
+        write_file(unfinished / "README.md", readme)
         for picture in card.pictures if card else ():
             shutil.copyfile(picture, unfinished / picture.name)
         umask = current_umask()
@@ -70,27 +70,27 @@ def build_repository(
 
 
 def settle_tokenizer(folder: Path) -> None:
-    """Have every release of the libraries read the tokenizer that was saved into a folder.
+    """Edit a saved tokenizer so that every release of the libraries reads it.
 
     A loaded tokenizer forgets where it came from. config.json names its class, without which `pipeline` of older
     releases of transformers does not look for one. Merges become strings, unless no string can hold them.
     """
-    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    settings = read_json(folder / "tokenizer_config.json")
     for key in ("is_local", "local_files_only"):
         settings.pop(key, None)
     write_json(folder / "tokenizer_config.json", settings)
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"tokenizer_class": settings["tokenizer_class"]})
     if (file := folder / "tokenizer.json").is_file():  # the tokenizers of some models have none
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
         if content["model"]["type"] == "BPE":
             with suppress(ValueError):
                 content["model"]["merges"] = join_merges(content["model"]["merges"])
-                file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+                write_file(file, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def current_umask() -> int:
-    """The permissions that new files do not get."""
+    """Return the permissions that new files do not get."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

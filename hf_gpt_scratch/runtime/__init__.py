@@ -1,1 +1,1 @@
-"""What every command stands on: command line, files, signals, the launcher, the environment."""
+"""Shared by every command: command line, files, signals, the launcher, the environment."""

@@ -1,9 +1,10 @@
-"""What all scripts share: options that are checked where they are parsed, and one line for a user's mistake."""
+"""Command lines of all scripts: options checked where they are parsed, one line for a mistake, exit codes."""
 
 import argparse
 import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated
+from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
 
 
@@ -19,10 +20,10 @@ LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake as a ValueError of one line instead of printing the whole usage.
+    """An argument parser that raises a mistake as a ValueError of one line instead of printing the usage.
 
-    Texts and paths may not be empty, as "$UNSET" is in a shell: an empty path would be the current folder. An option
-    that may be empty says `type=str`.
+    Flags are in snake_case and documented so; `--top-k` is read as `--top_k`. Texts and paths may not be empty, as
+    "$UNSET" is in a shell: an empty path would be the current folder. An option that may be empty says `type=str`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,9 +31,25 @@ class OneLineParser(argparse.ArgumentParser):
         self.register("type", None, filled)
         self.register("type", Path, lambda value: Path(filled(value)))
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an option, once where a library gives both spellings."""
+        return super().add_argument(*dict.fromkeys(map(snake_case, names)), **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse words whose flags are in either spelling."""
+        words = sys.argv[1:] if args is None else list(args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(snake_case, words[:end]), *words[end:]], namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise for what argparse cannot parse, or what a type refuses."""
         raise ValueError(f"{message}; --help lists all flags")
+
+
+def snake_case(word: str) -> str:
+    """Return `--top-k` as `--top_k` and `--top-k=5` as `--top_k=5`; other words as they are."""
+    flag = re.match(r"--[\w-]+(?==|$)", word)
+    return f"--{flag[0][2:].replace('-', '_')}{word[flag.end() :]}" if flag else word
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class Range:
     below: float = math.inf
 
     def broken_by(self, value: float | None) -> bool:
-        """Return whether a value is outside; NaN and infinity always are, None never."""
+        """Return True if a value is outside; NaN and infinity always are, None never."""
         return value is not None and not self.minimum <= value < self.below
 
     def __str__(self) -> str:
@@ -69,14 +86,14 @@ def number(kind: type[int] | type[float], minimum: float, below: float = math.in
 
 
 def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:
-    """Raise ValueError for options that were given where nothing would come of them; they have no default.
+    """Raise ValueError for options that have no effect in this place; they have no default.
 
     Args:
         arguments: what was parsed.
         options: as they are written, such as "--text".
-        place: where they are of no use, such as "with --verify".
+        place: where they have no effect, such as "with --verify".
     """
-    values = {option: getattr(arguments, option.lstrip("-").replace("-", "_")) for option in options}
+    values = {option: getattr(arguments, option.lstrip("-")) for option in options}
     if given := [option for option, value in values.items() if value not in (None, False)]:
         raise ValueError(f"{' and '.join(given)} would do nothing {place}: leave it out")
 
@@ -123,7 +140,7 @@ class ShownLines:
             return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the stream."""
         try:
             self.stream.flush()
         except OSError as error:
@@ -162,10 +179,10 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
 
     Args:
         main: the program.
-        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or with
-            141 and no word after a closed pipe, as programs do that SIGPIPE ends. Otherwise it goes on.
+        shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or after
+            a closed pipe with 141 and nothing, as programs do that SIGPIPE ends. Otherwise it continues.
     """
-    # A stream that was closed is none.
+    # A stream that was closed is None.
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
     sys.stderr = sys.stderr and ShownLines(sys.stderr)
     try:
@@ -194,21 +211,19 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
             raise
         sys.exit(1)
     finally:
-        if "torch" in sys.modules:  # a script that never loaded it, or was interrupted there, shall not do so now
-            from hf_gpt_scratch.runtime.interrupts import leave_process_group
-
+        if "torch" in sys.modules:  # not loaded here if a script never did, or was interrupted there
             leave_process_group()
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error says that another process of this run did not answer; gloo's has no type of its own."""
+    """Return True if another process of this run did not answer; gloo's error has no type of its own."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 def describe(error: Exception) -> str:
-    """One line for an exception; of an operating-system error the path and the system's own words."""
+    """Return one line for an exception; of an operating-system error the path and the system's own words."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -227,7 +242,7 @@ def say_once(line: str) -> None:
 
 
 def writes_unicode() -> bool:
-    """Return whether standard output can show every character."""
+    """Return True if standard output can show every character."""
     return "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
 

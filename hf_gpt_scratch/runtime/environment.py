@@ -1,4 +1,4 @@
-"""What a program runs on: the first thing to say, and the first thing to look at when numbers differ."""
+"""Versions, device, processor and memory of a run: the first thing to look at when numbers differ."""
 
 import platform
 from importlib.metadata import version
@@ -13,7 +13,7 @@ KEY_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tiktoken"
 
 
 def key_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in KEY_PACKAGES}}
 
 
@@ -28,12 +28,12 @@ def describe_device(device: torch.device) -> str:
 
 def describe_processor() -> str:
     """Name what decides how a CPU sums: the widest instructions that PyTorch uses, and the maker, which MKL asks."""
-    model = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-    return f"{torch.backends.cpu.get_cpu_capability()} {model}".strip()
+    facts: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return f"{torch.backends.cpu.get_cpu_capability()} {facts.get('cpu_name', '')}".strip()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: on a GPU what PyTorch allocated there, else what was resident.
+    """Return the bytes that this process has held at most: allocated by PyTorch on a GPU, else resident.
 
     Outside Linux and Windows, which keep the maximum, it is what is resident now.
     """

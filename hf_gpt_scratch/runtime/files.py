@@ -1,4 +1,8 @@
-"""What is asked of files that must not be lost or mistaken: to be on the disk, to be whole, to have a known hash."""
+"""Atomic, durable writes of files and folders, JSON files, and SHA-256 hashes.
+
+What is written lies beside its place under a hidden name that only this package gives, is brought to the disk, and is
+then renamed. A killed process leaves at most that hidden name, which the next writer of the same output removes.
+"""
 
 import hashlib
 import json
@@ -18,15 +22,28 @@ UNFINISHED_MARK = ".hf_gpt_scratch-unfinished"
 
 
 def flush(path: Path) -> None:
-    """Have the kernel put a file, or the names in a folder, on the disk before going on."""
+    """Bring the content of a file, or the names in a folder, to the disk (fsync).
+
+    Raises:
+        OSError: the disk does not take it; the error names the path.
+    """
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":  # where folders cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        with name_file_in_errors(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing, and bring their names to the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush(folder.parent)
 
 
 def update_hash(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
@@ -38,13 +55,13 @@ def update_hash(path: Path, digest: "hashlib._Hash") -> "hashlib._Hash":
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file of any size."""
+    """Return the hexadecimal SHA-256 of a file of any size."""
     return update_hash(path, hashlib.sha256()).hexdigest()
 
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Have an error of writing inside say which file it was, and in the system's words what.
+    """Put the name of the file and the system's own words into an error of writing.
 
     Python leaves the path out where a write fails, as on a full disk; safetensors and tokenizers, which are written in
     Rust, raise no OSError at all.
@@ -65,30 +82,40 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
-def json_text(content: dict[str, Any]) -> str:
-    """Return JSON as transformers writes it: keys sorted, two spaces, a newline at the end."""
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of `json_text`."""
-    path.write_text(json_text(content), encoding="utf-8")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, as UTF-8."""
-    write_whole(path, text.encode())
-
-
-def write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Write the parts of a file of any size whole or not at all, its name in the folder included.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises:
-        OSError: it cannot be written; what was there before stays, and nothing is left of it.
+        OSError: the file cannot be read.
+        ValueError: it holds something else; one line that names the file.
     """
-    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
-        for part in parts:
-            file.write(part)
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
+
+
+def json_text(content: dict[str, Any], sort_keys: bool = True) -> str:
+    """Return JSON as transformers writes it: keys sorted, two spaces, a newline at the end."""
+    return json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> None:
+    """Write `json_text` atomically; see `write_file`."""
+    write_file(path, json_text(content, sort_keys))
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically; text as UTF-8.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays, and nothing is left of the new file.
+    """
+    with atomic_file(path) as unfinished:
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @contextmanager
@@ -120,14 +147,14 @@ def atomic_folder(output: Path, replace: bool = False) -> Iterator[Path]:
         BlockingIOError: another process is making it.
         OSError: it cannot be written; what was there before stays.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with sole_writer(output, waits=False) as path:
         is_there = output.exists() or output.is_symlink()
         if is_there and not replace:
             raise FileExistsError(f"{output} exists already: choose another folder, or remove it")
         path.mkdir()
         yield path
-        for written in (*path.iterdir(), path):
+        for written in (*path.rglob("*"), path):
             flush(written)
         if is_there:
             output.rename(replaced_path(output))
@@ -136,15 +163,20 @@ def atomic_folder(output: Path, replace: bool = False) -> Iterator[Path]:
         remove(replaced_path(output))
 
 
+def discard(path: Path) -> None:
+    """Delete a file or folder, which is never seen half deleted under its name."""
+    with sole_writer(path, waits=False) as doomed:
+        path.rename(doomed)
+
+
 @contextmanager
 def sole_writer(output: Path, waits: bool) -> Iterator[Path]:
-    """Give the hidden path beside `output` at which this process alone writes it; what is left there is removed.
+    """Give the hidden path beside `output` at which only this process writes it, and remove what is left there.
 
-    Its name says what it is of, and its lock dies with the process. So what a killed one left is known by a free lock,
-    and the next writer of the same output removes it.
+    The lock dies with its process: where it is free, what lies at the hidden path was left by a killed one.
 
     Raises:
-        BlockingIOError: another process is writing it, and this one shall not wait.
+        BlockingIOError: another process is writing it, and `waits` is False.
     """
     path = output.with_name(f".{output.name}{UNFINISHED_MARK}")
     lock_path = path.with_name(f"{path.name}.lock")
@@ -160,7 +192,7 @@ def sole_writer(output: Path, waits: bool) -> Iterator[Path]:
         give_back(output)
         yield path
     finally:
-        with suppress(OSError):  # what it was about is more than a leftover, which the next writer removes
+        with suppress(OSError):  # the error of the block is more than a leftover, which the next writer removes
             remove(path)
             lock_path.unlink()
         lock.release()
@@ -188,7 +220,7 @@ def remove(path: Path) -> None:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a name is one that only this package gives, to what it has not finished."""
+    """Return True if this package alone gives such a name, to what it has not finished."""
     return path.name.startswith(".") and UNFINISHED_MARK in path.name
 
 

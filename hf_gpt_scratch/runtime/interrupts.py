@@ -1,4 +1,4 @@
-"""Signals as a wish to stop: heard at once, whatever is being computed, and obeyed where it is safe."""
+"""Signals that stop a program: noticed at once, whatever is being computed, and followed where it is safe."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 
 GRACE_SECONDS = 1.5  # in which an interrupted program may clean up, before it is ended wherever it is
-REPEAT_SECONDS = 0.5  # in which a second Ctrl-C is the first one, handed on by a launcher
+REPEAT_SECONDS = 0.5  # in which a second Ctrl-C is the first one, forwarded by a launcher
 
 
 class Stopped(Exception):
-    """A run that all its processes stopped at the same step; the text says in one line why and how to go on."""
+    """A run that all its processes stopped at the same step; the text says in one line why and how to continue."""
 
     exit_code: int
 
@@ -25,7 +25,7 @@ class Interrupted(Stopped):
     """A run stopped by a signal, after saving where there was something to save.
 
     Args:
-        message: what is saved and how to go on, one line.
+        message: what is saved and how to continue, one line.
         signal_number: the signal that stopped it.
     """
 
@@ -46,7 +46,7 @@ class Terminated(SystemExit):
 
 
 class SignalListener:
-    """While entered, calls `hear` for each signal that Python handles, at once and in a thread of its own.
+    """A context that calls `hear` for each signal that Python handles, at once and in a thread of its own.
 
     Python's handlers run in the main thread, after the call into C that it is in: a backward pass, or the tokenizing
     of a text, take many seconds.
@@ -114,11 +114,11 @@ class EndSignals(SignalListener):
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         for other in self._deadly:
-            signal.signal(other, signal.SIG_IGN)  # the way out is short, and shall not be cut off
+            signal.signal(other, signal.SIG_IGN)  # the way out is short, and must not be cut off
         raise Terminated(number)
 
     def hear(self, number: int) -> None:
-        """Wait for the end."""
+        """End the process if the main thread does not within `GRACE_SECONDS`."""
         if number == signal.SIGINT or number in self._deadly:
             self._received = self._received or number
             if not self.left.wait(GRACE_SECONDS):
@@ -131,7 +131,7 @@ class StopSignals(SignalListener):
     That comes at any point of the main thread, or, where this is in a call into C for longer than `GRACE_SECONDS`,
     the process ends there. Inside `noted()` the signal is only announced and put into `received`, for the program to
     stop where it is safe. Then a second Ctrl-C ends the process at once; every other signal is still only noted, since
-    a scheduler sends SIGTERM after SIGUSR1, and a launcher hands on what its processes may have got already. SIGHUP
+    a scheduler sends SIGTERM after SIGUSR1, and a launcher forwards what its processes may have got already. SIGHUP
     stays ignored where it is, as under nohup.
 
     Args:
@@ -147,13 +147,13 @@ class StopSignals(SignalListener):
         self.received = 0
         self._is_noting = False
         self._raised = 0
-        self._previous: dict[int, Any] = {}  # handlers of the signals that are heeded
+        self._previous: dict[int, Any] = {}  # the earlier handlers
 
     def __enter__(self) -> "StopSignals":
         numbers = [getattr(signal, name) for name in self.names if hasattr(signal, name)]
-        heeded = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
+        handled = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
         super().__enter__()
-        self._previous = {number: signal.signal(number, self._interrupt) for number in heeded}
+        self._previous = {number: signal.signal(number, self._interrupt) for number in handled}
         return self
 
     def __exit__(
@@ -167,7 +167,7 @@ class StopSignals(SignalListener):
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Only note signals inside; one that came is obeyed at the end, unless an exception leads out."""
+        """Only note signals inside; `Interrupted` is raised at the end if one came, unless an exception leads out."""
         self._is_noting = True
         yield
         self._is_noting = False
@@ -180,7 +180,7 @@ class StopSignals(SignalListener):
             raise KeyboardInterrupt
 
     def hear(self, number: int) -> None:
-        """Note a signal and say so, or see that the process ends."""
+        """Note a signal and say so, or end the process."""
         if number not in self._previous:
             return
         if not self._is_noting:
@@ -188,7 +188,7 @@ class StopSignals(SignalListener):
                 end_process(self.message, 128 + number)
         elif not self.received:
             self.received, self._heard = number, time.monotonic()
-            # A launcher of several processes hands on no second Ctrl-C.
+            # A launcher of several processes does not forward a second Ctrl-C.
             again = "; Ctrl-C again to stop without" if "RANK" not in os.environ else ""
             say_at_once(f"{signal.Signals(number).name}: stopping after this step, saving{again}")
         elif number == signal.SIGINT and time.monotonic() - self._heard >= REPEAT_SECONDS:
@@ -202,7 +202,7 @@ def end_process(line: str, exit_code: int) -> NoReturn:
 
 
 def say_at_once(line: str) -> None:
-    """Write a line to stderr from the main process, around Python's stream, which may be in use."""
+    """Write a line to stderr from the main process, bypassing Python's stream, which may be in use."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # the terminal is gone
             start = "\n" if os.isatty(2) else ""  # a progress bar may stand there
@@ -210,10 +210,10 @@ def say_at_once(line: str) -> None:
 
 
 def leave_process_group() -> None:
-    """Let the threads of a group of processes finish, if there is one; the last thing before its model is freed.
+    """Let the threads of a process group finish, if there is one; call it last, before the model is freed.
 
     Freeing a DDP model in PyTorch 2.13 joins gloo's threads while it holds Python's lock. One that has just ended a
-    broadcast and waits for that lock, to free a tensor, would wait for ever, and the process with it.
+    broadcast and waits for that lock, to free a tensor, would wait forever, and the process with it.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""What `accelerate launch` was asked for and does not do, done: processes, threads and settings of ours.
+"""Carry out what `accelerate launch` was asked for and leaves undone: processes, threads and shared settings.
 
-Accelerate 1.15 starts a single process for `--cpu --num_processes N` and says nothing: only with an MPI hostfile, or
-on GPUs, does it start several. Training would go on with an N-th of the batch that was asked for. What the launcher
-does leave in the environment is the address at which N processes were to meet; from that we know, and start them with
-torchrun, also on several machines. And it gives a process one thread where nobody asked for a number, however many
-cores there are. Micro-batches and clipping it hands on to DeepSpeed alone.
+Accelerate 1.15 starts a single process for `--cpu --num_processes N` without a word: it starts several only with an
+MPI hostfile, or on GPUs. Training would continue with an N-th of the batch that was asked for. But the launcher leaves
+the address at which N processes were to meet in the environment; where it is set, they are started with torchrun, also
+on several machines. The launcher gives a process one thread where nobody asked for a number, however many cores there
+are, and forwards micro-batches and clipping to DeepSpeed alone.
 """
 
 import logging
@@ -26,19 +26,19 @@ from hf_gpt_scratch.runtime.interrupts import SignalListener
 
 LOOK_SECONDS = 0.5  # between two looks at the launcher
 
-# Settings that the launcher has too, and the variables in which it hands on what it was asked for.
+# Settings that the launcher has too, and the variables in which it forwards what it was asked for.
 SHARED_SETTINGS = {
     "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "max_grad_norm": "ACCELERATE_GRADIENT_CLIPPING",
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
 }
-# What the launcher hands on to torchrun where it starts several processes itself.
+# What the launcher forwards to torchrun where it starts several processes itself.
 TORCHRUN_OPTIONS = ("max_restarts", "monitor_interval", "tee", "log_dir", "role", "rdzv_backend", "rdzv_conf")
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What the user asked `accelerate launch` for; None where nothing was said."""
+    """The options that a user gave to `accelerate launch`; None for those not given."""
 
     num_processes: int | None = None  # on all machines
     num_threads: int | None = None
@@ -54,11 +54,11 @@ def read_request() -> LaunchRequest | None:
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     try:
-        launcher = psutil.Process().parent()
+        launcher = psutil.Process(os.getppid())
         command, threads = launcher.cmdline(), launcher.environ().get("OMP_NUM_THREADS")
-    except (psutil.Error, AttributeError):  # the launcher is gone, or may not be looked at
+    except psutil.Error:  # the launcher is gone, or may not be looked at
         return None
-    # Imported here, because --help without a launcher shall not wait for it.
+    # Imported here, so that --help without a launcher does not wait for it.
     from accelerate.commands.launch import launch_command_parser
 
     words = launcher_words(command)
@@ -84,14 +84,14 @@ def read_request() -> LaunchRequest | None:
 
 
 def launcher_words(command: list[str]) -> list[str] | None:
-    """The launcher's arguments in its command line, the script among them and not the script's own.
+    """Return the launcher's arguments from its command line, with the script and without the script's own.
 
-    None if it is no command line of `accelerate launch`.
+    None if it is not a command line of `accelerate launch`.
     """
-    ours = sys.argv[1:]
-    if command[len(command) - len(ours) :] != ours:
+    end = len(command) - len(sys.argv[1:])
+    if command[end:] != sys.argv[1:]:
         return None
-    words = command[: len(command) - len(ours)]
+    words = command[:end]
     for place, word in enumerate(words):
         if word in ("launch", "accelerate.commands.launch") or Path(word).name == "accelerate-launch":
             return words[place + 1 :]
@@ -99,7 +99,7 @@ def launcher_words(command: list[str]) -> list[str] | None:
 
 
 def read_config(config_file: str | None) -> dict[str, Any]:
-    """What a launcher's config file says, by default the one that `accelerate config` wrote."""
+    """Read a launcher's config file, by default the one that `accelerate config` wrote."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
     path = config_file or default_config_file
@@ -107,14 +107,14 @@ def read_config(config_file: str | None) -> dict[str, Any]:
 
 
 def settings_of_launcher(given: Mapping[str, Any], parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Settings that only the launcher was asked for.
+    """Return the settings that only the launcher was given.
 
     Args:
-        given: what our own flags and files say.
+        given: the settings from the script's own flags and files.
         parse: turns a flag into a setting.
 
     Raises:
-        ValueError: both say it, and not the same.
+        ValueError: both have a value, and not the same.
     """
     found = {}
     for name, variable in SHARED_SETTINGS.items():
@@ -139,10 +139,10 @@ def settings_of_launcher(given: Mapping[str, Any], parse: Callable[[str], dict[s
 
 
 def stop_with_launcher() -> None:
-    """Have this process told to stop, by SIGTERM, when the launcher that started it is gone.
+    """Send SIGTERM to this process when the launcher that started it is gone.
 
-    A launcher that is killed hands nothing on: the process would go on unseen and hold the output folder. Where a
-    shell started it there is none, and it outlives the shell.
+    A launcher that is killed forwards nothing: the process would continue unseen and hold the output folder. A process
+    that a shell started has no launcher, and outlives the shell.
     """
     launcher = os.getppid()
     if "TORCHELASTIC_RUN_ID" not in os.environ and not is_accelerate(launcher):
@@ -158,7 +158,7 @@ def stop_with_launcher() -> None:
 
 
 def is_accelerate(process_id: int) -> bool:
-    """Whether a process is `accelerate launch`; what that leaves in the environment, users set too."""
+    """Return True if a process is `accelerate launch`; the variables that it sets are set by users too."""
     try:
         return launcher_words(psutil.Process(process_id).cmdline()) is not None
     except psutil.Error:  # it is gone, or may not be looked at
@@ -176,13 +176,13 @@ def relaunch_if_needed() -> None:
     request = read_request()
     if request is None:
         return
-    # Accelerate itself hands these on to DeepSpeed alone.
+    # Accelerate itself forwards these to DeepSpeed alone.
     for name in ("gradient_accumulation_steps", "gradient_clipping"):
         if (value := getattr(request, name)) is not None:
             os.environ[f"ACCELERATE_{name.upper()}"] = str(value)
     if "RANK" in os.environ:
         return
-    import torch  # here and below, because --help shall not wait seconds for it
+    import torch  # here and below, so that --help does not wait seconds for it
 
     if torch.accelerator.is_available():
         return
@@ -198,13 +198,13 @@ def start_processes(request: LaunchRequest, cores: int) -> NoReturn:
     if request.num_processes is None:
         raise ValueError(
             "accelerate launch started one process where its config asks for several on the CPU: use "
-            "torchrun --standalone --nproc_per_node N scripts/train.py"
+            f"torchrun --standalone --nproc_per_node N {' '.join(this_program())}"
         )
     num_machines = request.num_machines or 1
     if request.num_processes % num_machines:
         raise ValueError(
-            f"--num_processes {request.num_processes} is no multiple of --num_machines {num_machines}: it counts the "
-            "processes of all machines"
+            f"--num_processes {request.num_processes} is not a multiple of --num_machines {num_machines}: it counts "
+            "the processes of all machines"
         )
     num_processes = request.num_processes // num_machines
     rendezvous = ["--standalone"]
@@ -215,7 +215,14 @@ def start_processes(request: LaunchRequest, cores: int) -> NoReturn:
     for name in [name for name in os.environ if name.startswith("MASTER_")]:
         del os.environ[name]
     os.environ["OMP_NUM_THREADS"] = str(request.num_threads or max(1, cores // num_processes))
-    run_torchrun([*rendezvous, f"--nproc_per_node={num_processes}", *request.torchrun_options, *sys.argv])
+    options = [*rendezvous, f"--nproc_per_node={num_processes}", *request.torchrun_options]
+    run_torchrun([*options, *this_program(), *sys.argv[1:]])
+
+
+def this_program() -> list[str]:
+    """Return the words by which Python or torchrun starts this program: a script, or `-m` and a package."""
+    spec = sys.modules["__main__"].__spec__
+    return [sys.argv[0]] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
 
 
 def run_torchrun(arguments: list[str]) -> NoReturn:
@@ -228,10 +235,10 @@ def run_torchrun(arguments: list[str]) -> NoReturn:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # it would kill after 30 seconds
     names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
     # What is ignored stays so, as SIGHUP under nohup.
-    heeded = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+    handled = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     try:
         with SignalListener():  # in place of one that would end the program while the others save
-            run(parse_args([f"--signals-to-handle={','.join(heeded)}", *arguments]))
+            run(parse_args([f"--signals-to-handle={','.join(handled)}", *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:  # it has said itself what was wrong

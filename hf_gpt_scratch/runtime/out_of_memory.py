@@ -1,4 +1,4 @@
-"""Memory that is not there: told from other errors, and said in one line."""
+"""Out-of-memory errors: told from other errors, and reported in one line."""
 
 import errno
 import re
@@ -12,7 +12,7 @@ ADVICE = "turn down the batch, the length of the texts or the size of the model"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was asked for that is not there, of a CPU or a GPU."""
+    """Return True if an error says that memory ran out, of a CPU or a GPU."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     phrases = (*SYSTEM_PHRASES, *(PHRASES if isinstance(error, RuntimeError) else ()))
@@ -26,18 +26,15 @@ def out_of_memory_line(error: BaseException, advice: str = ADVICE) -> str:
         error: one that `is_out_of_memory`.
         advice: what to do.
     """
-    asked = re.search(r"(?:allocate|mmap) ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)\b", str(error))
-    return f"out of memory: {f'{readable(asked[1])} more asked for, ' if asked else ''}{free(error)}: {advice}"
+    asked = ""
+    if found := re.search(r"(?:allocate|mmap) (([\d.]+) ?([KMGTPE]?i?[Bb](?:ytes)?))\b", str(error)):
+        size = f"{float(found[2]) / 1e9:,.2f} GB" if found[3].lower() == "bytes" else found[1]
+        asked = f"{size} more asked for, "
+    return f"out of memory: {asked}{free_memory(error)}: {advice}"
 
 
-def readable(size: str) -> str:
-    """Write a size such as "16000000000 bytes" in GB; others stay as they are."""
-    number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", size).groups()
-    return f"{float(number) / 1e9:,.2f} GB" if unit.lower() == "bytes" else size
-
-
-def free(error: BaseException) -> str:
-    """Say what is free where it was asked for."""
+def free_memory(error: BaseException) -> str:
+    """Say how much memory is free on the device that ran out of it."""
     try:
         import psutil
     except (ImportError, MemoryError):  # not even the memory for that

@@ -12,7 +12,7 @@ CODE_FILES = tuple(sorted(path.name for path in CODE_FOLDER.glob("*_gpt_scratch.
 
 
 def is_code(name: str) -> bool:
-    """Whether a file of this name is code of ours, of this or another release."""
+    """Return True if a file of this name is code of this project, of this or another release."""
     return re.fullmatch(r"\w+_gpt_scratch\.py", name) is not None
 
 
@@ -30,12 +30,13 @@ def read_declarations() -> tuple[dict[str, str], dict[str, Any]]:
     """
     tree = ast.parse((CODE_FOLDER / "configuration_gpt_scratch.py").read_text(encoding="utf-8"))
     config_class = next(node for node in tree.body if isinstance(node, ast.ClassDef))
-    fields = [node for node in config_class.body if isinstance(node, ast.AnnAssign) and node.value is not None]
     auto_map = next(
         node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "AUTO_MAP"
     )
     return ast.literal_eval(auto_map.value), {
-        ast.unparse(node.target): ast.literal_eval(node.value) for node in fields
+        ast.unparse(node.target): ast.literal_eval(node.value)
+        for node in config_class.body
+        if isinstance(node, ast.AnnAssign) and node.value is not None
     }
 
 

@@ -57,7 +57,7 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
         raise OSError(f"cannot read --model_name_or_path {name}: {' '.join(str(error).split())}") from None
     if config.model_type != "gpt_scratch":
         raise ValueError(
-            f"--model_name_or_path {name} is a {config.model_type} model: convert it with scripts/convert_gpt2.py"
+            f"--model_name_or_path {name} is a {config.model_type} model: convert it with hf-gpt-scratch convert"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

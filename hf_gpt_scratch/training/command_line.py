@@ -79,8 +79,8 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
-def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
-    """Parse the command line of `scripts/train.py`.
+def parse_settings(arguments: Sequence[str], prog: str | None = None) -> TrainingSettings:
+    """Parse the command line of training.
 
     Raises:
         ValueError: an unknown flag, an impossible value or contradicting ones; one line.
@@ -95,7 +95,7 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
     if recipe is not None and str(recipe) not in RECIPES:
         raise ValueError(f"--recipe {recipe} is unknown{nearest(str(recipe), RECIPES)}; there is {', '.join(RECIPES)}")
     recipe_values = read_settings_file(RECIPES[recipe]) if recipe else {}
-    parser = build_parser()
+    parser = build_parser(prog)
     by_recipe, by_file, by_flags = (
         given(parser, words) for words in (as_flags(recipe_values), as_flags(file_values), flags)
     )
@@ -104,10 +104,11 @@ def parse_settings(arguments: Sequence[str]) -> TrainingSettings:
     return TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
 
 
-def build_parser() -> SettingsParser:
+def build_parser(prog: str | None = None) -> SettingsParser:
     """Build the parser of all flags."""
     parser = SettingsParser(
         TrainingSettings,
+        prog=prog,
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,
     )

@@ -105,6 +105,6 @@ def reset_to_torch_defaults(model: nn.Module) -> None:
     This is the tutorial's initialization: the same seed gives the same weights as building its model does.
     """
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm)):
+        if hasattr(module, "reset_parameters"):
             with torch.no_grad():
                 module.reset_parameters()

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.windows import StepSampler, draw_like_torch_loader, epoch_order_seed
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
-from hf_gpt_scratch.runtime.files import write_text
+from hf_gpt_scratch.runtime.files import write_file
 from hf_gpt_scratch.runtime.interrupts import StopSignals
 from hf_gpt_scratch.training.backward_steps import StepsInBackward
 from hf_gpt_scratch.training.base_model import BaseModel
@@ -107,7 +107,7 @@ class Run:
 
     def write_settings(self) -> None:
         """Write the settings as a file that `--config` reads back; main process only."""
-        write_text(self.output_dir / "settings.json", settings_json(self.settings))
+        write_file(self.output_dir / "settings.json", settings_json(self.settings))
 
     def start_epoch(self) -> None:
         """Put the training windows into the order of this epoch, after the steps of it that are done."""

@@ -29,6 +29,7 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
     "num_attention_heads": 6,
     "max_position_embeddings": 128,
     "hidden_act": "gelu_pytorch_tanh",
+    "norm_type": "layernorm",
     "qkv_bias": True,
     "tie_word_embeddings": True,
 }
@@ -68,7 +69,7 @@ class TrainingSettings:
         "story", "the bundled story, or The Verdict, which is fetched", may_change_on_resume=True
     )
     train_data: str | None = setting(
-        None, "instead: a folder of tokens made by scripts/prepare_data.py", may_change_on_resume=True
+        None, "instead: a folder of tokens made by hf-gpt-scratch prepare", may_change_on_resume=True
     )
     validation_file: list[str] | None = setting(
         None,
@@ -109,6 +110,9 @@ class TrainingSettings:
         None,
         "activation of the MLP, a name of transformers' ACT2FN; none: that of model_name_or_path, or "
         "gelu_pytorch_tanh",
+    )
+    norm_type: Literal["layernorm", "rmsnorm"] | None = setting(
+        None, "normalization of the layers; none: that of model_name_or_path, or layernorm"
     )
     dropout: UnitFloat = setting(0.1, "probability of zeroing an activation, at least 0 and below 1")
     qkv_bias: bool | None = setting(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gpt_scratch.runtime.cli import OneLineParser, number
-from hf_gpt_scratch.runtime.files import json_text, write_text
+from hf_gpt_scratch.runtime.files import write_json
 
 from .benchmark import Benchmark
 from .conversion import Conversion
@@ -96,7 +96,7 @@ def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None
         print("\n".join(format_report(report)), flush=True)
         if path:
             file = path.with_stem(f"{path.stem}-{report['part']}") if "part" in report else path
-            write_text(file, json_text(report))
+            write_json(file, report)
             if report.get("comparisons"):
                 plot_comparisons(report, file.with_suffix(".png"))
             if report.get("growth"):

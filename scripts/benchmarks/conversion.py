@@ -102,14 +102,14 @@ def checkpoint_shapes(size: GPT2Size) -> dict[str, tuple[int, ...]]:
 def convert_ours(source: Path, output: Path) -> None:
     """Convert a checkpoint to safetensors as the command does, every checksum verified, flushed to the disk."""
     from hf_gpt_scratch.conversion.convert import open_source, plan_conversion
-    from hf_gpt_scratch.conversion.writers.safetensors_files import write_model
-    from hf_gpt_scratch.conversion.writers.tensor_jobs import plan_jobs
+    from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
+    from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
     from hf_gpt_scratch.runtime.files import atomic_folder
 
     with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(source))
         plan = conversion.plan
-        write_model(folder, plan.shapes, plan_jobs(plan, conversion.source.tensors), "float32", 10**12)
+        write_model(folder, plan.shapes, tensor_blocks(plan, conversion.source.tensors), "float32", 10**12)
 
 
 def convert_with_tensorflow(source: Path, output: Path) -> None:

@@ -1,11 +1,10 @@
 """Markdown tables of speed from the JSON files that scripts/benchmark.py wrote."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import write_text
+from hf_gpt_scratch.runtime.files import read_json, write_file
 
 from .measuring import format_spread, profile_rows
 
@@ -49,7 +48,7 @@ def write_tables(folder: Path, readme: Path) -> None:
     _, end, after = rest.partition(MARKS[1])
     if not (start and end):
         raise ValueError(f"{readme} has no lines {MARKS[0]} and {MARKS[1]}: add them where the tables belong")
-    write_text(readme, f"{before}{start}\n{speed_tables(folder)}\n{end}{after}")
+    write_file(readme, f"{before}{start}\n{speed_tables(folder)}\n{end}{after}")
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not one.
     """
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path)
     if "machine" not in report:
         raise ValueError(f"{path} is not a report of scripts/benchmark.py")
     return report

@@ -11,15 +11,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from hf_gpt_scratch.conversion.cards import (
+    HUB_NAMES,
     PAPER_FIGURES,
     PAPER_ROWS,
-    card_file_name,
     render_card,
     render_license,
-    render_size_card,
     render_stock_card,
 )
-from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
+from hf_gpt_scratch.conversion.gpt2_sizes import CONTEXT_LENGTH, GPT2_SIZES, VOCAB_SIZE, GPT2Size, find_size
 
 
 REPORT = {
@@ -43,6 +42,34 @@ REPORT = {
         "losses": {"all": 3.25},
     },
 }
+
+
+def card_file_name(size: GPT2Size) -> str:
+    return f"{HUB_NAMES[size.name]}-{size.name.lower()}.md"
+
+
+def render_size_card(size: GPT2Size) -> str:
+    """The card of a released size before anybody has converted it: with what is known beforehand."""
+    config = {
+        "num_hidden_layers": size.num_hidden_layers,
+        "num_attention_heads": size.num_attention_heads,
+        "hidden_size": size.hidden_size,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "vocab_size": VOCAB_SIZE,
+    }
+    hashes = {name: {"bytes": num_bytes, "sha256": size.sha256.get(name)} for name, num_bytes in size.files.items()}
+    report = {
+        "format": "openai",
+        "config": config,
+        "num_parameters": size.num_parameters,
+        "tied": True,
+        "dtype": "float32",
+        "source_files": hashes,
+        "verification": None,
+        "files": {},
+        "notes": [],
+    }
+    return render_card(f"GPT-2 {size.name}", size, report)
 
 
 @pytest.mark.parametrize("size", GPT2_SIZES.values(), ids=lambda size: size.name)

@@ -21,10 +21,10 @@ from hf_gpt_scratch.conversion import convert
 from hf_gpt_scratch.conversion.convert import compare_hashes, convert_checkpoint
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
 from hf_gpt_scratch.conversion.mapping import OPENAI, QKV_WEIGHTS, Format, Row
+from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import open_source
-from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_ours
-from hf_gpt_scratch.conversion.writers import tensor_jobs
-from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles
+from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_tensors
+from hf_gpt_scratch.conversion.writers import tensor_blocks
 from tests.conversion.bundle_writer import gpt2_shapes, gpt2_tensors, write_bundle
 from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw, to_stock
 
@@ -104,21 +104,21 @@ def test_each_fault_is_seen(fault: str, openai: Path, tmp_path: Path, monkeypatc
         faulty = with_fault(swapped(QKV_WEIGHTS[0], QKV_WEIGHTS[1]))
         monkeypatch.setattr(convert, "detect_format", lambda shapes, hint: faulty)
     else:
-        original = tensor_jobs.move_values
+        original = tensor_blocks.move_blocks
 
-        def move_values(tensors, move, shapes, buffer):
-            for target, values in original(tensors, move, shapes, buffer):
-                is_turned = fault == "transpose" and target.endswith("o_proj.weight")
+        def move_blocks(tensors, move, plan):
+            for target, values in original(tensors, move, plan):
+                is_transposed = fault == "transpose" and target.endswith("o_proj.weight")
                 is_lost = fault == "bias" and target.endswith("k_proj.bias")
-                yield target, np.ascontiguousarray(values.T) if is_turned else 0 * values if is_lost else values
+                yield target, np.ascontiguousarray(values.T) if is_transposed else 0 * values if is_lost else values
 
-        monkeypatch.setattr(tensor_jobs, "move_values", move_values)
+        monkeypatch.setattr(tensor_blocks, "move_blocks", move_blocks)
     report = convert_checkpoint(openai, tmp_path / "faulty", verify=False)
     source = SourceWeights(open_source(openai).tensors, "openai", 29)
 
     def compare(folder: str) -> float:
         written = SafetensorsFiles([tmp_path / folder / "model.safetensors"])
-        return compare_values(written, expected_ours(source, report["config"]), "float32")
+        return compare_values(written, expected_tensors(source, report["config"]), "float32")
 
     assert compare("good") == 0
     name = {"transpose": "o_proj.weight", "swap": "q_proj.weight", "bias": "k_proj.bias"}[fault]

@@ -13,19 +13,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
+from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import open_source
 from hf_gpt_scratch.conversion.verify import (
     SourceWeights,
     activation,
     compare_logits,
     compare_values,
-    expected_ours,
+    expected_tensors,
     forward,
     round_to,
     verify_folder,
 )
-from hf_gpt_scratch.conversion.writers import tensor_jobs
-from hf_gpt_scratch.conversion.writers.safetensors_files import SafetensorsFiles
+from hf_gpt_scratch.conversion.writers import tensor_blocks
 from tests.conversion.bundle_writer import gpt2_tensors, write_bundle
 from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw
 
@@ -92,7 +92,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def compare(converted: tuple[Path, Path], path: Path, dtype: str = "float32") -> float:
     source = SourceWeights(open_source(converted[0]).tensors, "openai", 29)
-    return compare_values(SafetensorsFiles([path]), expected_ours(source, CONFIG), dtype)
+    return compare_values(SafetensorsFiles([path]), expected_tensors(source, CONFIG), dtype)
 
 
 def test_one_place_of_one_value_is_seen(converted: tuple[Path, Path], tmp_path: Path) -> None:
@@ -162,12 +162,12 @@ def test_logits_show_what_values_cannot(fault: dict, converted: tuple[Path, Path
 def test_a_failed_verification_leaves_nothing(
     converted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = tensor_jobs.move_values
+    original = tensor_blocks.move_blocks
 
     def slightly_wrong(*arguments: object) -> Iterator[tuple[str, np.ndarray]]:
         return ((name, values * np.float32(1.0001)) for name, values in original(*arguments))
 
-    monkeypatch.setattr(tensor_jobs, "move_values", slightly_wrong)
+    monkeypatch.setattr(tensor_blocks, "move_blocks", slightly_wrong)
     with pytest.raises(ValueError, match="verification failed: model.embed_tokens.weight differs"):
         convert_checkpoint(converted[0], tmp_path / "out", num_heads=4)
     assert not list(tmp_path.iterdir())

@@ -140,7 +140,7 @@ def leave_unfinished(folder: Path) -> None:
 
 BAD_FOLDERS = {
     "no index": (lambda folder: (folder / INDEX_NAME).unlink(), "holds no prepared data"),
-    "unfinished": (leave_unfinished, "is not finished: give scripts/prepare_data.py the same command again"),
+    "unfinished": (leave_unfinished, "is not finished: give hf-gpt-scratch prepare the same options again"),
     "index no JSON": (lambda folder: (folder / INDEX_NAME).write_text("{"), "is damaged"),
     "index no object": (lambda folder: (folder / INDEX_NAME).write_text("[]"), "is damaged"),
     "index not ours": (change_index(lambda index: index.update(format="x")), "is of another version"),

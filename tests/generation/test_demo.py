@@ -112,7 +112,7 @@ def test_without_gradio_the_script_says_what_to_install(project_root: Path, tmp_
         text=True,
         timeout=120,
     )
-    assert result.stderr.splitlines() == ["error: the demo needs gradio: pip install 'hf_gpt_scratch[demo]'"]
+    assert result.stderr.splitlines() == ["error: the demo needs gradio: pip install gradio"]
     assert result.returncode == 1
 
 

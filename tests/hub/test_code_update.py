@@ -132,7 +132,7 @@ def test_no_folder_of_this_project_is_refused(folder: Path, text: str) -> None:
     assert "\n" not in str(raised.value)
     assert content(folder) == before
     (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="it holds no config.json, so it is no model folder"):
+    with pytest.raises(FileNotFoundError, match="it holds no config.json, so it is not a model folder"):
         update_folder(folder)
 
 
@@ -146,7 +146,7 @@ def test_of_config_json_only_code_and_tokenizer_change() -> None:
     }
     old = json.dumps(config | {"auto_map": named}).encode()
     expected = config | {"auto_map": AUTO_MAP | {"AutoProcessor": "own.Processor"}}
-    assert json.loads(update_config(old, None, "here")) == expected
+    assert json.loads(update_config(old, b"{}", "here")) == expected
     new = update_config(old, tokenizer_config, "here")
     assert json.loads(new) == expected | {"tokenizer_class": "GPT2Tokenizer"}
     assert update_config(new, b'{"tokenizer_class": "Other"}', "here") is new

@@ -1,14 +1,12 @@
 """Proves the push against a Hub on this machine, with the client that users have.
 
 One commit holds the whole folder; what is there is not sent again; what is stale goes; no fault makes a second commit;
-nothing hangs; the token is in no output. Errors are proved as users see them in scripts/test_push_to_hub_script.py.
+nothing hangs; the token is in no output. The steps are proved in test_upload.py, errors in test_errors.py.
 """
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,48 +24,13 @@ from hf_gpt_scratch.hub.push import (
     load_line,
     prepare_push,
     push_folder,
-    update_code,
 )
 from hf_gpt_scratch.runtime.shipped_code import CODE_FILES
-from tests.loopback_hub import File, LoopbackHub, Request
-from tests.older_release import DROPPED, ENTRIES, make_older
+from tests.hub.pushes import REPO, content, local, num_commits
+from tests.loopback_hub import LoopbackHub
 
 
-REPO = "alice/toy"
 FIRST_PUSH = ["GET refs", "POST create", "GET refs", "GET tree", "POST validate_yaml", "POST preupload"]
-
-
-@pytest.fixture
-def folder(finished_folder: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished_folder, tmp_path / "model")
-
-
-@pytest.fixture
-def alice(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The Hub, with the variables of Alice for every process that a push starts; by LFS, which sends what it says."""
-    for name, value in hub.environment(tmp_path / "home", hub.token_of("alice"), xet=False).items():
-        monkeypatch.setenv(name, value)
-    return hub
-
-
-def content(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
-    """What a reader gets, without the file that the Hub makes itself."""
-    repository = hub.repo(REPO)
-    files = repository.resolve(revision).files
-    return {
-        name: repository.uploads[file.sha256] if file.content is None else file.content
-        for name, file in files.items()
-        if name != ".gitattributes"
-    }
-
-
-def local(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def num_commits(hub: LoopbackHub) -> int:
-    """Without the one that the Hub begins with."""
-    return len(hub.repo(REPO).commits) - 1
 
 
 def test_one_commit_holds_the_whole_folder_and_is_verified(alice: LoopbackHub, folder: Path) -> None:
@@ -129,72 +92,6 @@ def test_only_what_changed_is_sent_and_what_is_stale_goes(alice: LoopbackHub, fo
     assert content(alice, first.commit) == before
 
 
-def test_branch_tag_and_privacy(alice: LoopbackHub, folder: Path) -> None:
-    pushed = push_folder(folder, REPO, revision="try/1", private=True, tag="v0.1", message="First try")
-    repository = alice.repo(REPO)
-    assert repository.private
-    assert repository.branches["try/1"] == repository.tags["v0.1"] == pushed.commit
-    assert set(repository.head().files) == {".gitattributes"}
-    assert repository.resolve("try/1").title == "First try"
-    # Again, with the tag where it is; to main the same files go as they are.
-    assert push_folder(folder, REPO, revision="try/1", tag="v0.1").commit == pushed.commit
-    (folder / "README.md").write_text("# other", encoding="utf-8")
-    asked = len(alice.requests)
-    with pytest.raises(OSError, match=f"the tag v0.1 exists at another commit, {pushed.commit}: choose another tag"):
-        push_folder(folder, REPO, revision="try/1", tag="v0.1")
-    assert not [route for route in alice.routes_asked(asked) if route.startswith(("POST", "PUT"))]
-    assert num_commits(alice) == 1
-
-
-@pytest.mark.parametrize("kind", ["500", "reset", "lost", "cut", "hang"])
-def test_no_fault_at_the_commit_makes_a_second_one(alice: LoopbackHub, folder: Path, kind: str) -> None:
-    """The client gives up at each of these."""
-    fault = alice.fault("POST commit", kind)
-    pushed = push_folder(folder, REPO, tag="v1", timeout=20)
-    assert len(fault.hits) == 1
-    assert num_commits(alice) == 1
-    assert pushed.sent == sorted(local(folder))  # said also by the attempt that found it done
-    assert alice.repo(REPO).head().sha == alice.repo(REPO).tags["v1"] == pushed.commit
-    assert content(alice) == local(folder)
-    # What had arrived was not sent again.
-    assert alice.routes_asked().count("PUT lfs_upload") == len(list(folder.glob("*.safetensors")))
-
-
-def test_somebody_elses_push_is_not_overwritten(alice: LoopbackHub, folder: Path) -> None:
-    def push_in_between(request: Request) -> None:
-        repository = alice.repo(REPO)
-        repository.add_commit("main", repository.head().files, "theirs", "", "alice")
-
-    alice.fault("POST commit", push_in_between)
-    with pytest.raises(OSError, match="somebody else pushed to main meanwhile: look at that, then push again"):
-        push_folder(folder, REPO)
-    assert alice.repo(REPO).head().title == "theirs"
-    push_folder(folder, REPO)
-    assert content(alice) == local(folder)
-
-
-def test_what_arrives_damaged_is_found(alice: LoopbackHub, folder: Path) -> None:
-    def damage(request: Request) -> None:
-        repository = alice.repo(REPO)
-        if num_commits(alice):
-            name = "generation_config.json"
-            files = repository.head().files
-            files[name] = type(files[name]).regular(files[name].content[:-2] + b" }")
-
-    alice.fault("GET tree", damage, times=9)
-    with pytest.raises(OSError, match="did not arrive as it was sent.*generation_config.json"):
-        push_folder(folder, REPO)
-
-
-def test_a_repository_with_other_files_is_left_alone(alice: LoopbackHub, folder: Path) -> None:
-    repository = alice.add_repository(REPO)
-    file = repository.head().files[".gitattributes"]
-    repository.add_commit("main", {**repository.head().files, "pytorch_model.bin": file}, "theirs", "", "alice")
-    with pytest.raises(OSError, match="it holds pytorch_model.bin, which no push of ours writes or removes"):
-        push_folder(folder, REPO)
-    assert num_commits(alice) == 1
-
-
 @pytest.mark.parametrize("route", ["GET refs", "PUT lfs_upload"])
 def test_nothing_hangs(alice: LoopbackHub, folder: Path, route: str) -> None:
     alice.fault(route, "hang", times=99)
@@ -230,80 +127,6 @@ def test_stopping_leaves_no_process(alice: LoopbackHub, folder: Path) -> None:
     push.stop()
     assert not push.is_running
     assert push.process.returncode == -signal.SIGKILL
-
-
-@pytest.fixture
-def older(alice: LoopbackHub, folder: Path, tmp_path: Path) -> Path:
-    """What the repository holds: code of an older release on two branches, files of its owner, and weights."""
-    older = make_older(shutil.copytree(folder, tmp_path / "older"))
-    repository = alice.add_repository(REPO)
-    files = {path.name: File.regular(path.read_bytes()) for path in older.iterdir()}
-    for name in [name for name in files if name.endswith(".safetensors")]:
-        data = files[name].content
-        sha256 = hashlib.sha256(data).hexdigest()
-        repository.uploads[sha256] = data
-        files[name] = File.large(sha256, len(data))
-    files |= {"notes/own.txt": File.regular(b"own"), ".gitattributes": repository.head().files[".gitattributes"]}
-    repository.add_commit("main", files, "older", "", "alice")
-    repository.branches["v0"] = repository.head().sha
-    (older / "notes").mkdir()
-    (older / "notes" / "own.txt").write_text("own", encoding="utf-8")
-    return older
-
-
-def test_only_the_code_of_a_repository_is_brought_up_to_date(
-    alice: LoopbackHub, older: Path, finished_folder: Path
-) -> None:
-    repository = alice.repo(REPO)
-    before = content(alice)
-    asked = len(alice.requests)
-    said = update_code(REPO, revision="v0")
-    head = repository.resolve("v0")
-    names = f"{', '.join(ENTRIES)}, config.json"
-    assert said == f"updated {REPO}, commit {head.sha}: wrote {names}; removed {DROPPED}"
-    assert (head.title, content(alice)) == ("Update code", before)
-    assert repository.history("v0")[1].sha == repository.branches["main"]
-    changed = {*ENTRIES, "config.json", DROPPED}
-    kept = {name: data for name, data in before.items() if name not in changed}
-    assert content(alice, "v0") == kept | {
-        name: data for name, data in local(finished_folder).items() if name in changed
-    }
-    # The weights went neither way.
-    assert all("safetensors" not in request.path for request in alice.requests)
-    routes = alice.routes_asked(asked)
-    assert [route for route in routes if route.startswith(("POST", "PUT"))] == ["POST preupload", "POST commit"]
-    downloaded = {Path(request.path).name for request in alice.requests if "/resolve/" in request.path}
-    assert downloaded == {"config.json", "tokenizer_config.json"}
-
-    commits = len(repository.commits)
-    assert update_code(REPO, revision="v0") == f"{REPO}, commit {head.sha} is up to date already"
-    assert len(repository.commits) == commits
-    assert not alice.unknown
-
-
-@pytest.mark.parametrize("kind", ["500", "reset", "lost"])
-def test_no_fault_makes_a_second_update(alice: LoopbackHub, older: Path, kind: str) -> None:
-    alice.fault("POST commit", kind)
-    commits = len(alice.repo(REPO).commits)
-    said = update_code(REPO, timeout=20)
-    assert f"removed {DROPPED}" in said
-    assert len(alice.repo(REPO).commits) == commits + 1
-    assert alice.repo(REPO).head().sha in said
-
-
-def test_a_push_removes_the_code_of_an_older_release(
-    alice: LoopbackHub, older: Path, folder: Path, tmp_path: Path
-) -> None:
-    repository = alice.repo(REPO)
-    files = {name: file for name, file in repository.head().files.items() if name != "notes/own.txt"}
-    repository.add_commit("main", files, "without notes", "", "alice")
-    assert push_folder(folder, REPO).removed == [DROPPED]
-    assert content(alice) == local(folder)
-    shutil.rmtree(older / "notes")
-    with pytest.raises(ValueError, match=f"{DROPPED} is code of another release, bring it up to date by --update-"):
-        push_folder(older, REPO)
-    update_code(str(older))
-    push_folder(older, REPO)
 
 
 def test_pushing_needs_no_torch() -> None:
@@ -346,15 +169,15 @@ def test_the_token_is_in_no_output_whatever_the_verbosity(
 @pytest.mark.parametrize(
     ("repo_id", "options", "words"),
     [
-        ("toy", {}, "'toy' is no name of a repository"),
-        ("alice/to y", {}, "'alice/to y' is no name of a repository"),
-        ("a/b/c", {}, "'a/b/c' is no name of a repository"),
-        ("alice/x.git", {}, "'alice/x.git' is no name of a repository"),
-        (REPO, {"revision": "a..b"}, "'a..b' is no name for a branch"),
-        (REPO, {"revision": "refs/"}, "'refs/' is no name for a branch"),
+        ("toy", {}, "'toy' is not the name of a repository"),
+        ("alice/to y", {}, "'alice/to y' is not the name of a repository"),
+        ("a/b/c", {}, "'a/b/c' is not the name of a repository"),
+        ("alice/x.git", {}, "'alice/x.git' is not the name of a repository"),
+        (REPO, {"revision": "a..b"}, "'a..b' is not a name for a branch"),
+        (REPO, {"revision": "refs/"}, "'refs/' is not a name for a branch"),
         (REPO, {"revision": "0123abcd" * 5}, "is a commit, and nothing can be pushed to that: name a branch"),
-        (REPO, {"tag": "v 1"}, "'v 1' is no name for a tag"),
-        (REPO, {"tag": "-v1"}, "'-v1' is no name for a tag"),
+        (REPO, {"tag": "v 1"}, "'v 1' is not a name for a tag"),
+        (REPO, {"tag": "-v1"}, "'-v1' is not a name for a tag"),
         (REPO, {"timeout": 0}, "cannot be done in 0 seconds"),
         (REPO, {"timeout": float("nan")}, "cannot be done in nan seconds"),
     ],

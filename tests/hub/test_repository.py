@@ -209,7 +209,7 @@ def test_the_tokenizer_is_gpt2s_with_the_context_of_the_model_or_the_one_given(
 def test_a_loaded_tokenizer_writes_the_files_of_a_new_one(
     tiny_model: PreTrainedModel, repositories: dict[str, Path], tmp_path: Path
 ) -> None:
-    """How and from where it was loaded is nothing for a repository."""
+    """A repository does not say how and from where its tokenizer was loaded."""
     folder = build_repository(
         tiny_model, tmp_path / "again", tokenizer=AutoTokenizer.from_pretrained(repositories[TIED])
     )
@@ -439,7 +439,7 @@ def test_importing_shipped_files_does_nothing_but_define_and_look_at_the_library
 
 @pytest.fixture(scope="module")
 def places(repositories: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """What a user passes to `from_pretrained`, by origin and name."""
+    """Names that a user passes to `from_pretrained`, by origin and name."""
     return {
         "folder": {name: str(folder) for name, folder in repositories.items()},
         "hub": {name: f"me/{name}" for name in repositories},

@@ -20,7 +20,7 @@ KINDS = {
 
 @dataclass
 class Fault:
-    """What is to happen to the requests of one route."""
+    """A fault that happens to requests of one route."""
 
     route: str  # a regular expression for the whole of "POST commit", "GET resolve", ...
     kind: str | Callable[[Request], None]  # one of KINDS, another HTTP status, or what to call before the answer
@@ -35,7 +35,7 @@ class Fault:
             raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}, and any HTTP status")
 
     def meets(self, request: Request) -> bool:
-        """Whether this is one of the requests that it is for; to be asked once for each request."""
+        """Return True if the fault is for this request; call it once for each."""
         if not re.fullmatch(self.route, request.route or "unknown") or not re.search(self.path, request.path):
             return False
         self.seen += 1

@@ -21,7 +21,7 @@ class Request:
 
     @property
     def token(self) -> str | None:
-        """What stands behind `Authorization: Bearer`."""
+        """Return the token behind `Authorization: Bearer`."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token if scheme.lower() == "bearer" else None
 

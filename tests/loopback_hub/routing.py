@@ -1,4 +1,4 @@
-"""Which function answers which request."""
+"""The table of routes: the function that answers each request."""
 
 import re
 from collections.abc import Callable

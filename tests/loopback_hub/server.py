@@ -50,7 +50,7 @@ class LoopbackHub:
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT is to be."""
+        """Return the value of HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._origins['hub'].server_port}"
 
     @property
@@ -185,7 +185,7 @@ class Origin(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, *arguments: object) -> None:
-        """A client that was killed is no error."""
+        """Say nothing: a client that was killed is not an error."""
 
     def start(self) -> None:
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

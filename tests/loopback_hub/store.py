@@ -1,4 +1,4 @@
-"""What the Hub keeps: repositories with commits, branches and tags, and the files in them."""
+"""Storage of the Hub: repositories with commits, branches and tags, and the files in them."""
 
 import hashlib
 import itertools
@@ -20,17 +20,17 @@ _commit_numbers = itertools.count()
 
 
 def git_hash(content: bytes) -> str:
-    """What git names a blob by."""
+    """Return the name that git gives a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """What git keeps in place of a large file."""
+    """Return what git keeps in place of a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
-    """Whether the Hub wants a file as a large one: by name, by size, or because it is binary."""
+    """Return True if the Hub wants a file as a large one: by name, by size, or because it is binary."""
     return size > 0 and (path.endswith(LARGE_SUFFIXES) or size > LARGE_SIZE or b"\0" in sample)
 
 
@@ -53,7 +53,7 @@ class File:
 
     @property
     def etag(self) -> str:
-        """What the client compares to know whether it has the file."""
+        """Return what the client compares to know whether it has the file."""
         return self.sha256 or self.oid
 
 

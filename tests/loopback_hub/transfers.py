@@ -75,7 +75,7 @@ def download(hub: "LoopbackHub", request: Request, repo_id: str, sha256: str) ->
 
 @route("POST", f"/{REPO}\\.git/info/lfs/objects/batch")
 def lfs_batch(hub: "LoopbackHub", request: Request, repo_id: str) -> Answer:
-    """Where to put each object; no word about where for one that is here already."""
+    """Say where to put each object, unless it is here already."""
     repository = hub.writable(request, repo_id)
     objects = []
     for wanted in request.json()["objects"]:

@@ -1,4 +1,4 @@
-"""Which Xet hash belongs to which sha256: read from the shards that Xet's own code left in a folder.
+"""Read which Xet hash belongs to which sha256, from the shards that Xet's own code left in a folder.
 
 A shard (`.mdb`) is a header of 48 bytes, then one group of 48-byte records for each file, up to a record of ones.
 """

@@ -1,12 +1,15 @@
 """Proves that every script checks its options where they are parsed: one line with the option's name, nothing done."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from hf_gpt_scratch.runtime.cli import OneLineParser
 
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -25,7 +28,7 @@ def run(tmp_path: Path, project_root: Path) -> Run:
 
 
 def only_line(result: subprocess.CompletedProcess) -> str:
-    """What a refused command says."""
+    """Return the line of a refused command."""
     assert result.returncode == 1, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
@@ -37,8 +40,8 @@ OPTIONS_WITH_TEXT = {
     "train.py": ["train_file", "config"],  # the others: test_settings.py
     "prepare_data.py": ["source", "validation_source", "output", "verify"],
     "evaluate.py": ["model", "file"],
-    "generate.py": ["model", "prompt-file"],
-    "convert_gpt2.py": ["from-dir", "output", "text", "push-to-hub"],
+    "generate.py": ["model", "prompt_file"],
+    "convert_gpt2.py": ["from_dir", "output", "text", "push_to_hub"],
     "plot_decoding.py": ["model", "output"],
     "plot_history.py": ["output"],
     "push_to_hub.py": ["tag"],
@@ -68,6 +71,34 @@ def test_benchmarks_have_the_same_rule(run: Run) -> None:
     assert "argument --json: the value is empty" in only_line(run("benchmark.py", "train", "--json", ""))
 
 
+WORDS = [
+    (["--top-k", "5"], {"top_k": 5}),
+    (["--top_k=5", "--no-stop"], {"top_k": 5, "stop": False}),
+    (["--top-k=5", "--text", "--no-stop here"], {"top_k": 5, "text": "--no-stop here"}),
+    (["--text=--top-k=5"], {"text": "--top-k=5"}),
+    (["--", "--top-k"], {"rest": ["--top-k"]}),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), WORDS, ids=lambda value: " ".join(value))
+def test_both_spellings_of_a_flag_are_read_and_values_are_not_touched(words: list[str], expected: dict) -> None:
+    parser = OneLineParser()
+    parser.add_argument("--top-k", "--top_k", type=int)
+    parser.add_argument("--no_stop", dest="stop", action="store_false")
+    parser.add_argument("--text", type=str)
+    parser.add_argument("rest", nargs="*")
+    defaults = {"top_k": None, "stop": True, "text": None, "rest": []}
+    assert vars(parser.parse_args(words)) == defaults | expected
+    assert "--top_k TOP_K\n" in parser.format_help()
+
+
+@pytest.mark.parametrize("script", OPTIONS_WITH_TEXT)
+def test_help_documents_snake_case_alone(run: Run, script: str) -> None:
+    flags = re.findall(r"(?<!\S)--[\w-]+", run(script, "--help").stdout)
+    assert flags
+    assert [flag for flag in flags if "-" in flag[2:]] == []
+
+
 def test_unknown_option_is_one_line(run: Run) -> None:
     assert "unrecognized arguments: --fiel" in only_line(run("evaluate.py", "--model", "m", "--file", "f", "--fiel"))
 
@@ -78,19 +109,19 @@ def test_unknown_option_is_one_line(run: Run) -> None:
         (
             "convert_gpt2.py",
             "--from-dir x --output y --no-verify --text notes.txt",
-            "--text would do nothing with --no-verify",
+            "--text would do nothing with --no_verify",
         ),
         (
             "convert_gpt2.py",
             "--from-dir x --output y --export-stock --n-head 3",
-            "--n-head would do nothing with --export-stock",
+            "--n_head would do nothing with --export_stock",
         ),
         (
             "convert_gpt2.py",
             "--from-dir x --output y --export-stock --reader tensorflow --vocab-size 3",
-            "--reader and --vocab-size would do nothing with --export-stock",
+            "--reader and --vocab_size would do nothing with --export_stock",
         ),
-        ("convert_gpt2.py", "--from-dir x --output y --mirror z", "--mirror would do nothing with --from-dir"),
+        ("convert_gpt2.py", "--from-dir x --output y --mirror z", "--mirror would do nothing with --from_dir"),
         ("prepare_data.py", "--verify x --source notes.txt", "--source would do nothing with --verify"),
         (
             "prepare_data.py",
@@ -108,21 +139,21 @@ def test_option_that_would_do_nothing_is_refused(run: Run, script: str, argument
 @pytest.mark.parametrize(
     ("script", "option", "value", "rule"),
     [
-        ("evaluate.py", "--batch-size", "0", "must be at least 1, got 0"),
-        ("evaluate.py", "--batch-size", "-2", "must be at least 1, got -2"),
-        ("evaluate.py", "--block-size", "0", "must be at least 1, got 0"),
-        ("generate.py", "--max-new-tokens", "2.5", "must be a whole number, at least 1, got '2.5'"),
+        ("evaluate.py", "--batch_size", "0", "must be at least 1, got 0"),
+        ("evaluate.py", "--batch_size", "-2", "must be at least 1, got -2"),
+        ("evaluate.py", "--block_size", "0", "must be at least 1, got 0"),
+        ("generate.py", "--max_new_tokens", "2.5", "must be a whole number, at least 1, got '2.5'"),
         ("generate.py", "--temperature", "nan", "must be at least 0, got nan"),
         ("generate.py", "--seed", str(2**63), f"must be at least 0 and below {2**63}, got {2**63}"),
-        ("generate.py", "--num-samples", "0", "must be at least 1, got 0"),
-        ("plot_decoding.py", "--num-tokens", "0", "must be at least 1, got 0"),
+        ("generate.py", "--num_samples", "0", "must be at least 1, got 0"),
+        ("plot_decoding.py", "--num_tokens", "0", "must be at least 1, got 0"),
         (
             "prepare_data.py",
             "--shard_tokens",
             "many",
             "must be a whole number, at least 1 and below 1099511627776, got",
         ),
-        ("convert_gpt2.py", "--n-head", "0", "must be at least 1, got 0"),
+        ("convert_gpt2.py", "--n_head", "0", "must be at least 1, got 0"),
         ("demo.py", "--port", "70000", "must be at least 0 and below 65536, got 70000"),
         ("push_to_hub.py", "--timeout", "0", "must be at least 1, got 0"),
     ],

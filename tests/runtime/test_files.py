@@ -16,11 +16,13 @@ from hf_gpt_scratch.runtime.files import (
     UNFINISHED_MARK,
     atomic_folder,
     clear_unfinished,
+    discard,
     file_sha256,
     flush,
     name_file_in_errors,
-    write_text,
-    write_whole,
+    read_json,
+    write_file,
+    write_json,
 )
 
 
@@ -71,37 +73,56 @@ def test_error_that_names_a_file_or_none_of_the_system_is_left_alone(tmp_path: P
         raise OSError("a line of ours")
 
 
-def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, small_files_only: None) -> None:
+@pytest.mark.parametrize("content", ["x" * 2000, b"x" * 2000], ids=["text", "bytes"])
+def test_file_is_replaced_whole_or_what_was_there_stays(
+    tmp_path: Path, small_files_only: None, content: str | bytes
+) -> None:
     path = tmp_path / "file"
-    write_text(path, "old")
-    with pytest.raises(OSError, match="File too large"):
-        write_text(path, "x" * 2000)
-    assert path.read_text() == "old"
-
-
-def test_file_is_written_whole_or_what_was_there_stays(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_whole(path, b"one", memoryview(b" two"))
-    assert path.read_bytes() == b"one two"
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5, old[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            write_whole(path, b"longer than there is room for")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    write_file(path, content[:3])
+    with pytest.raises(OSError, match="File too large") as caught:
+        write_file(path, content)
     assert caught.value.filename == str(path)
-    assert path.read_bytes() == b"one two"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "xxx"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_comes_back_and_is_written_as_transformers_does(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    content = {"b": [1, 2.5, None], "a": {"word": "Bäume"}}
+    write_json(path, content)
+    assert read_json(path) == content
+    assert path.read_text(encoding="utf-8").splitlines()[1:3] == ['  "a": {', '    "word": "Bäume"']
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"[1]", b"3"])
+def test_broken_json_is_one_line_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not valid JSON: |does not hold a JSON object") as caught:
+        read_json(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "missing")
+
+
+def test_discarded_folder_is_gone_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    for name in ("folder", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    (tmp_path / "link").symlink_to("kept")
+    discard(tmp_path / "folder")
+    discard(tmp_path / "link")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["kept", "kept/file"]
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from hf_gpt_scratch.runtime.files import write_whole
+from hf_gpt_scratch.runtime.files import write_file
 path, letter = Path(sys.argv[1]), sys.argv[2].encode()
 for _ in range(20):
-    write_whole(path, letter * 100_000)
+    write_file(path, letter * 100_000)
 """
 
 
@@ -163,5 +184,5 @@ def test_only_what_bears_the_mark_and_is_not_being_written_is_cleared(tmp_path: 
 def test_error_names_the_output_and_not_its_lock(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="directory|exists") as caught:
-        write_text(tmp_path / "file" / "text", "x")
+        write_file(tmp_path / "file" / "text", "x")
     assert caught.value.filename == str(tmp_path / "file" / "text")

@@ -405,6 +405,6 @@ def test_push_to_a_hub_that_hangs_is_left(start: Callable, hub: LoopbackHub, tex
     result.process.send_signal(signal.SIGTERM)
     assert result.wait() == 143
     assert result.said().splitlines()[-1] == (
-        "stopped by signal: the model is saved; push it again: python scripts/push_to_hub.py "
+        "stopped by signal: the model is saved; push it again: hf-gpt-scratch push "
         f"{result.folder / 'model'} alice/lamp --revision main"
     )

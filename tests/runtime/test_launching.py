@@ -30,7 +30,6 @@ ENDLESS = [*TINY, "--max_steps", "100000", "--num_train_epochs", "100000", "--ev
 CONFIGS = {
     "ddp.yaml": DistributedType.MULTI_GPU,
     "ddp_cpu.yaml": DistributedType.MULTI_CPU,
-    "deepspeed_zero3.yaml": DistributedType.DEEPSPEED,
     "fsdp2.yaml": DistributedType.FSDP,
 }
 
@@ -42,7 +41,6 @@ def test_every_config_is_read_by_accelerate(project_root: Path) -> None:
         config = load_config_from_file(str(folder / name))
         assert (config.distributed_type, config.num_processes) == (kind, 2)
     assert load_config_from_file(str(folder / "fsdp2.yaml")).fsdp_config["fsdp_version"] == 2
-    assert load_config_from_file(str(folder / "deepspeed_zero3.yaml")).deepspeed_config["zero_stage"] == 3
 
 
 def step_losses(folder: Path) -> list[float]:
@@ -211,7 +209,7 @@ class Job:
         return time.monotonic() - started
 
     def messages(self) -> list[str]:
-        """What was written to stderr, without the lines of progress and empty ones."""
+        """Return what was written to stderr, without the lines of progress and empty ones."""
         text = Path(self.errors.name).read_text(encoding="utf-8")
         return [line for line in re.split(r"[\r\n]+", text) if line.strip() and not line.startswith("step ")]
 

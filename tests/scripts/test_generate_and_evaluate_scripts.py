@@ -141,11 +141,15 @@ def test_evaluate_says_what_it_takes_of_a_folder(
 @pytest.mark.parametrize(
     ("script", "arguments", "reason"),
     [
-        ("generate.py", ["--model", "{run}", "--prompt", "x"], "holds no config.json, so it is no model folder: did"),
+        (
+            "generate.py",
+            ["--model", "{run}", "--prompt", "x"],
+            "holds no config.json, so it is not a model folder: did",
+        ),
         (
             "generate.py",
             ["--model", "{run}/model", "--prompt", "x", "--top-k", "-1"],
-            "argument --top-k: must be at least 0, got -1",
+            "argument --top_k: must be at least 0, got -1",
         ),
         (
             "generate.py",

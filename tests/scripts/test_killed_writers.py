@@ -1,18 +1,26 @@
-"""Proves for each kind of writer that a signal leaves nothing half written, and that what kill -9 leaves is its own.
+"""Proves for each kind of writer that it is durable, and that a signal leaves nothing half written.
 
-Each script is stopped while what it writes lies beside its place, and then ended. Beside it lies what has another
-name and is somebody else's: no run ever touches that.
+The kinds: checkpoint, repository with its card, settings, history and loss plot (train.py), tokens and their index and
+note (prepare_data.py), figure (plot_decoding.py), converted folder (convert_gpt2.py), code update (push_to_hub.py).
+Downloads are killed where they have a server: released files in tests/conversion/download, the sample text in
+tests/data/test_sample_texts.py. A push writes nothing here; tests/sharing kills it.
+
+Each script is stopped while what it writes lies beside its place, or right before it is renamed, and then ended.
+Beside it lies what has another name and is somebody else's: no run ever touches that.
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +34,36 @@ TRAIN = [
     *("--max_position_embeddings", "16", "--max_steps", "3", "--sample_tokens", "0", "--warmup_steps", "1"),
 ]
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
+# Loaded by Python itself: notes each fsync and rename, and kills the process right before one of them.
+SITE_CUSTOMIZE = """
+import json, os, signal, sys
+
+events, fsync = os.open(os.environ["TEST_EVENTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.fsync
+
+def note(*event):
+    os.write(events, (json.dumps(event) + "\\n").encode())
+
+def state(path):
+    status = os.stat(path)
+    return [status.st_mtime_ns, status.st_size]
+
+def noted_fsync(descriptor):
+    fsync(descriptor)
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    note("fsync", path, state(path))
+
+def hook(event, arguments):
+    if event != "os.rename":
+        return
+    source, target = (os.path.abspath(os.fsdecode(path)) for path in arguments[:2])
+    below = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in ("", *names)]
+    note("rename", source, target, {os.path.normpath(path): state(path) for path in below or [source]})
+    if os.path.basename(target) == os.environ.get("TEST_KILL_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = noted_fsync
+sys.addaudithook(hook)
+"""
 
 
 @dataclass
@@ -47,10 +85,12 @@ def start(environment: dict[str, str], project_root: Path, tmp_path: Path) -> It
     """Start a script; what is left of it at the end is killed."""
     started = []
 
-    def start(script: str, *arguments: object) -> subprocess.Popen:
+    def start(
+        script: str, *arguments: object, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen:
         command = [sys.executable, project_root / "scripts" / script, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+        started.append(subprocess.Popen(command, cwd=tmp_path, env={**environment, **variables}, **pipes))
         return started[-1]
 
     yield start
@@ -115,11 +155,17 @@ def writers(folder: Path, model: Path) -> dict[str, Writer]:
             f"run/.model{MARK}/*.safetensors",
             ("--resume",),
         ),
+        "checkpoint": Writer(
+            ["train.py", *TRAIN, "--output_dir", folder / "run"],
+            folder / "run" / "checkpoints" / "step-00000003",
+            f"run/checkpoints/.step-00000003{MARK}/*.safetensors",
+            ("--resume",),
+        ),
         "code": Writer(["push_to_hub.py", "--update-code", old], old / "config.json", f"../old/.*{MARK}"),
     }
 
 
-KINDS = ["export", "shards", "figures", "run", "code"]
+KINDS = ["export", "shards", "figures", "run", "checkpoint", "code"]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -152,7 +198,7 @@ def test_end_in_mid_write(
         assert writer.output.exists()
     else:
         assert code == 128 + number
-        expected = "stopped by signal" if kind == "run" else f"ended by {number.name}"
+        expected = "stopped by signal" if kind in ("run", "checkpoint") else f"ended by {number.name}"
         assert errors.splitlines()[-1].startswith(expected)
         assert not list(tmp_path.rglob(f"*{MARK}*"))
 
@@ -162,6 +208,113 @@ def test_end_in_mid_write(
     assert writer.output.exists()
     assert not list(tmp_path.rglob(f"*{MARK}*"))
     assert all((stranger / "file").is_file() for stranger in strangers)
+
+
+@pytest.fixture
+def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables with which a script notes its file events."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(SITE_CUSTOMIZE)
+    return {"PYTHONPATH": str(folder), "TEST_EVENTS": str(folder / "events")}
+
+
+def renames_before_fsync(events: list[list[Any]], folder: Path) -> list[str]:
+    """Name what was renamed into place before it was on the disk, or whose name was not brought there next."""
+    faults, flushed, waiting = [], {}, None
+    for kind, path, *facts in events:
+        if kind == "fsync":
+            flushed[path] = facts[0]
+            waiting = None if waiting and path == str(Path(waiting).parent) else waiting
+            continue
+        target, written = facts
+        if target.startswith(str(folder)) and MARK not in target.removeprefix(str(folder)):
+            faults += [f"{name} of {target}" for name, state in written.items() if flushed.get(name) != state]
+            faults += [f"the name of {waiting}"] if waiting else []
+            waiting = target
+    return faults + ([f"the name of {waiting}"] if waiting else [])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("export", "code") else pytest.mark.resilience)
+        for kind in KINDS
+        if kind != "checkpoint"  # "run" writes one
+    ],
+)
+def test_what_is_renamed_into_place_is_on_the_disk_before(
+    start: Callable, finished_folder: Path, tmp_path: Path, watched: dict[str, str], kind: str
+) -> None:
+    """Nothing is written after its last fsync, the folder's own follows the rename, and no file comes another way."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    writer = writers(folder, finished_folder)[kind]
+    begin = time.time_ns()
+    process = start(*writer.command, variables=watched)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    events = [json.loads(line) for line in Path(watched["TEST_EVENTS"]).read_text().splitlines()]
+    assert renames_before_fsync(events, tmp_path) == []
+    targets = {event[2] for event in events if event[0] == "rename"}
+    made = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mtime_ns > begin]
+    otherwise = {path.name for path in made if not targets & {str(path), *map(str, path.parents)}}
+    assert otherwise <= {"history.jsonl", ".lock"}, "appended to and written in place"
+    assert made
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("code", "config.json"),
+        ("code", "modeling_gpt_scratch.py"),
+        *(
+            pytest.param(kind, name, marks=pytest.mark.resilience)
+            for kind, names in {
+                "run": ["settings.json", "step-00000003", "loss.png", "README.md", "config.json", "model"],
+                "shards": ["unfinished.json", "train-00001.safetensors", "index.json"],
+                "figures": ["bars.png"],
+                "export": ["config.json", "stock"],
+            }.items()
+            for name in names
+        ),
+    ],
+)
+def test_kill_right_before_a_rename(
+    start: Callable, finished_folder: Path, tmp_path: Path, watched: dict[str, str], kind: str, name: str
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    writer = writers(folder, finished_folder)[kind]
+    killed = start(*writer.command, variables={**watched, "TEST_KILL_AT": name})
+    _, errors = killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert list(tmp_path.rglob(f".*{MARK}"))
+    again = start(*writer.command, *writer.again)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert writer.output.exists()
+    assert not list(tmp_path.rglob(f"*{MARK}*"))
+
+
+@pytest.mark.resilience
+def test_kill_while_a_damaged_history_is_rebuilt(start: Callable, tmp_path: Path, watched: dict[str, str]) -> None:
+    run = tmp_path / "run"
+    command = ["train.py", *TRAIN, "--output_dir", run]
+    assert start(*command).wait(300) == 0
+    history = run / "history.jsonl"
+    damaged = b"?" + history.read_bytes()
+    history.write_bytes(damaged)
+    variables = {**watched, "TEST_KILL_AT": history.name}
+    killed = start(*command, "--resume", variables=variables)
+    assert killed.wait(300) == -signal.SIGKILL
+    assert history.read_bytes() == damaged
+    again = start(*command, "--resume")
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "line 1 cannot be read" in errors
+    assert all(json.loads(line) for line in history.read_text().splitlines())
+    assert [path.read_bytes() for path in run.glob("history.damaged*")] == [damaged] * 2
+    assert not list(run.rglob(f"*{MARK}*"))
 
 
 def test_what_another_process_is_writing_is_left_to_it(start: Callable, finished_folder: Path, tmp_path: Path) -> None:
@@ -185,7 +338,7 @@ def test_what_another_process_is_writing_is_left_to_it(start: Callable, finished
 
 
 def test_proof_of_a_conversion_ends_with_it(start: Callable, finished_folder: Path, tmp_path: Path) -> None:
-    """The fresh process that loads the folder is no orphan after kill -9, and its files lie in the folder."""
+    """The fresh process that loads the folder does not outlive kill -9, and its files lie in the folder."""
     command = ["convert_gpt2.py", "--export-stock", "--from-dir", finished_folder, "--output", tmp_path / "stock"]
     process = start(*command)
     while not (children := psutil.Process(process.pid).children()):

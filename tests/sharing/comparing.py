@@ -1,4 +1,4 @@
-"""Which state of a model a folder or a commit holds: byte for byte, by name and by hash."""
+"""Find out which state of a model a folder or a commit holds: byte for byte, by name and by hash."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def differing(folder: Path, other: Path) -> list[str]:
 
 
 def is_same(file: File, expected: bytes) -> bool:
-    """Whether a file on the Hub, large or not, has this content."""
+    """Return True if a file on the Hub, large or not, has this content."""
     return file.content == expected if file.sha256 is None else file.sha256 == hashlib.sha256(expected).hexdigest()
 
 

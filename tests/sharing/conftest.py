@@ -1,4 +1,4 @@
-"""What the proofs of sharing need: two states of a model's folder, pushing as users do, and what a Hub holds."""
+"""Fixtures for tests of sharing: two states of a model's folder, pushing as users do, and what a Hub holds."""
 
 import os
 import subprocess

@@ -57,7 +57,7 @@ def pull(hub: LoopbackHub, folder: Path, calls: Calls, remote_code: bool) -> Out
 
 
 def requests(hub: LoopbackHub, folder: Path, transfer: str, remote_code: bool) -> list[tuple[str, str]]:
-    """What an undisturbed pull asks for: routes and paths, with {repo_id} in the place of the name."""
+    """Return what an undisturbed pull asks for: routes and paths, with {repo_id} in the place of the name."""
     repo_id = f"alice/undisturbed-{transfer}"
     hub.copy_repository(f"alice/{transfer}", repo_id)
     number = len(hub.requests)
@@ -82,7 +82,7 @@ class Row:
 
 
 def good_pull(model: GPTScratchForCausalLM) -> dict[str, Any]:
-    """What every pull that succeeds must have got."""
+    """Return what every pull that succeeds must have got."""
     with torch.no_grad():
         logits = model(torch.tensor(INPUT_IDS)).logits
     return {

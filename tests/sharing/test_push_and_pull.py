@@ -61,7 +61,7 @@ def pushed(
             assert result.returncode == 0, result.stderr
             done[repo_id] = shared_hub.repo(repo_id).head().sha
             assert f'from_pretrained("{repo_id}", revision="{done[repo_id]}", trust_remote_code=True)' in result.stdout
-            # What one commit of the Hub's own and one of ours hold; and the files came as they should.
+            # One commit of the Hub's own, one of this push; and the files came as they should.
             assert len(shared_hub.repo(repo_id).commits) == 2
             assert bool(shared_hub.repo(repo_id).uploads) == (transfer == "lfs")
         return repo_id, done[repo_id]

@@ -57,7 +57,7 @@ class Scene:
     def states(self) -> dict[str, dict[str, bytes]]:
         return {"old": content(self.old), "new": content(self.new)}
 
-    def order(self, scenario: str) -> PushRequest:
+    def request(self, scenario: str) -> PushRequest:
         """A push to a new branch of a repository that holds the old state, with a tag; or to none, a private one."""
         repo_id = f"alice/toy-{next(self.numbers)}"
         if scenario == "first":
@@ -65,17 +65,17 @@ class Scene:
         self.hub.copy_repository("alice/old", repo_id)
         return PushRequest(str(self.new), repo_id, revision="next", tag="v0.1", timeout=TIMEOUT)
 
-    def seen(self, order: PushRequest) -> list[str]:
+    def seen(self, request: PushRequest) -> list[str]:
         """The states of the branch so far."""
-        repository = self.hub.repositories.get(order.repo_id)
-        if repository is None or order.revision not in repository.branches:
+        repository = self.hub.repositories.get(request.repo_id)
+        if repository is None or request.revision not in repository.branches:
             return []
-        return history(repository, order.revision, self.states)
+        return history(repository, request.revision, self.states)
 
     def requests(self, scenario: str) -> list[tuple[str, int]]:
-        """What an undisturbed push asks for: route, and how often it was asked for before."""
+        """Return what an undisturbed push asks for: route, and how often it was asked for before."""
         number = len(self.hub.requests)
-        push(self.order(scenario))
+        push(self.request(scenario))
         routes = self.hub.routes_asked(number)
         return [(route, routes[:position].count(route)) for position, route in enumerate(routes)]
 
@@ -104,11 +104,11 @@ def scene(
 
 def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str, times: int = 1) -> list[str]:
     """One push with one fault, all that must hold, and a row of the table."""
-    order = scene.order(scenario)
+    request = scene.request(scenario)
     fault = scene.hub.fault(route, kind, times, skip=earlier)
     start, number = time.monotonic(), len(scene.hub.requests)
     try:
-        push(order)
+        push(request)
         outcome = "succeeded"
     except OSError as error:
         outcome = str(error)
@@ -122,19 +122,19 @@ def push_into(scene: Scene, scenario: str, route: str, earlier: int, kind: str, 
     assert seconds < SLOW_DISK, name
 
     before = ["empty"] if scenario == "first" else ["empty", "old"]
-    seen = scene.seen(order)
+    seen = scene.seen(request)
     assert seen in ([], before, [*before, "new"]), f"{name}: {outcome}, {seen}"
     if outcome == "succeeded":
         assert seen == [*before, "new"], name
     else:
         assert times > 1, f"{name}: {outcome}"
         assert "push again" in outcome, name
-    again = push(order)
-    assert scene.seen(order) == [*before, "new"], name
-    repository = scene.hub.repo(order.repo_id)
-    assert again.commit == repository.head(order.revision).sha
-    assert repository.private == order.private
-    assert repository.tags == ({"v0.1": again.commit} if order.tag else {}), name
+    again = push(request)
+    assert scene.seen(request) == [*before, "new"], name
+    repository = scene.hub.repo(request.repo_id)
+    assert again.commit == repository.head(request.revision).sha
+    assert repository.private == request.private
+    assert repository.tags == ({"v0.1": again.commit} if request.tag else {}), name
     remote = "new" if seen[-1:] == ["new"] else "old"
     kind = f"{kind}, for good" if times > 1 else kind
     return [
@@ -188,14 +188,14 @@ def test_every_fault_at_every_request_of_a_push(
 
 def test_the_check_sees_a_mixed_commit(scene: Scene) -> None:
     """The control: a Hub that made a commit of half the changes, or two of one push, would be found out."""
-    order = scene.order("next")
-    push(order)
-    repository = scene.hub.repo(order.repo_id)
+    request = scene.request("next")
+    push(request)
+    repository = scene.hub.repo(request.repo_id)
     old, new = repository.head("main").files, repository.head("next").files
     weights = "model-00001-of-00002.safetensors"
     repository.add_commit("next", new | {weights: old[weights]}, "half", "", "alice")
     repository.add_commit("next", new, "again", "", "alice")
-    assert scene.seen(order) == ["empty", "old", "new", "mixed", "new"]
+    assert scene.seen(request) == ["empty", "old", "new", "mixed", "new"]
     broken = Commit("0" * 40, None, "", "", "", {"README.md": File.regular(b"another")})
     assert state(broken, scene.states) == "mixed"
     assert isinstance(repository, Repository)

@@ -59,8 +59,8 @@ class Scene:
 
     def start_push(self, repo_id: str, state: str = "sharded") -> subprocess.Popen:
         """The process that does the work; `push_folder` and the scripts start it in just this way."""
-        order = PushRequest(str(self.folders[state]), repo_id)
-        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(order))])
+        request = PushRequest(str(self.folders[state]), repo_id)
+        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(request))])
 
     def start_script(self, repo_id: str) -> subprocess.Popen:
         script = self.project_root / "scripts" / "push_to_hub.py"
@@ -142,7 +142,7 @@ def kill_at(scene: Scene, route: str, earlier: int) -> list[str]:
 
 
 def requests_of(scene: Scene) -> list[tuple[str, int]]:
-    """What an undisturbed push asks for: route, and how often it was asked for before."""
+    """Return what an undisturbed push asks for: route, and how often it was asked for before."""
     number = len(scene.hub.requests)
     scene.push(scene.new_repository())
     routes = scene.hub.routes_asked(number)

@@ -7,8 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -118,22 +119,21 @@ def print_line(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-@dataclass
 class Bars:
-    """A bar for the file that comes and one for all."""
+    """A bar for the file that comes and one for all; the bytes are those that are known.
 
-    shown: bool
-    num_bytes: int  # of all files, as far as it is known
-    file: tqdm = field(init=False)
-    total: tqdm = field(init=False)
+    Args:
+        shown: show them, if stderr is a terminal.
+        num_bytes: of all files.
+    """
 
-    def __enter__(self) -> "Bars":
-        style = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None if self.shown else True}
-        self.total = tqdm(desc="all files", total=self.num_bytes, position=1, **style)
-        self.file = tqdm(position=0, **style)
-        return self
+    def __init__(self, shown: bool, num_bytes: int) -> None:
+        bar = partial(tqdm, unit="B", unit_scale=True, unit_divisor=1024, disable=None if shown else True)
+        self.total = bar(desc="all files", total=num_bytes, position=1)
+        self.file = bar(position=0)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Leave both bars as they are."""
         self.file.close()
         self.total.close()
 
@@ -144,10 +144,9 @@ class Bars:
         self.file.set_description(name)
 
     def show(self, done: int, num_bytes: int | None) -> None:
-        """Show how much of the file is there; less than before, if it had to begin anew."""
-        if self.file.total != num_bytes:
-            self.total.total += (num_bytes or 0) - (self.file.total or 0)
-            self.file.total = num_bytes
+        """Show how much of the file is there; less than before, if it had to begin again."""
+        self.total.total = (self.total.total or 0) + (num_bytes or 0) - (self.file.total or 0)
+        self.file.total = num_bytes
         self.total.update(done - self.file.n)
         self.file.update(done - self.file.n)
 
@@ -166,7 +165,7 @@ class Download:
         """Fetch what is not there yet."""
         missing = [name for name in self.size.files if not self.seems_there(name)]
         self.check_space(missing)
-        with requests.Session() as session, Bars(progress, self.known_bytes(missing)) as bars:
+        with requests.Session() as session, closing(Bars(progress, self.known_bytes(missing))) as bars:
             session.max_redirects = MAX_REDIRECTS
             for name in self.size.files:
                 # One after the other, for what the data should hold is known when the index is there.

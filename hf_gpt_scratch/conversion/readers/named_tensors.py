@@ -1,7 +1,7 @@
-"""What every reader of a checkpoint hands out: tensors by name, whole or piece by piece."""
+"""The interface that every checkpoint reader shares: a mapping from name to tensor."""
 
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -10,39 +10,29 @@ Shape = tuple[int, ...]
 
 
 class NamedTensors(Mapping[str, np.ndarray]):
-    """The tensors of a checkpoint by name; each is read when it is asked for. Several threads may ask at once.
+    """The tensors of a checkpoint by name; each is read, and its checksum verified, when it is asked for.
 
     Attributes:
         shapes: of each tensor.
-        dtypes: of each tensor, as it is handed out.
+        dtypes: of each tensor, as it is returned.
     """
 
     shapes: dict[str, Shape]
     dtypes: dict[str, np.dtype]
 
-    def read_into(self, name: str, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Fill one array after the other with the values of a tensor, in order, and hand each out again.
+    def __len__(self) -> int:
+        return len(self.shapes)
 
-        Args:
-            name: of the tensor.
-            pieces: C-contiguous arrays of its dtype that together hold as many values. Each is asked for when the one
-                before is done with, so all of them may be the same memory.
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
 
-        Raises:
-            ValueError: the tensor is damaged; nothing but that its last piece is handed out says that it is not.
-        """
-        values = self[name].reshape(-1)
-        position = 0
-        for piece in pieces:
-            piece.reshape(-1)[...] = values[position : position + piece.size]
-            free_pages(values)
-            position += piece.size
-            yield piece
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # Mapping's own would read the tensor
 
 
 def free_pages(array: np.ndarray) -> None:
-    """Give back the memory that reading a mapped tensor took so far; what is read again comes from the file again."""
-    base = array
+    """Release the resident pages of a memory-mapped array; reading it again loads them from the file again."""
+    base: object = array
     while isinstance(base, np.ndarray | memoryview):  # numpy holds the map through a memoryview
         base = base.base if isinstance(base, np.ndarray) else base.obj
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

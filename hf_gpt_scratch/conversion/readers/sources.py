@@ -1,4 +1,4 @@
-"""Opening a checkpoint, whatever wrote it: which file it is, its tensors, and the settings that lie beside it."""
+"""Opening a checkpoint of any kind: its file, its tensors, and the settings that lie beside it."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
+from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, WEIGHTS_FILE, open_safetensors
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
+from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
 from hf_gpt_scratch.conversion.readers.tf_paths import find_checkpoint_prefix
-from hf_gpt_scratch.conversion.writers.safetensors_files import INDEX_FILE, WEIGHTS_FILE, open_safetensors
 
 
-READERS = ("bundle", "tensorflow")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 OURS = "gpt_scratch"
 
@@ -26,7 +26,7 @@ class Source:
         reader: what reads it.
         hint: name of the format, if the settings say it.
         settings: hparams.json, config.json or the model_args of nanoGPT; empty if there are none.
-        dropped: what is in the files and is no tensor of a model, with the reason.
+        dropped: what is in the files and not a tensor of a model, with the reason.
         files: the files that make it up.
     """
 
@@ -48,7 +48,7 @@ def open_source(path: str | Path, reader: str = "bundle") -> Source:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: a file is damaged or of no known kind, or a folder leaves open which file is meant.
+        ValueError: a file is damaged or of an unknown kind, or a folder holds several that could be meant.
     """
     path = find_weights(Path(path))
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
@@ -69,7 +69,7 @@ def open_source(path: str | Path, reader: str = "bundle") -> Source:
 
 
 def find_weights(path: Path) -> Path:
-    """Choose the file of a folder; a path that is no folder is returned as it is.
+    """Choose the file of a folder; a path to something else is returned as it is.
 
     Raises:
         FileNotFoundError: there is nothing, or nothing that holds weights.
@@ -97,12 +97,7 @@ def find_weights(path: Path) -> Path:
 
 def _open_tensorflow(path: Path, reader: str) -> Source:
     prefix = find_checkpoint_prefix(path)
-    if reader == "tensorflow":
-        from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
-
-        tensors = open_tf_checkpoint(prefix)
-    else:
-        tensors = open_tensor_bundle(prefix)
+    tensors = open_tf_checkpoint(prefix) if reader == "tensorflow" else open_tensor_bundle(prefix)
     hparams = prefix.parent / "hparams.json"
     return Source(
         tensors,
@@ -110,7 +105,7 @@ def _open_tensorflow(path: Path, reader: str) -> Source:
         reader,
         hint="openai" if any(name.startswith("model/") for name in tensors.shapes) else None,
         settings=read_json(hparams) if hparams.is_file() else {},
-        dropped=dict(getattr(tensors, "skipped", {})),
+        dropped=dict(tensors.skipped),
         files=sorted(
             file
             for file in prefix.parent.iterdir()
@@ -130,7 +125,7 @@ def _read_model_config(source: Source) -> Source:
         source.settings = read_json(path)
         source.hint = source.settings.get("model_type")
         if source.hint not in (None, "gpt2", OURS):
-            raise ValueError(f"{path} is of a {source.hint!r} model, which is no GPT-2: only GPT-2 can be converted")
+            raise ValueError(f"{path} is of a {source.hint!r} model: only GPT-2 can be converted")
     return source
 
 
@@ -145,5 +140,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not JSON: fetch it again, or remove it if the shapes are to decide") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: fetch it again, or remove it if the shapes are to decide")
+        raise ValueError(f"{path} is not a JSON object: fetch it again, or remove it if the shapes are to decide")
     return content

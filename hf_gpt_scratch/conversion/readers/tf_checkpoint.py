@@ -1,7 +1,6 @@
 """TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -32,15 +31,6 @@ class TFCheckpoint(NamedTensors):
         self.shapes = {name: tuple(shapes[name]) for name, number in dtypes.items() if number in NUMPY_DTYPES}
         self.dtypes = {name: NUMPY_DTYPES[dtypes[name]] for name in self.shapes}
         self.skipped = {name: skip_reason(number) for name, number in dtypes.items() if number not in NUMPY_DTYPES}
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes  # what Mapping does would read the tensor
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.skipped:

@@ -1,7 +1,7 @@
 """Checkpoints of torch.save, as numpy arrays: the only place of the converter that imports torch, and torch.load."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,6 @@ class TorchTensors(NamedTensors):
         array.flags.writeable = False
         return array
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
 
 def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
     import torch
@@ -77,8 +71,10 @@ def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dic
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
     key = next((key for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), None)
     state_dict = content if key is None else content[key]
-    if strangers := [str(name) for name, value in state_dict.items() if not _is_plain_tensor(value)]:
-        raise ValueError(f"{path} holds {', '.join(strangers[:8])}, no plain tensors: save model.state_dict()")
+    if non_tensors := [str(name) for name, value in state_dict.items() if not _is_plain_tensor(value)]:
+        raise ValueError(
+            f"{path} holds {', '.join(non_tensors[:8])}, which are not plain tensors: save model.state_dict()"
+        )
     others = (
         {} if key is None else {str(name): f"not the weights, which are in {key!r}" for name in content if name != key}
     )
@@ -99,7 +95,7 @@ def _refuse_damage(path: Path) -> None:
             damaged = archive.testzip()
     except zipfile.BadZipFile:
         raise ValueError(
-            f"{path} is no file of torch.save, or it was cut off: fetch it again; "
+            f"{path} is not a file of torch.save, or is truncated: fetch it again; "
             "a file of torch before 1.6 must be saved again with a later one"
         ) from None
     if damaged is not None:

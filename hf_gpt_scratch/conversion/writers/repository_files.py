@@ -4,6 +4,7 @@ Tests hold every one of them against what transformers itself writes for the sam
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,34 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def transformers_version() -> str:
-    """The installed version, without importing it."""
+    """Return the installed version without importing it."""
     # Imported here: it brings the email package, which the writing of weights does without.
     from importlib.metadata import version
 
     return version("transformers")
 
 
-def write_model_files(folder: Path, config: dict[str, Any], dtype: str) -> None:
+def write_model_files(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
     """Write config.json, generation_config.json, the code files and, where it fits, GPT-2's tokenizer."""
     about = {"architectures": ["GPTScratchForCausalLM"], "auto_map": AUTO_MAP, "model_type": "gpt_scratch"}
     about |= {"dtype": dtype, "transformers_version": transformers_version()}
     if has_gpt2_vocabulary(config):
         about["tokenizer_class"] = TOKENIZER_CLASS
         write_tokenizer(folder, config["max_position_embeddings"])
-    write_json(folder / "config.json", config | about)
+    write_json(folder / "config.json", {**config, **about})
     write_generation_config(folder, config)
     for name, content in read_code().items():
         (folder / name).write_bytes(content)
 
 
-def write_generation_config(folder: Path, config: dict[str, Any]) -> None:
+def write_generation_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the special tokens, those that are set."""
     special = {key: config[key] for key in SPECIAL_TOKENS if config[key] is not None}
     write_json(folder / "generation_config.json", special | {"transformers_version": transformers_version()})
 
 
-def has_gpt2_vocabulary(config: dict[str, Any]) -> bool:
-    """Whether GPT-2's tokenizer fits: its ids all have an embedding. More rows are padding of the vocabulary."""
+def has_gpt2_vocabulary(config: Mapping[str, Any]) -> bool:
+    """Return True if every id of GPT-2's tokenizer has an embedding; more rows are padding of the vocabulary."""
     return config["vocab_size"] >= NUM_GPT2_TOKENS
 
 

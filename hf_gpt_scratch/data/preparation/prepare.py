@@ -24,14 +24,13 @@ from hf_gpt_scratch.data.preparation.progress import (
     forget_progress,
     note_shards,
     refuse_foreign_folder,
-    write_json,
 )
 from hf_gpt_scratch.data.preparation.split_writer import SplitWriter
 from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
 from hf_gpt_scratch.data.token_folder import INDEX_NAME, read_index
 from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, VOCAB_SIZE, token_dtype
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
-from hf_gpt_scratch.runtime.files import clear_unfinished
+from hf_gpt_scratch.runtime.files import clear_unfinished, write_json
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Preparation:
                 "first_bad_row": self.skipped.first,
             },
         }
-        write_json(self.folder / INDEX_NAME, index)
+        write_json(self.folder / INDEX_NAME, index, sort_keys=False)
         forget_progress(self.folder)
         return index
 

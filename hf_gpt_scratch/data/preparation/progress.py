@@ -1,13 +1,12 @@
 """What is done of a preparation, so that another process can go on: the file `unfinished.json`."""
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hf_gpt_scratch.data.token_folder import INDEX_NAME, UNFINISHED_NAME
-from hf_gpt_scratch.runtime.files import file_sha256, is_unfinished, write_whole
+from hf_gpt_scratch.runtime.files import file_sha256, is_unfinished, read_json, write_json
 
 
 LOCK_NAME = ".lock"
@@ -33,7 +32,7 @@ def find_finished_shards(folder: Path, plan: dict[str, Any], num_workers: int, s
     if not note.exists():
         return {split: [] for split in SPLITS}
     try:
-        saved = json.loads(note.read_text(encoding="utf-8"))
+        saved = read_json(note)
         shards = {split: saved["shards"][split] for split in SPLITS}
         is_same = saved["plan"] == plan
     except (ValueError, KeyError, TypeError):
@@ -66,14 +65,9 @@ def drop_damaged(folder: Path, shards: list[dict[str, Any]], num_workers: int, s
 
 def note_shards(folder: Path, plan: dict[str, Any], shards: Shards) -> None:
     """Write down which shards are done."""
-    write_json(folder / UNFINISHED_NAME, {"plan": plan, "shards": shards})
+    write_json(folder / UNFINISHED_NAME, {"plan": plan, "shards": shards}, sort_keys=False)
 
 
 def forget_progress(folder: Path) -> None:
     """Remove the note of a folder that is finished."""
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that people may want to read."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())

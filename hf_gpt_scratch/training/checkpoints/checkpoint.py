@@ -8,9 +8,7 @@ A checkpoint is a folder `step-00000120`:
     manifest.json           SHA-256 of each file, settings, processes, versions; without it a checkpoint does not count
 """
 
-import json
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
+from hf_gpt_scratch.runtime.files import atomic_folder, discard, name_file_in_errors, read_json, write_json
 from hf_gpt_scratch.training.checkpoints.manifest import (
     MANIFEST,
     find_corruption,
@@ -36,9 +34,7 @@ from hf_gpt_scratch.training.progress import Progress
 
 
 PREFIX = "step-"
-REPLACED = ".replaced"  # suffix of a checkpoint while another of the same step takes its place
-UNFINISHED = ".unfinished-"  # prefix of a checkpoint that is being written or deleted
-NAME = re.compile(rf"{PREFIX}[0-9]{{8,}}({re.escape(REPLACED)})?")
+NAME = re.compile(rf"{PREFIX}[0-9]{{8,}}")
 IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
 
 
@@ -137,19 +133,14 @@ def save_checkpoint(
 
     def write() -> Path:
         path = folder / f"{PREFIX}{saved.progress.global_step:08d}"
-        unfinished = folder / f"{UNFINISHED}{path.name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
+        if path.exists() and not path.is_dir():  # somebody else's
+            path.rename(path.with_name(f"{path.name}.file"))
+        with atomic_folder(path, replace=True) as unfinished:
             for process, states in enumerate(random_states):
                 save_tensors(states, unfinished / f"rng_{process}.safetensors")
             save_tensors(parameters, unfinished / "model.safetensors")
             save_tensors(tensors, unfinished / "optimizer.safetensors")
             write_state(saved, unfinished)
-            publish(unfinished, path)
-        except OSError:
-            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
-            raise
         return path
 
     return on_main_process(accelerator, write)
@@ -159,34 +150,9 @@ def write_state(saved: SavedState, folder: Path) -> None:
     """Write state.json, then the manifest over all files of the folder."""
     values = asdict(saved)
     facts = {name: values.pop(name) for name in IN_MANIFEST}
-    with name_file_in_errors(folder / "state.json"):
-        (folder / "state.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+    write_json(folder / "state.json", values, sort_keys=False)
     progress = saved.progress
     write_manifest(folder, {"global_step": progress.global_step, "tokens_seen": progress.tokens_seen, **facts})
-
-
-def publish(unfinished: Path, path: Path) -> None:
-    """Give a finished checkpoint its name; one of the same step stays usable until then."""
-    replaced = path.with_name(path.name + REPLACED)
-    if path.exists() and not path.is_dir():  # of somebody else
-        path.rename(path.with_name(f"{path.name}.file"))
-    if path.exists():
-        discard(replaced)
-        path.rename(replaced)
-    unfinished.rename(path)
-    flush(path.parent)
-    discard(replaced)
-
-
-def discard(path: Path) -> None:
-    """Delete a checkpoint, if it is there; a partly deleted one never has its name."""
-    if path.is_symlink():  # its target was put there by hand
-        path.unlink()
-    elif path.exists():
-        doomed = path.with_name(f"{UNFINISHED}{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -195,18 +161,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (-step_of(path), path.name))
 
 
-def find_unfinished(folder: Path) -> list[Path]:
-    """Return the checkpoint folders that a killed run was writing or deleting."""
-    return [
-        path
-        for path in folder.glob(f"{UNFINISHED}*")
-        if NAME.fullmatch(path.name.removeprefix(UNFINISHED)) and path.is_dir() and not path.is_symlink()
-    ]
-
-
 def step_of(path: Path) -> int:
     """Return the step in a checkpoint's name."""
-    return int(path.name.removeprefix(PREFIX).removesuffix(REPLACED))
+    return int(path.name.removeprefix(PREFIX))
 
 
 def remove_old_checkpoints(newest: Path, keep: int, best_step: int | None = None) -> None:
@@ -259,7 +216,7 @@ def read_state(path: Path) -> SavedState:
         ValueError: `save_checkpoint` did not write it so.
     """
     try:
-        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        values = read_json(path / "state.json")
         facts = {name: value for name, value in read_manifest(path).items() if name in IN_MANIFEST}
         return SavedState(**facts, **{**values, "progress": Progress(**values["progress"])})
     except (ValueError, TypeError, KeyError) as error:

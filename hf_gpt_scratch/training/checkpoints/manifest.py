@@ -8,7 +8,7 @@ import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import file_sha256, flush, name_file_in_errors
+from hf_gpt_scratch.runtime.files import file_sha256, read_json, write_json
 
 
 MANIFEST = "manifest.json"
@@ -20,21 +20,15 @@ def digest(content: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Hash and flush all files of a folder, then write its manifest.
+    """Hash all files of a folder, then write its manifest.
 
     Args:
         folder: holds everything but the manifest.
         facts: JSON-ready; written beside the hashes.
     """
     files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-    for name in files:
-        flush(folder / name)
     content = {**facts, "files": files}
-    path = folder / MANIFEST
-    with name_file_in_errors(path):
-        path.write_text(json.dumps({**content, "sha256": digest(content)}, indent=2), encoding="utf-8")
-        flush(path)
-        flush(folder)
+    write_json(folder / MANIFEST, {**content, "sha256": digest(content)}, sort_keys=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -45,7 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it was changed, or names a file outside the folder.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(folder / MANIFEST)
         if content.pop("sha256") != digest(content):
             raise ValueError("hash mismatch")
         names = list(content["files"])

@@ -10,7 +10,6 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from hf_gpt_scratch.runtime.files import clear_unfinished, name_file_in_errors
-from hf_gpt_scratch.training.checkpoints.checkpoint import find_unfinished
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -142,8 +141,7 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
 def clear_leftovers(folder: Path) -> None:
     """Delete unfinished files and folders that a killed run left in its output folder."""
     clear_unfinished(folder)
-    for path in find_unfinished(folder / "checkpoints"):
-        shutil.rmtree(path)
+    clear_unfinished(folder / "checkpoints")
     pushed = folder / UNFINISHED_MODEL
     if (pushed / "config.json").is_file() and not pushed.is_symlink():
         shutil.rmtree(pushed)

@@ -22,7 +22,7 @@ def push_result(settings: TrainingSettings, folder: Path) -> list[str]:
     repo_id = str(settings.push_to_hub)
     private = " --private" if settings.hub_private_repo else ""
     again = (
-        f"the model is saved; push it again: python scripts/push_to_hub.py {folder} {repo_id} "
+        f"the model is saved; push it again: hf-gpt-scratch push {folder} {repo_id} "
         f"--revision {settings.hub_revision}{private}"
     )
     try:

@@ -4,7 +4,6 @@ The good files were written by TensorFlow itself; where it is not installed, and
 encoder of the tests that TensorFlow's reader accepts. The corpora of damage come from a fixed seed.
 """
 
-import os
 import random
 import shutil
 import sys
@@ -212,39 +211,29 @@ def test_unknown_dtype_is_listed(tmp_path):
     assert open_tensor_bundle(tmp_path).skipped == {"new": "numpy has no dtype number 99 of TensorFlow"}
 
 
-# Read piece by piece
-
-
-def test_a_tensor_without_values_has_no_pieces_and_is_verified_too(tmp_path):
+def test_a_tensor_without_values_is_verified_too(tmp_path):
     write_bundle(tmp_path / "model.ckpt", {"none": np.zeros((0, 3), np.float32), "v": np.ones(2, np.float32)})
-    assert list(open_tensor_bundle(tmp_path).read_into("none", [])) == []
+    assert open_tensor_bundle(tmp_path)["none"].shape == (0, 3)
     (tmp_path / "model.ckpt.index").write_bytes(table({b"": header(), b"none": entry((0, 3), size=0, crc32c=5)}))
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged at none"):
-        list(open_tensor_bundle(tmp_path).read_into("none", []))
+        open_tensor_bundle(tmp_path)["none"]
 
 
 @pytest.mark.parametrize("byte", [0, -1], ids=["first", "last"])
-def test_the_last_piece_of_a_damaged_tensor_is_never_handed_out(tmp_path, byte):
-    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(100, np.float32)})
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20], ids=["mapped", "read"])
+def test_a_damaged_tensor_is_refused_mapped_or_read(tmp_path, monkeypatch, byte, held_bytes):
+    monkeypatch.setattr(tensor_bundle, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(tensor_bundle, "READ_BYTES", 120)
+    values = np.arange(100, dtype=np.float32)
+    write_bundle(tmp_path / "model.ckpt", {"v": values})
+    assert np.array_equal(open_tensor_bundle(tmp_path)["v"], values)
     data = tmp_path / "model.ckpt.data-00000-of-00001"
     content = bytearray(data.read_bytes())
     content[byte] ^= 1
     data.write_bytes(content)
-    memory = np.empty(30, np.float32)
-    pieces = open_tensor_bundle(tmp_path).read_into("v", (memory[:size] for size in (30, 30, 30, 10)))
-    assert [len(next(pieces)) for _ in range(3)] == [30, 30, 30]
     with pytest.raises(CheckpointError, match="damaged at v"):
-        next(pieces)
-
-
-def test_a_file_cut_while_it_is_read(tmp_path):
-    write_bundle(tmp_path / "model.ckpt", {"v": np.ones(1 << 20, np.float32)})
-    pieces = open_tensor_bundle(tmp_path).read_into("v", np.empty((2, 1 << 19), np.float32))
-    next(pieces)
-    os.truncate(tmp_path / "model.ckpt.data-00000-of-00001", 3 << 20)
-    with pytest.raises(CheckpointError, match=r"damaged at v \(1048576 bytes are missing\)"):
-        next(pieces)
+        open_tensor_bundle(tmp_path)["v"]
 
 
 # Damage

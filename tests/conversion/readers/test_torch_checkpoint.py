@@ -66,8 +66,8 @@ def test_dtypes(tmp_path: Path) -> None:
     [
         ([torch.ones(2)], "holds a list, not a state dict"),
         (torch.ones(2), "holds a Tensor, not a state dict"),
-        ({"w": torch.ones(2), "step": 3}, "holds step, no plain tensors"),
-        ({"model": {"w": torch.ones(2).to_sparse()}}, "holds w, no plain tensors"),
+        ({"w": torch.ones(2), "step": 3}, "holds step, which are not plain tensors"),
+        ({"model": {"w": torch.ones(2).to_sparse()}}, "holds w, which are not plain tensors"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(content: object, message: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_every_flipped_bit_of_the_values_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 and nothing"])
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="no file of torch.save, or it was cut off"):
+    with pytest.raises(ValueError, match="not a file of torch.save, or is truncated"):
         open_torch_checkpoint(tmp_path / "m.pt")
 
 

@@ -11,17 +11,17 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.runtime.files import clear_unfinished
 from hf_gpt_scratch.training.checkpoints.checkpoint import (
     SavedState,
     load_checkpoint,
     load_random_state,
     newest_valid_checkpoint,
-    publish,
     read_state,
     remove_old_checkpoints,
     save_checkpoint,
 )
-from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, write_manifest
+from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
 from hf_gpt_scratch.training.progress import Progress
 
 
@@ -37,8 +37,8 @@ def trained(config: GPTScratchConfig, steps: int) -> tuple[GPTScratchForCausalLM
     return model, optimizer
 
 
-def save(folder: Path, config: GPTScratchConfig, step: int) -> Path:
-    model, optimizer = trained(config, steps=2)
+def save(folder: Path, config: GPTScratchConfig, step: int, steps: int = 2) -> Path:
+    model, optimizer = trained(config, steps)
     progress = Progress(global_step=step, epoch=1, step_in_epoch=2, tokens_seen=99, order_seed=2**62, history_bytes=5)
     saved = SavedState(progress, {"seed": 1}, 1, environment={"torch": "x"}, text_sha256="y", model_sha256="z")
     return save_checkpoint(folder, Accelerator(), model, optimizer, saved)
@@ -169,26 +169,28 @@ def test_what_only_has_the_name_of_a_checkpoint_is_left_alone(tmp_path: Path, ti
     assert (tmp_path / "elsewhere" / "step-00000000" / "state.json").is_file()
 
 
-def test_checkpoint_of_the_same_step_is_replaced_without_a_moment_without_one(
+def test_kill_between_two_renames_leaves_a_valid_checkpoint_of_the_step_that_is_replaced(
     tmp_path: Path, tiny_config: GPTScratchConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every rename a valid checkpoint can be found; so no kill between two of them leaves none."""
-    path = save(tmp_path, tiny_config, 1)
-    unfinished = tmp_path / ".unfinished-step-00000001"
-    shutil.copytree(path, unfinished)
-    (unfinished / MANIFEST).unlink()
-    write_manifest(unfinished, {"is_new": True})
+    """What lies on the disk before each rename is copied; there the next run finds the old or the new checkpoint."""
+    folder = tmp_path / "checkpoints"
+    old = read_manifest(save(folder, tiny_config, 1))
     rename, found = Path.rename, []
 
     def watched(source: Path, target: Path) -> Path:
-        found.append(newest_valid_checkpoint(tmp_path)[0].name)
+        if source.parent != folder:
+            return rename(source, target)
+        copy = shutil.copytree(folder, tmp_path / f"killed-{len(found)}")
+        clear_unfinished(copy)
+        found.append(read_manifest(newest_valid_checkpoint(copy)[0]))
+        assert [entry.name for entry in copy.iterdir()] == ["step-00000001"]
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    publish(unfinished, path)
-    assert found == ["step-00000001", "step-00000001.replaced", "step-00000001"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
-    assert json.loads((path / MANIFEST).read_text())["is_new"]
+    new = read_manifest(save(folder, tiny_config, 1, steps=3))
+    assert found == [old, old]
+    assert new["files"] != old["files"]
+    assert [entry.name for entry in folder.iterdir()] == ["step-00000001"]
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:

@@ -87,9 +87,8 @@ def test_run_that_began_between_the_look_and_the_lock_is_seen(tmp_path: Path, mo
 
 def test_what_has_the_name_of_a_leftover_and_another_kind_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".unfinished-step-00000001").write_text("x")
     (tmp_path / "unfinished-model").mkdir()
-    for name in (".my-model-card", ".model-notes", "checkpoints/.unfinished-notes"):
+    for name in (".my-model-card", ".model-notes", "checkpoints/.step-00000001"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     (tmp_path / "notes.tmp").write_text("x")
@@ -100,7 +99,7 @@ def test_what_has_the_name_of_a_leftover_and_another_kind_stops_nothing(tmp_path
 
 def test_what_a_kill_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
     mark = ".hf_gpt_scratch-unfinished"
-    folders = ("checkpoints/.unfinished-step-00000002", "checkpoints/.unfinished-step-00000001.replaced")
+    folders = (f"checkpoints/.step-00000002{mark}", f"checkpoints/.step-00000001{mark}-replaced")
     folders += ("checkpoints/step-00000001", f".model{mark}", f".model{mark}-replaced", "model", "unfinished-model")
     for name in folders:
         (tmp_path / name).mkdir(parents=True)

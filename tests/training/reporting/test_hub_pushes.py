@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_pushed_is_one_line(tmp_path: Path, capsys: pyte
     assert "it lacks README.md" in capsys.readouterr().err
     (remedy,) = push_result(settings_for(hub_private_repo=True, hub_revision="b"), tmp_path)
     assert f"warning: cannot push {tmp_path}: it lacks README.md" in capsys.readouterr().err
-    assert remedy.endswith(f"scripts/push_to_hub.py {tmp_path} alice/lamp --revision b --private")
+    assert remedy.endswith(f"hf-gpt-scratch push {tmp_path} alice/lamp --revision b --private")
 
 
 def test_what_will_fail_is_said_at_the_start(

@@ -5,14 +5,15 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training import run as run_module
-from hf_gpt_scratch.training.checkpoints import checkpoint, output_folder
+from hf_gpt_scratch.training.checkpoints import checkpoint
 
 
 # Each is raised before the file is touched.
@@ -81,15 +82,19 @@ def kill_at_byte(name: str, save: int, offset: int) -> None:
 
 def without_verification() -> None:
     """A negative control: no hash is looked at."""
-    checkpoint.damage = lambda path: None
+    checkpoint.find_corruption = lambda path: None
 
 
 def without_renaming() -> None:
     """A negative control: checkpoints are written in their place, and count from the first byte."""
-    checkpoint.UNFINISHED = ""
-    checkpoint.publish = lambda unfinished, path: None
+
+    @contextmanager
+    def in_place(output: Path, replace: bool) -> Iterator[Path]:
+        output.mkdir(parents=True, exist_ok=replace)
+        yield output
+
+    checkpoint.atomic_folder = in_place
     run_module.remove_old_checkpoints = lambda *_: None
-    output_folder.find_unfinished = lambda folder: []
     without_verification()
 
 

@@ -24,7 +24,7 @@ FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "rng_0.s
 
 def stop_with_two_checkpoints(folder: Path, arguments: list[str], events: list[str]) -> None:
     """A run killed when it begins its third save."""
-    number = next(n for n, event in enumerate(events) if f".unfinished-step-{3 * SAVE_STEPS:08d}" in event)
+    number = next(n for n, event in enumerate(events) if f".step-{3 * SAVE_STEPS:08d}" in event)
     kill = partial(faults.kill_at_event, root=folder / "run", number=number)
     assert wait(fork([*arguments, "--output_dir", folder / "run"], folder / "log", [kill])) == -9
     assert len(find_checkpoints(folder / "run" / "checkpoints")) == 2

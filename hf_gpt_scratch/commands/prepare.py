@@ -1,21 +1,67 @@
-"""What stands between scripts/prepare_data.py and the preparation: what its options mean, and what to print."""
+"""Tokenize a corpus of any size: hf-gpt-scratch prepare --source my_texts/ --output prepared."""
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from hf_gpt_scratch.commands.options import add_text_column
 from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files
 from hf_gpt_scratch.data.documents import DatasetName
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 from hf_gpt_scratch.data.token_folder import read_index, verify_folder
-from hf_gpt_scratch.runtime.cli import refuse_unused
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 
 
-def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespace:
+    """Parse the words of the command line."""
+    parser = OneLineParser(prog=prog, description="Turn texts into token shards that train --train_data reads.")
+    parser.add_argument(
+        "--source", nargs="+", metavar="PATH",
+        help="files .txt .md .jsonl .ndjson .parquet .ds, text and JSON lines also .gz or .zst, or folders of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
+    )
+    parser.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
+    parser.add_argument("--dataset_split", help="its split to read (default: train)")
+    parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
+    parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
+    add_text_column(parser)
+    parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
+    parser.add_argument(
+        "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
+    )
+    parser.add_argument(
+        "--shard_tokens",
+        type=number(int, 1, 2**40),
+        default=1 << 26,
+        help="tokens of a shard (default: 67108864, 128 MiB)",
+    )
+    parser.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenize (default: all cores)")
+    parser.add_argument(
+        "--bad_rows",
+        choices=("stop", "skip"),
+        default="stop",
+        help="rows that are not JSON or have no text: stop at the first (default), or count and skip them",
+    )
+    parser.add_argument(
+        "--verify", type=Path, metavar="FOLDER", help="only compare every byte of a folder with its index"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str], prog: str | None = None) -> None:
+    """Prepare or verify a folder, and print what it holds."""
+    arguments = parse_arguments(words, prog)
+    index = prepare_or_verify(arguments)
+    print("\n".join(describe(index, arguments.verify or arguments.output)))
+
+
+def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for.
 
     Returns:
@@ -30,7 +76,7 @@ def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None])
         options = ["--source", "--dataset", "--output", "--validation_source", "--validation_fraction"]
         refuse_unused(arguments, options, "with --verify")
         if broken := verify_folder(arguments.verify, num_workers):
-            raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them anew")
+            raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them again")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
     choices = Choices(
@@ -39,7 +85,7 @@ def prepare_or_verify(arguments: argparse.Namespace, say: Callable[[str], None])
         shard_tokens=arguments.shard_tokens,
         bad_rows=arguments.bad_rows,
     )
-    return prepare(arguments.output, find_sources(arguments, num_workers, say), choices, num_workers, say)
+    return prepare(arguments.output, find_sources(arguments, num_workers), choices, num_workers, say)
 
 
 def available_cores() -> int:
@@ -63,7 +109,7 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise ValueError("; ".join(problems))
 
 
-def find_sources(arguments: argparse.Namespace, num_workers: int, say: Callable[[str], None]) -> list[Source]:
+def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source]:
     """The sources that the options name, with the hashes of files."""
     files, validation_files = (
         find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
@@ -88,4 +134,4 @@ def describe(index: dict[str, Any], folder: Path) -> list[str]:
         lines.append(f"left out: {skipped['empty_documents']:,} empty documents")
     if skipped["bad_rows"]:
         lines.append(f"left out: {skipped['bad_rows']:,} bad rows, the first: {skipped['first_bad_row']}")
-    return [*lines, f"train on it: accelerate launch scripts/train.py --train_data {folder}"]
+    return [*lines, f"train on it: hf-gpt-scratch train --train_data {folder}"]

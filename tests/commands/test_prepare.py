@@ -42,7 +42,7 @@ def test_preparation_says_what_it_made_and_verifies_it(prepared: tuple[Path, str
     assert lines[1].startswith("validation: ")
     assert "left out: 1 bad rows, the first: " in lines[2]
     assert lines[2].endswith("is not JSON")
-    assert lines[-1] == f"train on it: accelerate launch scripts/train.py --train_data {folder}"
+    assert lines[-1] == f"train on it: hf-gpt-scratch train --train_data {folder}"
     result = launch("prepare_data.py", "--verify", folder)
     assert (result.returncode, result.stdout) == (0, output)
 
@@ -82,7 +82,7 @@ def test_killed_process_leaves_what_the_same_command_finishes(
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "index.json").exists()
     refused = launch("prepare_data.py", "--verify", tmp_path / "killed")
-    assert "is not finished: give scripts/prepare_data.py the same command again" in refused.stderr
+    assert "is not finished: give hf-gpt-scratch prepare the same options again" in refused.stderr
 
     resumed = launch("prepare_data.py", *arguments, tmp_path / "killed", "--num_workers", 1)
     assert resumed.returncode == 0, resumed.stderr
@@ -115,7 +115,7 @@ MISTAKES = {
     ),
     "used folder": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}"], "is not empty, it holds a.jsonl"),
     "no room for it": (["--source", "{tmp}/a.jsonl", "--output", "/proc/out"], "/proc/out: "),
-    "nothing to verify": (["--verify", "{tmp}"], "holds no prepared data: make it with scripts/prepare_data.py"),
+    "nothing to verify": (["--verify", "{tmp}"], "holds no prepared data: make it with hf-gpt-scratch prepare"),
     "damaged": (["--verify", "{tmp}/damaged"], "1 of the shards are damaged, the first: "),
     "no such dataset": (["--dataset", "nobody/nothing", "--output", "{tmp}/out"], "nobody/nothing"),
 }

@@ -229,7 +229,7 @@ def test_corrupted_inputs_are_refused_in_one_line_or_harmless(good: dict[str, Pa
         ("openai", edit(INDEX, lambda _: HTML), "index"),
         ("openai", edit_json("hparams.json", n_layer=3), "n_layer is 3 in the settings, 2 in the tensors"),
         ("gpt2", edit_json("config.json", model_type="llama"), "'llama' model"),
-        ("tutorial", edit("model.pth", cut(0.5)), "cut off"),
+        ("tutorial", edit("model.pth", cut(0.5)), "truncated"),
     ],
 )
 def test_the_script_says_it_in_one_line(
@@ -250,11 +250,11 @@ def test_the_script_says_it_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--output", "x"), "nothing to convert: give --size 124M to download it, or --from-dir"),
+        (("--output", "x"), "nothing to convert: give --size 124M to download it, or --from_dir"),
         (("--size", "125M", "--output", "x"), "unknown GPT-2 size '125M': choose from 124M"),
         (("--from-dir", "/nowhere/gpt2", "--output", "x"), "/nowhere/gpt2 does not exist"),
-        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max-shard-size 'big' is no size"),
-        (("--output", "x", "--export-stock"), "name its folder with --from-dir"),
+        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max-shard-size 'big' is not a size"),
+        (("--output", "x", "--export-stock"), "name its folder with --from_dir"),
     ],
 )
 def test_wrong_options_are_explained(arguments: tuple, message: str, run_script: Callable) -> None:
@@ -312,7 +312,7 @@ def test_a_name_that_no_repository_has_is_refused_before_the_conversion(
     output = tmp_path / "out"
     process = run_script("--from-dir", good["openai"], "--output", output, "--push-to-hub", "nothing")
     assert (process.returncode, process.stdout) == (1, "")
-    assert process.stderr.startswith("error: 'nothing' is no name of a repository")
+    assert process.stderr.startswith("error: 'nothing' is not the name of a repository")
     assert not output.exists()
 
 

@@ -1,0 +1,1 @@
+"""The subcommands of `hf-gpt-scratch`, one module each; a script in scripts/ calls the same function."""

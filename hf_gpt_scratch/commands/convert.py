@@ -1,0 +1,143 @@
+"""Convert a GPT-2 checkpoint into a repository folder, or export one: hf-gpt-scratch convert --size 124M."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.conversion.convert import REPORT_FILE, convert_checkpoint
+from hf_gpt_scratch.conversion.export import export_stock
+from hf_gpt_scratch.conversion.gpt2_sizes import find_size
+from hf_gpt_scratch.conversion.writers.safetensors_writer import parse_size
+from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
+
+
+def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespace:
+    """Parse the words of the command line."""
+    parser = OneLineParser(prog=prog, description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
+    parser.add_argument(
+        "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from_dir has it"
+    )
+    parser.add_argument(
+        "--from_dir", type=Path, help="folder or file of OpenAI's, transformers', tutorial's or nanoGPT's"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder to make")
+    parser.add_argument("--export_stock", action="store_true", help="from our layout to transformers' GPT-2")
+    parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest weight file (default: 5GB)")
+    parser.add_argument(
+        "--n_head", type=number(int, 1), help="number of attention heads, where the checkpoint does not say"
+    )
+    parser.add_argument(
+        "--vocab_size", type=number(int, 1), help="cut padding: keep only so many rows of the vocabulary"
+    )
+    parser.add_argument("--download_dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
+    parser.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
+    parser.add_argument("--verify", action="store_true", default=True, help="prove the result (default)")
+    parser.add_argument("--no_verify", action="store_false", dest="verify", help="do not prove it")
+    parser.add_argument("--text", type=Path, help="UTF-8 file to compute losses on")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the folder afterwards")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str], prog: str | None = None) -> None:
+    """Convert or export, print the report, and push the folder where asked for."""
+    arguments = parse_arguments(words, prog)
+    if arguments.push_to_hub:
+        from hf_gpt_scratch.hub.push import check_names, describe_push, push_folder
+
+        check_names(arguments.push_to_hub)  # before the work of minutes
+    report = convert_or_export(arguments)
+    print("\n".join(describe(report, arguments.output)))
+    if arguments.push_to_hub:
+        pushed = push_folder(arguments.output, arguments.push_to_hub)
+        print("\n".join(describe_push(pushed, arguments.output, arguments.push_to_hub)))
+
+
+def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks for.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: options contradict each other, or the checkpoint does not fit.
+        OSError: a file is missing or cannot be written.
+    """
+    refuse_unused_options(arguments)
+    common = {
+        "max_shard_size": parse_size(arguments.max_shard_size),
+        "verify": arguments.verify,
+        "text": arguments.text,
+        "say": say,
+    }
+    if arguments.export_stock:
+        if arguments.from_dir is None:
+            raise ValueError("--export_stock exports a gpt_scratch model: name its folder with --from_dir")
+        return export_stock(arguments.from_dir, arguments.output, dtype=arguments.dtype, **common)
+    size = find_size(arguments.size) if arguments.size else None
+    path = arguments.from_dir
+    if path is None:
+        if size is None:
+            raise ValueError("nothing to convert: give --size 124M to download it, or --from_dir with a checkpoint")
+        # Imported here, because its HTTP client is not needed for a checkpoint that is there.
+        from hf_gpt_scratch.conversion.download.released_files import download_gpt2
+
+        if arguments.output.exists():
+            raise FileExistsError(f"{arguments.output} exists already: choose another folder, or remove it")
+        path = download_gpt2(size.name, arguments.download_dir or Path("gpt2") / size.name, arguments.mirror)
+    return convert_checkpoint(
+        path,
+        arguments.output,
+        reader=arguments.reader or "bundle",
+        dtype=arguments.dtype or "float32",
+        num_heads=arguments.n_head,
+        vocab_size=arguments.vocab_size,
+        size=size,
+        **common,
+    )
+
+
+def refuse_unused_options(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that have no effect on what is asked for."""
+    if not arguments.verify:
+        refuse_unused(arguments, ["--text"], "with --no_verify")
+    if arguments.export_stock:
+        options = ["--size", "--reader", "--n_head", "--vocab_size", "--download_dir", "--mirror"]
+        refuse_unused(arguments, options, "with --export_stock")
+    if arguments.from_dir:
+        refuse_unused(arguments, ["--download_dir", "--mirror"], "with --from_dir")
+
+
+def describe(report: dict[str, Any], output: Path) -> list[str]:
+    """Render the report in a few lines."""
+    head = "the token embedding" if report["tied"] else "its own"
+    lines = [f"{report['num_parameters']:,} parameters in {len(report['tensors'])} tensors, head: {head}"]
+    dropped = report.get("dropped", {})
+    lines += [f"dropped {name}: {reason}" for name, reason in list(dropped.items())[:8]]
+    if len(dropped) > 8:
+        lines.append(f"dropped {len(dropped) - 8} more, see {REPORT_FILE}")
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines += [f"sha256 {facts['sha256']}  {name}" for name, facts in report["files"].items()]
+    lines += describe_verification(report["verification"])
+    lines.append(f"report: {output / REPORT_FILE}")
+    trust = "" if "format" in report and report["format"].startswith("stock") else ", trust_remote_code=True"
+    lines.append(f'load it: AutoModelForCausalLM.from_pretrained("{output}"{trust})')
+    return lines
+
+
+def describe_verification(verification: dict[str, Any] | None) -> list[str]:
+    """Render what was proved."""
+    if verification is None:
+        return ["not verified, as asked"]
+    lines = [f"verified: largest difference of a value {verification['max_value_difference']:.3g}"]
+    lines += [
+        f"verified: largest difference of a logit {difference:.3g} ({dtype}, {sequence} tokens)"
+        for dtype, by_sequence in verification["max_logit_difference"].items()
+        for sequence, difference in by_sequence.items()
+    ]
+    return lines + [
+        f"loss on {part.replace('_', ' ')} of the text: {loss:.6f} nats per token"
+        for part, loss in verification["losses"].items()
+    ]

@@ -1,0 +1,29 @@
+"""Options that several commands have."""
+
+import argparse
+
+from hf_gpt_scratch.runtime.cli import number
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, otherwise: str = "", default: str | None = None
+) -> argparse._ArgumentGroup:
+    """Add `--model`, which is required unless `otherwise` says what is taken without it.
+
+    Returns:
+        Its group, for more options on the model.
+    """
+    group = parser.add_argument_group("model")
+    suffix = f" (default: {otherwise})" if otherwise else ""
+    group.add_argument("--model", required=not otherwise, default=default, help=f"folder or Hub repository{suffix}")
+    return group
+
+
+def add_top_k(parser: argparse.ArgumentParser) -> None:
+    """Add `--top_k`."""
+    parser.add_argument("--top_k", type=number(int, 0), help="keep so many likeliest tokens (default: all)")
+
+
+def add_text_column(parser: argparse.ArgumentParser) -> None:
+    """Add `--text_column`."""
+    parser.add_argument("--text_column", default="text", help="key or column that holds the text (default: text)")

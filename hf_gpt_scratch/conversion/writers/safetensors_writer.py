@@ -1,0 +1,163 @@
+"""safetensors files written block by block with numpy only, sharded as transformers does.
+
+Format: https://huggingface.co/docs/safetensors, a header in JSON before the raw little-endian values.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hf_gpt_scratch.conversion.readers.named_tensors import Shape
+from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
+from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
+
+
+def num_bytes(shape: Shape, dtype: str) -> int:
+    """Bytes of a tensor in a file."""
+    return math.prod(shape) * np.dtype(STORED[dtype][1]).itemsize
+
+
+def cast(block: np.ndarray, dtype: str) -> np.ndarray:
+    """Round to nearest, ties to even, and return the values as they are stored (bfloat16 as uint16).
+
+    Raises:
+        OverflowError: a finite value would become infinite.
+    """
+    if dtype == "float32":
+        return block.astype("<f4", copy=False)
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            rounded = block.astype("<f2", copy=False)
+        if np.isinf(rounded).any() and (np.isinf(rounded) & np.isfinite(block)).any():
+            raise OverflowError
+        return rounded
+    bits = np.ascontiguousarray(block, dtype="<f4").view("<u4")
+    # Adding just under half of the last kept place, and one more where that place is odd, carries as rounding does.
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+    if not np.isfinite(block).all():
+        rounded = np.where(np.isnan(block), ((bits >> np.uint32(16)) | np.uint32(0x40)).astype("<u2"), rounded)
+    if ((rounded & 0x7FFF == 0x7F80) & np.isfinite(block)).any():
+        raise OverflowError
+    return rounded
+
+
+@dataclass
+class Place:
+    """Where the next values of a tensor go, and where it ends, in bytes of a file."""
+
+    path: Path
+    position: int
+    end: int
+
+
+def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, Place]:
+    """Create a file that holds the header only, and return where each tensor goes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + num_bytes(shape, dtype)
+        header[name] = {"dtype": STORED[dtype][0], "shape": list(shape), "data_offsets": [start, end]}
+        places[name] = Place(path, start, end)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with name_file_in_errors(path), path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+    for place in places.values():
+        place.position += 8 + len(text)
+        place.end += 8 + len(text)
+    return places
+
+
+def split_into_shards(shapes: Mapping[str, Shape], dtype: str, max_shard_size: int) -> list[dict[str, Shape]]:
+    """Fill one file after the other; a tensor above `max_shard_size` bytes gets a file of its own."""
+    shards: list[dict[str, Shape]] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        if shards[-1] and size + num_bytes(shape, dtype) > max_shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = shape
+        size += num_bytes(shape, dtype)
+    return shards
+
+
+def write_model(
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    blocks: Iterable[tuple[str, np.ndarray]],
+    dtype: str,
+    max_shard_size: int,
+) -> list[Path]:
+    """Write one file, or several and the index that transformers reads, and flush them to the disk.
+
+    Args:
+        folder: where they go.
+        shapes: name and shape of every tensor, in order.
+        blocks: (name, next values), C-contiguous float32 or float16; together every tensor, each in order.
+        dtype: "float32", "bfloat16" or "float16".
+        max_shard_size: bytes of the largest file.
+
+    Returns:
+        The weight files.
+
+    Raises:
+        ValueError: a value is too large for the dtype.
+        OSError: the disk is full or cannot be written.
+    """
+    shards = split_into_shards(shapes, dtype, max_shard_size)
+    if len(shards) == 1:
+        paths = [folder / WEIGHTS_FILE]
+    else:
+        paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        write_index(folder / INDEX_FILE, dict(zip(paths, shards, strict=True)), dtype)
+    places: dict[str, Place] = {}
+    for path, shard in zip(paths, shards, strict=True):
+        places |= begin_file(path, shard, dtype)
+    for name, values in blocks:
+        try:
+            stored = cast(values, dtype)
+        except OverflowError:
+            raise ValueError(f"{name} has values too large for {dtype}: use --dtype float32 or bfloat16") from None
+        place = places[name]
+        if place.position + stored.nbytes > place.end:
+            raise RuntimeError(f"{name} got more values than it has")
+        with name_file_in_errors(place.path), place.path.open("r+b") as file:
+            file.seek(place.position)
+            file.write(stored.data)
+        place.position += stored.nbytes
+    if short := [name for name, place in places.items() if place.position != place.end]:
+        raise RuntimeError(f"{', '.join(short[:8])} got too few values")
+    for path in paths:
+        flush(path)
+    return paths
+
+
+def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: str) -> None:
+    """Write which tensor is in which file, as transformers does."""
+    shapes = [shape for shard in shards.values() for shape in shard.values()]
+    index = {
+        "metadata": {
+            "total_parameters": sum(math.prod(shape) for shape in shapes),
+            "total_size": sum(num_bytes(shape, dtype) for shape in shapes),
+        },
+        "weight_map": dict(sorted((name, file.name) for file, shard in shards.items() for name in shard)),
+    }
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def parse_size(text: str) -> int:
+    """Parse "5GB", "200MB", "10KB" (powers of ten, as in transformers), "5GiB" (powers of two) or "5000" bytes.
+
+    Raises:
+        ValueError: it is none of these, or zero.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*(?:([KMG])(i?)B)?\s*", text, re.IGNORECASE)
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"--max-shard-size {text!r} is not a size: write it like 5GB or 200MB")
+    power = " KMG".index((match[2] or " ").upper())
+    return int(match[1]) * (1024 if match[3] else 1000) ** power
