@@ -74,13 +74,13 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.export_stock:
         if arguments.from_dir is None:
-            raise ValueError("--export_stock exports a model of ours: name its folder with --from_dir")
+            raise ValueError("--export_stock exports a gpt_scratch model: name its folder with --from_dir")
         return export_stock(arguments.from_dir, arguments.output, dtype=arguments.dtype, **common)
     size = find_size(arguments.size) if arguments.size else None
     path = arguments.from_dir
-    if path is None and size is None:
-        raise ValueError("nothing to convert: give --size 124M to download it, or --from_dir with a checkpoint")
     if path is None:
+        if size is None:
+            raise ValueError("nothing to convert: give --size 124M to download it, or --from_dir with a checkpoint")
         # Imported here, because its HTTP client is not needed for a checkpoint that is there.
         from hf_gpt_scratch.conversion.download.released_files import download_gpt2
 
@@ -128,7 +128,7 @@ def describe(report: dict[str, Any], output: Path) -> list[str]:
 
 
 def describe_verification(verification: dict[str, Any] | None) -> list[str]:
-    """What was proved."""
+    """Describe the verification."""
     if verification is None:
         return ["not verified, as asked"]
     lines = [f"verified: largest difference of a value {verification['max_value_difference']:.3g}"]
