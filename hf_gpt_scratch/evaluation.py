@@ -1,4 +1,4 @@
-"""How good is a model on a text: cross-entropy in nats per token, perplexity, bits per byte."""
+"""Evaluate a model on a text: cross-entropy in nats per token, perplexity, bits per byte."""
 
 import contextlib
 import inspect
@@ -18,7 +18,7 @@ from hf_gpt_scratch.data.windows import IGNORE_INDEX, TokenWindows
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 
 
-PIECE_CHARS = 1 << 16  # tokenised at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token
+PIECE_CHARS = 1 << 16  # tokenized at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token
 
 
 def token_log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def sum_losses(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], ski
     """Sum the loss over batches of `{"input_ids": [B, T], "shift_labels": [B, T]}` on the model's device.
 
     Each batch weighs as much as it has labels. The sum is kept in float64: with equally large batches the mean is
-    the mean of the batch losses to the last digit, as the tutorial prints it. `skip_logits` asks a model of ours to
+    the mean of the batch losses to the last digit, as the tutorial prints it. `skip_logits` has our model
     compute the losses without keeping logits: in less memory and time, with a last digit of its own.
     """
     total = LossSum(0.0, 0)
@@ -156,6 +156,7 @@ def tokenize_in_pieces(
     The tokens are those of the whole text, but for one word of more than `PIECE_CHARS` characters. A tokenizer that
     does not split texts as GPT-2's does gets the text in one piece.
     """
+    pieces: Iterator[str]
     if splits_like_gpt2(tokenizer):
         pieces = (piece for piece, _ in cut_text(blocks, PIECE_CHARS))
     else:
@@ -165,10 +166,10 @@ def tokenize_in_pieces(
 
 
 def splits_like_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer ends a token before each blank that follows something else, whatever comes after it."""
+    """Return True if a tokenizer ends a token before each blank that follows another character, whatever follows."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     splitter = getattr(backend, "pre_tokenizer", None)
-    if not isinstance(splitter, ByteLevel) or not splitter.use_regex or splitter.add_prefix_space:
+    if backend is None or not isinstance(splitter, ByteLevel) or not splitter.use_regex or splitter.add_prefix_space:
         return False
     added = tokenizer.added_tokens_decoder.values()
     takes_blanks = any(token.lstrip or token.rstrip or len(token.content.split()) != 1 for token in added)

@@ -128,7 +128,7 @@ def describe(report: dict[str, Any], output: Path) -> list[str]:
 
 
 def describe_verification(verification: dict[str, Any] | None) -> list[str]:
-    """Render what was proved."""
+    """Describe the verification."""
     if verification is None:
         return ["not verified, as asked"]
     lines = [f"verified: largest difference of a value {verification['max_value_difference']:.3g}"]

@@ -124,7 +124,7 @@ def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source
 
 
 def describe(index: dict[str, Any], folder: Path) -> list[str]:
-    """What a folder holds, in a few lines."""
+    """Describe a folder in a few lines."""
     lines = [
         f"{split}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, {len(facts['shards'])} shards"
         for split, facts in index["splits"].items()

@@ -1,4 +1,4 @@
-"""Documents that datatrove has tokenised on many machines: its `.ds` files.
+"""Documents that datatrove has tokenized on many machines: its `.ds` files.
 
 Its step `DocumentTokenizer` writes three files: the tokens, one after the other, as little-endian integers of 2 or 4
 bytes (`.ds`); the end of each document in tokens, as 64-bit integers (`.ds.index`); and the tokenizer with the bytes
@@ -16,7 +16,7 @@ from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, END_OF_TEXT_ID
 
 
 PIECE_TOKENS = 1 << 20
-PROOF_TOKENS = 1 << 16  # as many at the beginning of a file are tokenised again
+PROOF_TOKENS = 1 << 16  # as many at the beginning of a file are tokenized again
 HOW = f"write it with DocumentTokenizer(..., eos_token={END_OF_TEXT!r}, shuffle_chunk_size=None) and GPT-2's tokenizer"
 
 

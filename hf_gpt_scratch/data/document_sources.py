@@ -1,4 +1,4 @@
-"""Which documents are meant: files, folders and datasets as a list of sources, each with its identity."""
+"""Files, folders and datasets as a list of sources, each with its identity."""
 
 import os
 from collections import Counter
@@ -63,7 +63,7 @@ class Source:
         return reader(path, text_column, skipped)
 
     def identity(self) -> dict[str, Any]:
-        """What it is known by in an index, JSON-ready."""
+        """Return its entry in an index, JSON-ready."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -122,7 +122,7 @@ def find_files(
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Raise for what is no file, one line that says what it is."""
+    """Raise for a path that is not a file, with one line that says what it is."""
     if not path.exists():
         what = "is a link to nothing" if path.is_symlink() else "does not exist"
         raise FileNotFoundError(f"{path} {what}: check the path of the source")
@@ -174,7 +174,7 @@ def file_sources(
 
     def describe(path: Path) -> Source:
         num_bytes = path.stat().st_size
-        source = Source(str(path), kind_of(path), split, num_bytes, file_sha256(path))
+        source = Source(str(path), kind_of(path) or "text", split, num_bytes, file_sha256(path))
         note_bytes(num_bytes)
         return source
 

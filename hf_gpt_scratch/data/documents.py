@@ -98,7 +98,7 @@ def read_parquet(path: Path, text_column: str, skipped: SkippedRows) -> Iterator
     """Read the documents in a column of a parquet file.
 
     Raises:
-        ValueError: it is no parquet file, or has no such column of text, or pyarrow is not installed.
+        ValueError: it is not a parquet file, or has no such column of text, or pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -120,7 +120,7 @@ def read_parquet(path: Path, text_column: str, skipped: SkippedRows) -> Iterator
                     row = {text_column: value.as_py()}
                     yield from row_pieces(row, text_column, f"{path} row {number}", share, skipped)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no whole parquet file ({' '.join(str(error).split())}): fetch it again") from None
+        raise ValueError(f"{path} is truncated or corrupt ({' '.join(str(error).split())}): fetch it again") from None
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def row_pieces(row: Any, text_column: str, place: str, num_bytes: float, skipped
     if not isinstance(text, str):
         skipped.add(f"{place} {why_no_text(row, text_column)}; --text_column names another")
     elif not is_unicode(text):
-        skipped.add(f"{place} holds half a surrogate pair, which is no character")
+        skipped.add(f"{place} holds half a surrogate pair, which is not a character")
     else:
         for part, is_last in cut_string(text):
             yield Piece(part, is_last, num_bytes if is_last else 0)
@@ -180,7 +180,7 @@ def json_kind(value: Any) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string has a UTF-8 form; JSON can hold lone surrogates, which have none."""
+    """Return True if a string has a UTF-8 form; JSON can hold lone surrogates, which have none."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -6,7 +6,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from types import ModuleType
+from typing import Any, BinaryIO
 
 
 PACKED = (".gz", ".zst")  # endings that stand after the one that names the kind
@@ -14,12 +15,12 @@ BLOCK_BYTES = 1 << 16  # of the packed file, read at a time
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the name says that a file is packed."""
+    """Return True if the name says that a file is packed."""
     return path.suffix.lower() in PACKED
 
 
 @contextmanager
-def open_unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_unpacked(path: Path) -> Iterator[tuple[BinaryIO | io.BufferedIOBase, BinaryIO]]:
     """Open a file, packed or not.
 
     Returns:
@@ -33,10 +34,10 @@ def open_unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield (open_packed(file, path) if is_packed(path) else file), file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is no whole {path.suffix.lower()} file ({reason}): fetch it again") from None
+            raise ValueError(f"{path} is truncated or corrupt ({reason}): fetch it again") from None
 
 
-def open_packed(file: BinaryIO, path: Path) -> BinaryIO:
+def open_packed(file: BinaryIO, path: Path) -> io.BufferedIOBase:
     """The content of a packed file."""
     if path.suffix.lower() == ".gz":
         return gzip.GzipFile(fileobj=file)
@@ -47,7 +48,7 @@ def open_packed(file: BinaryIO, path: Path) -> BinaryIO:
     return io.BufferedReader(JoinedBlocks(unpacked_frames(file, zstandard)))
 
 
-def unpacked_frames(file: BinaryIO, zstandard: object) -> Iterator[bytes]:
+def unpacked_frames(file: BinaryIO, zstandard: ModuleType) -> Iterator[bytes]:
     """Unpack the frames of a .zst file; its own reader would take a file that was cut off for a whole one.
 
     Raises:
@@ -79,7 +80,7 @@ class JoinedBlocks(io.RawIOBase):
         """Say that it can be read."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill `buffer`, as far as the block at hand goes."""
         if not self.rest:
             self.rest = memoryview(next(self.blocks, b""))

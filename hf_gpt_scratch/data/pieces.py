@@ -12,7 +12,7 @@ PIECE_CHARS = 1 << 20
 # from other characters to white space, and none looks back. Python's \S excludes at least what tiktoken's does.
 LAST_CUT = re.compile(r"(?s).*\S(?=[ \n])")
 # Where there is no such place: before any other white space; before the last white space of a run, with which GPT-2's
-# pattern begins anew; or between two of it that no token of GPT-2's holds together (it has two line ends as a token).
+# pattern begins again; or between two of it that no token of GPT-2's holds together (it has two line ends as a token).
 WHITE = r"[^\S\x1c-\x1f]"  # the four are white space for Python alone
 OTHER_CUT = re.compile(rf"(?s).*(?:\S(?={WHITE})|{WHITE}(?={WHITE}\S)|[\t-\r ](?=[\t\v-\r ])|[\t\v-\r ](?=\n))")
 

@@ -23,7 +23,7 @@ def bundled_text_path() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where fetched texts are kept: $HF_GPT_SCRATCH_CACHE, or hf_gpt_scratch in the user's cache folder."""
+    """Return the folder of fetched texts: $HF_GPT_SCRATCH_CACHE, or hf_gpt_scratch in the user's cache folder."""
     # An empty variable counts as none: as a path it would be the current folder.
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_gpt_scratch"
     return Path(os.environ.get("HF_GPT_SCRATCH_CACHE") or default)

@@ -20,7 +20,7 @@ FORMAT = "hf_gpt_scratch tokens"
 VERSION = 1
 VOCAB_SIZE = END_OF_TEXT_ID + 1
 BLOCK_BYTES = 4096
-DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 REMEDY = "make the folder again with hf-gpt-scratch prepare"
 
@@ -32,7 +32,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def block_checksums(tokens: np.ndarray) -> np.ndarray:
     """CRC-32 of each `BLOCK_BYTES` of an array, uint32; the last block may be shorter."""
-    content = memoryview(np.ascontiguousarray(tokens)).cast("B")
+    content = np.ascontiguousarray(tokens).data.cast("B")
     crcs = [zlib.crc32(content[start : start + BLOCK_BYTES]) for start in range(0, len(content), BLOCK_BYTES)]
     return np.array(crcs, np.uint32)
 
@@ -98,7 +98,7 @@ class Shard:
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): {REMEDY}") from None
         if header.get("format") != FORMAT or header.get("version") != str(VERSION):
-            raise ValueError(f"{path} is no token shard of version {VERSION}: {REMEDY}")
+            raise ValueError(f"{path} is not a token shard of version {VERSION}: {REMEDY}")
         if header.get("vocab_sha256") != vocab_sha256:
             raise ValueError(
                 f"{path} holds tokens of another vocabulary, sha256 {header.get('vocab_sha256')} and not "

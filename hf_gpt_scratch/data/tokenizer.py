@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import tiktoken
@@ -93,7 +93,7 @@ def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> G
     # Imported here, because preparing data needs tiktoken only.
     from transformers import GPT2Tokenizer
 
-    merges = read_merges() if vocabulary == "gpt2" else []
+    merges: Any = read_merges() if vocabulary == "gpt2" else []  # the library's annotation lacks pairs
     vocab = {token: token_id for token_id, token in enumerate(spell_tokens(merges))}
     return GPT2Tokenizer(
         vocab=vocab | {END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
@@ -109,7 +109,7 @@ def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> G
     )
 
 
-def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch.LongTensor:
+def text_to_token_ids(text: str, tokenizer: AnyTokenizer | None = None) -> torch.Tensor:
     """Encode one text as a batch of one; `<|endoftext|>` in it becomes the special token.
 
     Args:
@@ -163,4 +163,4 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer: AnyTokenizer | None = 
     ids = token_ids.flatten().tolist()
     if unknown := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
         raise ValueError(f"token id {unknown[0]} is outside the vocabulary, 0..{vocab_size - 1}: drop it first")
-    return tokenizer.decode(ids)
+    return cast(str, tokenizer.decode(ids))  # a list for a batch alone

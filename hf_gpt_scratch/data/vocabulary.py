@@ -23,7 +23,7 @@ def read_merges() -> list[tuple[str, str]]:
     if (digest := hashlib.sha256(content).hexdigest()) != VOCAB_SHA256:
         raise ValueError(f"{vocab_file} has sha256 {digest}, not {VOCAB_SHA256}: reinstall the package")
     _version, *lines = content.decode("utf-8").splitlines()
-    return [tuple(line.split(" ")) for line in lines]
+    return [(left, right) for left, right in (line.split(" ") for line in lines)]
 
 
 def join_merges(merges: Iterable[Sequence[str]]) -> list[str]:

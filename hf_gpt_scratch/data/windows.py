@@ -93,12 +93,15 @@ def document_blocks(files: Sequence[Path], text_column: str) -> Iterator[str]:
     for path in files:
         is_blank = begins = True
         for piece in Source(str(path), kind_of(path) or "text", None).read(text_column, SkippedRows(stops=True)):
-            has_text = bool(piece.content.strip())
+            text = piece.content
+            if not isinstance(text, str):
+                raise ValueError(f"{path} holds tokens, not text: make a folder of it with hf-gpt-scratch prepare")
+            has_text = bool(text.strip())
             if has_text or not (begins and piece.ends_document):
                 if begins:
                     yield separator
                     separator = END_OF_TEXT
-                yield piece.content
+                yield text
             is_blank, begins = is_blank and not has_text, piece.ends_document
         if is_blank:
             refuse_blank(path)
@@ -181,7 +184,7 @@ class TokenWindows(Dataset):
         """SHA-256 of the token ids, or of the hashes of their shards: a resumed run must be on the same text."""
         if isinstance(self.token_ids, ShardedTokens):
             return self.token_ids.fingerprint()
-        return hashlib.sha256(self.token_ids.numpy()).digest()
+        return hashlib.sha256(self.token_ids.numpy().data).digest()
 
     @property
     def num_targets(self) -> int:
@@ -190,7 +193,7 @@ class TokenWindows(Dataset):
 
 
 def positions_in_documents(input_ids: torch.Tensor, separator: int) -> torch.Tensor:
-    """Count positions from 0 anew at each `separator`: int64 [T] -> int64 [T]."""
+    """Restart positions from 0 at each `separator`: int64 [T] -> int64 [T]."""
     slots = torch.arange(len(input_ids))
     starts = torch.where(input_ids == separator, slots, 0).cummax(0).values
     return slots - starts

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
-from transformers.generation import BaseStreamer
+from transformers.generation import BaseStreamer, LogitsProcessor
 
 from hf_gpt_scratch.data.tokenizer import refuse_surrogates
 from hf_gpt_scratch.generation.fast_decoding import generate
@@ -23,7 +23,7 @@ BATCH_SIZE = 8  # rows of a forward pass
 
 @dataclass
 class Decoding:
-    """How a text goes on. `check` says what is impossible.
+    """Settings of decoding. `check` refuses impossible ones.
 
     Attributes:
         max_new_tokens: number of tokens to add, fewer if the model ends the text.
@@ -60,7 +60,7 @@ class Decoding:
         Args:
             seeds: one for each row.
         """
-        processors = [TemperatureTopKLogitsProcessor(self.temperature, self.top_k)]
+        processors: list[LogitsProcessor] = [TemperatureTopKLogitsProcessor(self.temperature, self.top_k)]
         if self.temperature > 0:
             processors.append(SeededDrawLogitsProcessor(list(seeds)))
         return {
@@ -83,7 +83,8 @@ class Sample:
 def next_token_probabilities(logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None) -> torch.Tensor:
     """Softmax over scores [..., V] after temperature and top-k: what sampling draws from, float [..., V]."""
     processor = TemperatureTopKLogitsProcessor(temperature, top_k)
-    return torch.softmax(processor(torch.empty(0, dtype=torch.long), logits), dim=-1)
+    scores = processor(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]  # declared as old tensor types
+    return torch.softmax(scores, dim=-1)
 
 
 def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 123) -> list[int]:
@@ -104,7 +105,7 @@ def tutorial_tokens() -> tuple[list[str], torch.Tensor, torch.Tensor]:
 def likeliest_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, num_tokens: int
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """What could follow a prompt.
+    """Return the likeliest next tokens of a prompt.
 
     Returns:
         The `num_tokens` most likely next tokens as Python writes them, so that a space is seen; their ids
@@ -127,7 +128,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     """Token ids and mask [B, T], padded on the left; an empty prompt starts from `<|endoftext|>`.
 
     Raises:
-        ValueError: a prompt is no text, as a byte of the command line that is not UTF-8.
+        ValueError: a prompt is not text, such as a byte of the command line that is not UTF-8.
     """
     for prompt in prompts:
         refuse_surrogates(prompt)
@@ -179,13 +180,15 @@ def generate_batch(
     """Continue some prompts, each with its seed, in one batch."""
     inputs = encode_prompts(tokenizer, [prompt for prompt, _ in rows])
     arguments = decoding.generation_arguments([seed for _, seed in rows])
-    if "past_context" not in signature(model.prepare_inputs_for_generation).parameters:
+    prepare: Any = model.prepare_inputs_for_generation
+    if "past_context" not in signature(prepare).parameters:
         arguments["past_context"] = None  # a model that is not ours
     if arguments["past_context"] is None:
         refuse_beyond_context(inputs["input_ids"].shape[1], decoding.max_new_tokens, model)
+    tensors: dict[str, Any] = {name: values.to(model.device) for name, values in inputs.items()}
     token_ids = generate(
         model,
-        **{name: values.to(model.device) for name, values in inputs.items()},
+        **tensors,
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,
         **arguments,

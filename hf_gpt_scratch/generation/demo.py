@@ -23,7 +23,7 @@ move temperature and top-k, and see what is chosen from.
 
 
 class DemoModel:
-    """What the page asks of a model.
+    """The model behind the page.
 
     Args:
         model: a causal language model, in evaluation mode.

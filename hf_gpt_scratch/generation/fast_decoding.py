@@ -6,7 +6,7 @@ the blocks that its kernels read. The product then differs in the order of its s
 touched: a copy of its modules shares all that is not packed and is gone when the call ends, so nothing can be stale,
 and threads may generate with one model at the same time.
 
-It lives on operations of PyTorch that are not documented, so it is no part of the files that travel with a repository.
+It lives on operations of PyTorch that are not documented, so it is not among the files that travel with a repository.
 """
 
 import copy
@@ -68,6 +68,11 @@ def turned_linear(linear: nn.Linear) -> nn.Linear:
 class GrowingLayer(DynamicLayer):
     """A layer of the cache that has room for further tokens, where `DynamicLayer` copies all it holds for each one."""
 
+    keys: Any  # tensors, None before the first tokens
+    values: Any
+    room: Any
+    views: Any
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Begin with no tokens and no room."""
         super().lazy_initialization(key_states, value_states)
@@ -84,7 +89,7 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.keys.shape[-2]
         stop = start + key_states.shape[-2]
-        # Other views than those handed out: the cache was cropped, or its rows were chosen anew.
+        # Other views than those handed out: the cache was cropped, or its rows were reordered.
         is_ours = self.views is not None and self.keys is self.views[0] and self.values is self.views[1]
         if not is_ours or stop > self.room.shape[-2]:
             rows, heads, _, head_size = key_states.shape
@@ -110,7 +115,7 @@ class GrowingCache(DynamicCache):
 
 
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens: int, **options: Any) -> Any:
-    """Call `model.generate(input_ids, max_new_tokens=max_new_tokens, **options)`, faster for a model of ours.
+    """Call `model.generate(input_ids, max_new_tokens=max_new_tokens, **options)`, faster for a gpt_scratch model.
 
     The ids are the same. On a CPU in float32, for several rows of input_ids [B, T] and at least `MIN_NEW_TOKENS` new
     tokens, it takes as much memory as the matrices of the model once more, until it ends. What the options say of a
@@ -122,7 +127,8 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens:
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         shape = f"shape {list(input_ids.shape)} and dtype {input_ids.dtype}"
         raise ValueError(f"input_ids has {shape}, not [B, T] of an integer dtype: one text is input_ids[None]")
-    vocab_size = len(model.get_input_embeddings().weight)
+    embeddings: Any = model.get_input_embeddings()
+    vocab_size = len(embeddings.weight)
     if unknown := input_ids[(input_ids < 0) | (input_ids >= vocab_size)].tolist():
         raise ValueError(f"token id {unknown[0]} is outside the vocabulary of the model, 0..{vocab_size - 1}")
     if isinstance(model, GPTScratchForCausalLM) and options.get("cache_implementation") is None:
@@ -130,7 +136,8 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, *, max_new_tokens:
             model = prepared_for_decoding(model, len(input_ids), max_new_tokens)
         if options.get("use_cache", True) and not {"past_key_values", "cache", "assistant_model"} & set(options):
             options[CACHE] = GrowingCache()
-    return model.generate(input_ids, max_new_tokens=max_new_tokens, **options)
+    generator: Any = model  # PreTrainedModel does not declare `generate`
+    return generator.generate(input_ids, max_new_tokens=max_new_tokens, **options)
 
 
 def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens: int) -> PreTrainedModel:
@@ -149,7 +156,7 @@ def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens:
     )
     if is_watched or is_rewired or not (is_plain and has_operations):
         return model
-    prepare = OneDNNLinear
+    prepare: Callable[[nn.Linear], nn.Linear] = OneDNNLinear
     if num_new_tokens >= MIN_NEW_TOKENS and num_rows > 1:
         prepare = partial(OneDNNLinear, num_rows=num_rows)
     elif num_new_tokens >= MIN_NEW_TOKENS and torch.get_num_threads() == 1:
@@ -157,7 +164,7 @@ def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens:
     return with_linears(model, prepare, type(model).__module__)
 
 
-def with_linears(module: nn.Module, prepare: Callable[[nn.Linear], nn.Linear], own_file: str) -> nn.Module:
+def with_linears(module: nn.Module, prepare: Callable[[nn.Linear], nn.Linear], own_file: str) -> Any:
     """Copy the modules of one source file and replace their linear layers; foreign ones are shared as they are."""
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     if type(module) is nn.Linear and not any(hooks):

@@ -46,7 +46,8 @@ def stream_sample(
     Raises:
         ValueError: see `generate_samples`.
     """
-    decoding = replace(decoding, seed=decoding.first_seed())
+    seed = decoding.first_seed()
+    decoding = replace(decoding, seed=seed)
     streamer = StoppableIterator(tokenizer, skip_special_tokens=True)
     text = ""
     with ThreadPoolExecutor(max_workers=1) as thread:  # leaving the block waits for it
@@ -56,7 +57,7 @@ def stream_sample(
         try:
             for piece in streamer:
                 text += piece
-                yield Sample(prompt, text, decoding.seed)
+                yield Sample(prompt, text, seed)
         finally:
             streamer.stopped = True
         yield samples.result()[0][0]

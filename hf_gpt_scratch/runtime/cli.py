@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -35,7 +35,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Add an option, once where a library gives both spellings."""
         return super().add_argument(*dict.fromkeys(map(snake_case, names)), **options)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse words whose flags are in either spelling."""
         words = sys.argv[1:] if args is None else list(args)
         end = words.index("--") if "--" in words else len(words)

@@ -101,8 +101,8 @@ def rewrite(path: Path, tokens: np.ndarray, **changes: str) -> None:
     ("changes", "dtype", "words"),
     [
         ({"vocab_sha256": "0" * 64}, None, "holds tokens of another vocabulary"),
-        ({"version": "2"}, None, "is no token shard of version 1"),
-        ({"format": "pt"}, None, "is no token shard of version 1"),
+        ({"version": "2"}, None, "is not a token shard of version 1"),
+        ({"format": "pt"}, None, "is not a token shard of version 1"),
         ({}, np.int64, "has the wrong dtype, I64"),
         ({}, np.float32, "has the wrong dtype, F32"),
     ],

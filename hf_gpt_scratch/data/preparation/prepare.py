@@ -35,7 +35,7 @@ from hf_gpt_scratch.runtime.files import clear_unfinished, write_json
 
 @dataclass(frozen=True)
 class Choices:
-    """What the result depends on, besides the sources."""
+    """Settings that the result depends on, besides the sources."""
 
     text_column: str = "text"
     validation_fraction: float = 0.0  # of the documents of sources without a split of their own
@@ -125,7 +125,7 @@ class Preparation:
         """Read everything, encode what is in no shard yet, and write the shards."""
         total = sum(source.num_bytes for source in self.sources)
         end = 0
-        with tqdm(total=total or None, unit="B", unit_scale=True, disable=None, desc="tokenising") as bar:
+        with tqdm(total=total or None, unit="B", unit_scale=True, disable=None, desc="tokenizing") as bar:
             for (number, split), piece, tokens in encode_in_order(self.placed_pieces(), self.num_workers):
                 end = number + 1
                 bar.update(piece.num_bytes)
@@ -171,13 +171,13 @@ class Preparation:
 
 
 def is_empty(piece: Piece) -> bool:
-    """Whether a document has no text but white space, or no tokens."""
+    """Return True if a document has only white space, or no tokens."""
     content = piece.content
-    return piece.ends_document and not (content.strip() if isinstance(content, str) else len(content))
+    return piece.ends_document and not (content.strip() if isinstance(content, str) else np.asarray(content).size)
 
 
-def split_of(content: str | np.ndarray, validation_fraction: float) -> str:
+def split_of(content: str | np.ndarray | None, validation_fraction: float) -> str:
     """Share documents out by the hash of their beginning, so that copies of one all fall to the same split."""
-    data = content.encode("utf-8") if isinstance(content, str) else content.astype("<u4").tobytes()
+    data = content.encode("utf-8") if isinstance(content, str) else np.asarray(content, "<u4").tobytes()
     share = int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / 2**64
     return "validation" if share < validation_fraction else "train"

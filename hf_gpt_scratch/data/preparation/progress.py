@@ -1,4 +1,4 @@
-"""What is done of a preparation, so that another process can go on: the file `unfinished.json`."""
+"""Progress of an unfinished preparation, for another process to continue: the file `unfinished.json`."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def find_finished_shards(folder: Path, plan: dict[str, Any], num_workers: int, s
         shards = {split: saved["shards"][split] for split in SPLITS}
         is_same = saved["plan"] == plan
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{note} is damaged: remove {folder} and prepare anew") from None
+        raise ValueError(f"{note} is damaged: remove {folder} and prepare again") from None
     if not is_same and any(shards.values()):
         raise FileExistsError(
             f"{folder} was begun with other sources or settings: give the same command, or name another folder"

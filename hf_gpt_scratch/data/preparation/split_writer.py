@@ -33,7 +33,7 @@ class SplitWriter:
         self.num_documents = 0
 
     def wants(self, number: int) -> bool:
-        """Whether a piece has tokens that are in no shard yet."""
+        """Return True if a piece has tokens that no shard holds yet."""
         return number >= self.position[0]
 
     def add(self, number: int, tokens: np.ndarray, ends_document: bool) -> Iterator[None]:
@@ -60,7 +60,7 @@ class SplitWriter:
         self.filled = self.num_documents = 0
 
     def summary(self) -> dict[str, Any]:
-        """What the index says of the split."""
+        """Return the entry of the split in the index."""
         shards = [{key: value for key, value in shard.items() if key != "position"} for shard in self.shards]
         totals = {name: sum(shard[name] for shard in shards) for name in ("num_tokens", "num_documents")}
         return {**totals, "shards": shards}
