@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
-from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
+from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, VOCAB_SIZE, Shard
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
 from hf_gpt_scratch.runtime.files import file_sha256, read_json
 
 
@@ -35,6 +35,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         vocab_sha256 = index["vocabulary"]["sha256"]
         shards = [shard for split in index["splits"].values() for shard in split["shards"]]
         files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
+        faults = wrong_facts(index)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: {REMEDY}") from None
     if not known:
@@ -43,7 +44,43 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is of another vocabulary, sha256 {vocab_sha256} and not {VOCAB_SHA256}: {REMEDY}")
     if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
         raise ValueError(f"{path} names the file {outside[0]!r}: the shards must lie beside the index")
+    if faults:
+        raise ValueError(f"{path} is damaged ({'; '.join(faults)}): {REMEDY}")
     return index
+
+
+def wrong_facts(index: dict[str, Any]) -> list[str]:
+    """List what an index says that is not true of any folder, or not of the shards that it names."""
+    faults = []
+    for name, found, expected in (
+        ("separator", index["separator"], END_OF_TEXT_ID),
+        ("vocabulary.size", index["vocabulary"]["size"], VOCAB_SIZE),
+    ):
+        if found != expected:
+            faults.append(f"{name} is {found!r}, not {expected}")
+    counts = {name: index["skipped"][name] for name in ("empty_documents", "bad_rows")}
+    for split, facts in index["splits"].items():
+        for name in ("num_tokens", "num_documents"):
+            of_shards = {shard["file"]: shard[name] for shard in facts["shards"]}
+            counts |= {f"{name} of {split}": facts[name]}
+            counts |= {f"{name} of {file}": count for file, count in of_shards.items()}
+            if facts[name] != sum(of_shards.values()):
+                faults.append(f"{name} of {split} is {facts[name]!r}, and its shards have {sum(of_shards.values())}")
+    # A bool is an int for Python.
+    return faults + [f"{name} is {count!r}" for name, count in counts.items() if type(count) is not int or count < 0]
+
+
+def open_shard(folder: Path, entry: dict[str, Any]) -> Shard:
+    """Open a shard of a folder, by what the index says of it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged, or not the one that the index describes; the line names it.
+    """
+    shard = Shard(folder / entry["file"])
+    if (shard.num_tokens, shard.num_documents) != (entry["num_tokens"], entry["num_documents"]):
+        raise ValueError(f"{shard.path} is not the shard that {INDEX_NAME} describes: {REMEDY}")
+    return shard
 
 
 class ShardedTokens:
@@ -68,9 +105,7 @@ class ShardedTokens:
         self.ends: list[int] = []
         self.hashes: list[str] = [entry["sha256"] for entry in splits[split]["shards"]]
         for entry in splits[split]["shards"]:
-            shard = Shard(folder / entry["file"])
-            if (shard.num_tokens, shard.num_documents) != (entry.get("num_tokens"), entry.get("num_documents")):
-                raise ValueError(f"{shard.path} is not the shard that {INDEX_NAME} describes: {REMEDY}")
+            shard = open_shard(folder, entry)
             self.shards.append(shard)
             self.ends.append(len(self) + shard.num_tokens)
 
@@ -101,7 +136,7 @@ def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
     """Compare every byte of a folder with its index.
 
     Returns:
-        A line for each shard that is missing or does not have its hash; none: all is well.
+        A line for each shard that is missing, or does not have its hash or counts; none: all is well.
 
     Raises:
         OSError, ValueError: the index cannot be used.
@@ -112,8 +147,13 @@ def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
         path = folder / entry["file"]
         if not path.is_file():
             return f"{path} is missing"
-        digest = file_sha256(path)
-        return None if digest == entry["sha256"] else f"{path} has sha256 {digest} and not {entry['sha256']}"
+        if (digest := file_sha256(path)) != entry["sha256"]:
+            return f"{path} has sha256 {digest} and not {entry['sha256']}"
+        try:
+            open_shard(folder, entry)
+        except ValueError as error:
+            return str(error)
+        return None
 
     with ThreadPoolExecutor(num_workers) as threads:
         return [line for line in threads.map(look_at, shards) if line]

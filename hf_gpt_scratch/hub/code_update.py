@@ -22,6 +22,8 @@ def update_config(config: bytes, tokenizer_config: bytes, place: str) -> bytes:
         ValueError: it is not the config of a model of this project; one line.
     """
     fields = parse_object(config)
+    if not fields:
+        raise ValueError(f"cannot update {place}: its config.json is not a JSON object with a model_type: restore it")
     if fields.get("model_type") != "gpt_scratch":
         raise ValueError(
             f"cannot update {place}: its config.json has the model_type {fields.get('model_type')!r}, not "
@@ -56,21 +58,26 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: it is not a folder of this project, or holds a link where a file is to be replaced; one line.
+        ValueError: it is not a folder of this project, or holds something else where a file is to be replaced; one
+            line.
         OSError: a file cannot be written.
     """
     config_file, tokenizer_config = folder / "config.json", folder / "tokenizer_config.json"
     if not config_file.is_file():
-        raise FileNotFoundError(f"cannot update {folder}: it holds no config.json, so it is not a model folder")
+        model = folder / "model"
+        hint = f": did you mean {model}?" if (model / "config.json").is_file() else ""
+        raise FileNotFoundError(f"cannot update {folder}: it holds no config.json, so it is not a model folder{hint}")
     old_config = config_file.read_bytes()
     config = update_config(
         old_config, tokenizer_config.read_bytes() if tokenizer_config.is_file() else b"{}", str(folder)
     )
-    clear_unfinished(folder)
     present = [path for path in folder.iterdir() if is_code(path.name)]
     for path in (*present, config_file):
         if path.is_symlink():
             raise ValueError(f"cannot update {folder}: {path.name} is a link, put the file itself there")
+        if not path.is_file():
+            raise ValueError(f"cannot update {folder}: {path.name} is not a regular file, move it away")
+    clear_unfinished(folder)
     code = read_code()
     written = [name for name in CODE_FILES if not holds(folder / name, code[name])]
     removed = sorted(path.name for path in present if path.name not in code)

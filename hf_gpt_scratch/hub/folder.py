@@ -40,13 +40,16 @@ def check_folder(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: it holds foreign files, or is not complete; one line that names everything.
+        ValueError: it holds foreign files, is not complete, or is the output folder of a run; one line that names
+            everything.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"cannot push {folder}: there is no such folder")
     if not folder.is_dir():
         raise NotADirectoryError(f"cannot push {folder}: it is a file, name the folder that holds it")
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
+        raise ValueError(f"cannot push {folder}: it is the output folder of a run: push {folder / 'model'}")
     paths = sorted(folder.iterdir())
     problems = foreign_files(paths)
     if not problems:
@@ -64,11 +67,11 @@ def foreign_files(paths: list[Path]) -> list[str]:
         if stat.S_ISLNK(mode):
             problems.append(f"{path.name} is a link, put the file itself there")
         elif not stat.S_ISREG(mode):
-            problems.append(f"{path.name} is not a regular file, remove it")
+            problems.append(f"{path.name} is not a regular file, move it away")
         elif is_code(path.name) and path.name not in CODE_FILES:
             problems.append(f"{path.name} is code of another release, bring it up to date by --update-code")
         elif not may_be_pushed(path.name):
-            problems.append(f"{path.name} does not belong into a model repository, remove it")
+            problems.append(f"{path.name} does not belong into a model repository, move it away")
     if len(problems) > 8:
         return [*problems[:8], f"and {len(problems) - 8} more such files"]
     return problems
@@ -81,7 +84,7 @@ def missing_files(folder: Path) -> list[str]:
     expected = set(shards_by_tensor(folder).values()) if WEIGHTS_INDEX in there else {WEIGHTS}
     missing = sorted(({*REQUIRED, *code_files(folder)} | expected) - there)
     problems = [f"it lacks {', '.join(missing)}"] if missing else []
-    return problems + [f"{name} belongs to other weights, remove it" for name in sorted(weights - expected)]
+    return problems + [f"{name} belongs to other weights, move it away" for name in sorted(weights - expected)]
 
 
 def shards_by_tensor(folder: Path) -> dict[str, str]:

@@ -47,6 +47,16 @@ def test_preparation_says_what_it_made_and_verifies_it(prepared: tuple[Path, str
     assert (result.returncode, result.stdout) == (0, output)
 
 
+def test_index_is_held_against_itself(prepared: tuple[Path, str], launch: Callable, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared[0], tmp_path / "tokens")
+    index = json.loads((folder / "index.json").read_text())
+    index["splits"]["train"]["num_tokens"] = -5
+    (folder / "index.json").write_text(json.dumps(index))
+    result = launch("prepare_data.py", "--verify", folder)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"error: {folder}/index.json is damaged (num_tokens of train is -5, and its shards have" in result.stderr
+
+
 @pytest.mark.slow
 def test_training_on_it_is_the_same_on_one_process_and_two(
     prepared: tuple[Path, str], launch: Callable, tmp_path: Path

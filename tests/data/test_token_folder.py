@@ -1,6 +1,7 @@
 """Proves that shards are one row of tokens, that an epoch takes each of them once, and what a bad folder says."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,15 @@ def write_folder(folder: Path, tokens: np.ndarray, shard_tokens: int) -> None:
         save_shard(path, part, num_documents=number)
         facts = {"file": path.name, "num_tokens": len(part), "num_documents": number, "sha256": file_sha256(path)}
         shards.append(facts)
-    vocabulary = {"sha256": VOCAB_SHA256}
-    index = {"format": FORMAT, "version": VERSION, "vocabulary": vocabulary, "splits": {"train": {"shards": shards}}}
+    totals = {name: sum(shard[name] for shard in shards) for name in ("num_tokens", "num_documents")}
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "vocabulary": {"size": 50257, "sha256": VOCAB_SHA256},
+        "separator": 50256,
+        "splits": {"train": {**totals, "shards": shards}},
+        "skipped": {"empty_documents": 0, "bad_rows": 0, "first_bad_row": None},
+    }
     (folder / INDEX_NAME).write_text(json.dumps(index))
 
 
@@ -129,6 +137,18 @@ def change_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
     return apply
 
 
+def move_tokens(count: float) -> Callable[[Path], None]:
+    """Have the first shard so many tokens, and the second the others of both: the total stays."""
+
+    def change(index: dict) -> None:
+        first, second = index["splits"]["train"]["shards"][:2]
+        second["num_tokens"] += first["num_tokens"] - count
+        first["num_tokens"] = count
+        index["splits"]["train"]["num_tokens"] = sum(shard["num_tokens"] for shard in index["splits"]["train"]["shards"])
+
+    return change_index(change)
+
+
 def swap_shards(folder: Path) -> None:
     first, last = folder / "train-00000.safetensors", folder / "train-00003.safetensors"
     first.write_bytes(last.read_bytes())
@@ -151,8 +171,28 @@ BAD_FOLDERS = {
     ),
     "count": (
         change_index(lambda index: index["splits"]["train"]["shards"][1].update(num_tokens=7)),
-        "train-00001.safetensors is not the shard that index.json describes",
+        "index.json is damaged .num_tokens of train is 10007, and its shards have 7013",
     ),
+    "dropped shard": (
+        change_index(lambda index: index["splits"]["train"]["shards"].pop()),
+        "index.json is damaged .num_tokens of train is 10007, and its shards have 9003; num_documents of train is 6",
+    ),
+    "NaN": (
+        change_index(lambda index: index["splits"]["train"].update(num_tokens=math.nan)),
+        "num_tokens of train is nan",
+    ),
+    "negative": (move_tokens(-5), "index.json is damaged .num_tokens of train-00000.safetensors is -5"),
+    "no whole number": (move_tokens(7.0), "index.json is damaged .num_tokens of train is 10007.0"),
+    "moved": (move_tokens(7), "train-00000.safetensors is not the shard that index.json describes"),
+    "separator": (
+        change_index(lambda index: index.update(separator=0)),
+        "index.json is damaged .separator is 0, not 50256",
+    ),
+    "size": (
+        change_index(lambda index: index["vocabulary"].update(size=50000)),
+        "vocabulary.size is 50000, not 50257",
+    ),
+    "no skipped": (change_index(lambda index: index.pop("skipped")), "index.json is damaged"),
     "swapped shards": (swap_shards, "train-00000.safetensors is not the shard that index.json describes"),
     "no shard": (lambda folder: (folder / "train-00002.safetensors").unlink(), "train-00002.safetensors"),
 }
@@ -165,6 +205,11 @@ def test_bad_folder_is_refused_in_one_line(written: Folder, name: str) -> None:
     with pytest.raises((ValueError, OSError), match=words) as caught:
         ShardedTokens(written[0], "train")
     assert "\n" not in str(caught.value)
+    try:
+        (line,) = verify_folder(written[0])[:1]
+    except (ValueError, OSError) as error:
+        line = str(error)
+    assert "\n" not in line
 
 
 def test_split_that_is_not_there_is_refused(written: Folder) -> None:

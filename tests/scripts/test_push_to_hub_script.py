@@ -131,8 +131,33 @@ def test_a_folder_that_is_not_fit_is_refused_before_anything_is_asked(
     folder = shutil.copytree(finished_folder, tmp_path / "model")
     (folder / ".env").write_text("HF_TOKEN=1", encoding="utf-8")
     result = push(Case([]), folder)
-    assert result.stderr == f"error: cannot push {folder}: .env does not belong into a model repository, remove it\n"
+    assert result.stderr == f"error: cannot push {folder}: .env does not belong into a model repository, move it away\n"
     assert (result.returncode, hub.requests) == (1, [])
+
+
+def test_the_output_folder_of_a_run_is_told_from_its_model(
+    push: Callable, update: Callable, hub: LoopbackHub, finished_folder: Path, tmp_path: Path
+) -> None:
+    """No advice makes the user delete checkpoints or history."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_folder, run / "model")
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (run / "history.jsonl").write_text("{}\n", encoding="utf-8")
+    result = push(Case([]), run)
+    expected = f"error: cannot push {run}: it is the output folder of a run: push {run / 'model'}\n"
+    assert (result.returncode, result.stderr, hub.requests) == (1, expected, [])
+    assert update("--update-code", run).stderr.endswith(f"did you mean {run / 'model'}?\n")
+
+
+def test_a_refused_update_writes_nothing(update: Callable, finished_folder: Path, tmp_path: Path) -> None:
+    folder = make_older(shutil.copytree(finished_folder, tmp_path / "model"))
+    (folder / ENTRIES[0]).unlink()
+    (folder / ENTRIES[0]).mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()}
+    result = update("--update-code", folder)
+    expected = f"error: cannot update {folder}: {ENTRIES[0]} is not a regular file, move it away\n"
+    assert (result.returncode, result.stderr) == (1, expected)
+    assert {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_push_prints_the_commit_and_the_line_that_loads_it(push: Callable, hub: LoopbackHub) -> None:

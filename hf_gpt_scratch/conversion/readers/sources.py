@@ -90,6 +90,8 @@ def find_weights(path: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found[:8])
         raise ValueError(f"{path} holds several checkpoints ({names}): give the one that is meant")
+    if (path / "model" / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is the output folder of a run: give {path / 'model'}")
     raise FileNotFoundError(
         f"{path} holds no checkpoint: no model.ckpt.index, no model.safetensors, no .pth, .pt or .bin file"
     )
