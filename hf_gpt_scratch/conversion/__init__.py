@@ -4,5 +4,5 @@ import os
 
 
 # Before numpy is imported: the idle threads of its OpenBLAS would spin for 2**26 cycles before they sleep, which costs
-# this stage a fifth of its CPU time and takes a core from its threads. Source: openblas_env.c, blas_server.c.
+# this stage a fifth of its CPU time. Source: openblas_env.c, blas_server.c.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

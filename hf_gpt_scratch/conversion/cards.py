@@ -1,5 +1,6 @@
 """README and LICENSE of a converted model; tests render the cards in model_cards/ with it too."""
 
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,25 +16,6 @@ GPT2_PAPER = "https://cdn.openai.com/better-language-models/language_models_are_
 NANOGPT = "https://github.com/karpathy/nanoGPT"
 BUILD_NANOGPT = "https://github.com/karpathy/build-nanogpt"
 LM_EVAL_ISSUE = "https://github.com/EleutherAI/lm-evaluation-harness/issues/2159"
-PAPER_ROWS = (
-    "LAMBADA, perplexity",
-    "LAMBADA, accuracy in %",
-    "WikiText-2, perplexity",
-    "Penn Treebank, perplexity",
-    "enwik8, bits per byte",
-    "text8, bits per character",
-    "WikiText-103, perplexity",
-    "One Billion Words, perplexity",
-)
-# Table 3 of the paper, where the sizes are called 117M, 345M, 762M and 1542M.
-PAPER_FIGURES = {
-    "124M": ("35.13", "45.99", "29.41", "65.85", "1.16", "1.17", "37.50", "75.20"),
-    "355M": ("15.60", "55.48", "22.76", "47.33", "1.01", "1.06", "26.37", "55.72"),
-    "774M": ("10.87", "60.12", "19.93", "40.31", "0.97", "1.02", "22.05", "44.575"),
-    "1558M": ("8.63", "63.24", "18.34", "35.76", "0.93", "0.98", "17.48", "42.16"),
-}
-OPENWEBTEXT_LOSSES = {"124M": "3.11 / 3.12", "355M": "2.85 / 2.84", "774M": "2.66 / 2.67", "1558M": "2.56 / 2.54"}
-HELLASWAG = {"124M": "0.2945", "355M": "0.3752", "774M": "0.4320", "1558M": "0.4889"}
 
 LIMITS = """GPT-2 predicts the next token of web text, and that is all it does: it was not taught to follow
 instructions or to tell truth from fiction. What it writes can be fluent and false. It knows no page
@@ -199,11 +181,8 @@ def render_figures(size: GPT2Size | None) -> str:
     """Render what others have measured on these weights."""
     if size is None:
         return ""
-    rows = [f"| {row} | {value} | paper |" for row, value in zip(PAPER_ROWS, PAPER_FIGURES[size.name], strict=True)]
-    rows.append(f"| OpenWebText, loss in nats per token, train / val | {OPENWEBTEXT_LOSSES[size.name]} | nanoGPT |")
-    rows.append(f"| HellaSwag, accuracy | {HELLASWAG[size.name]} | build-nanogpt |")
-    if size.name == "124M":
-        rows.append("| LAMBADA as lm-eval has it (lambada_openai), accuracy / perplexity | 0.3256 / 40.06 | lm-eval |")
+    figures = json.loads((files("hf_gpt_scratch") / "assets" / "gpt2_figures.json").read_text(encoding="utf-8"))
+    rows = [f"| {' | '.join(row)} |" for row in figures[size.name]]
     table = "\n".join(["| Task, without fine-tuning | figure | source |", "|---|---|---|", *rows])
     return (
         f"\n## Known figures\n\nPublished for these weights by others; none was measured for this card.\n\n{table}\n\n"

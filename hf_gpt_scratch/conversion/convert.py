@@ -1,7 +1,7 @@
-"""From a checkpoint to a repository folder: read, map, write, prove, and only then put in place. No network.
+"""Conversion of a checkpoint to a repository folder: read, map, write, verify, and only then publish. No network.
 
-Neither torch nor transformers is imported here for a checkpoint of TensorFlow or safetensors, and no thread
-holds more than one matrix at a time.
+Neither torch nor transformers is imported here for a checkpoint of TensorFlow or safetensors, and no more than one
+matrix is held in memory at a time.
 """
 
 import math
@@ -57,7 +57,7 @@ class Conversion:
 
 
 def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: int | None = None) -> Conversion:
-    """Tell the format, build the config and account for every tensor.
+    """Detect the format, build the config and account for every tensor.
 
     Args:
         source: the open checkpoint.
@@ -134,7 +134,7 @@ def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
 def _settle_zero_biases(
     format_: Format, tensors: NamedTensors, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What our export filled with zeros is taken out again.
+    """Drop the zero QKV biases that `export_stock` added.
 
     Raises:
         ValueError: it is no longer zero.
@@ -174,7 +174,7 @@ def convert_checkpoint(
     size: GPT2Size | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint into a repository folder, which is there in whole and proved, or not at all.
+    """Convert a checkpoint to a repository folder, atomically and verified.
 
     Args:
         path: see `open_source`.
@@ -186,7 +186,7 @@ def convert_checkpoint(
         vocab_size: keep only so many rows of the vocabulary.
         verify: prove the folder equal to the checkpoint.
         text: file to compute losses on; by default a short one of the package.
-        size: the released size that this is, for the card and the licence.
+        size: the released size that this is, for the card and the license.
         say: called with a line about each step.
 
     Returns:
@@ -278,14 +278,14 @@ def compare_hashes(source_files: Mapping[str, Mapping[str, Any]], size: GPT2Size
     ]
 
 
-def finish(folder: Path, report: dict[str, Any], licence: str, render: Callable[[dict[str, Any]], str]) -> None:
-    """Add licence note, card and report to a folder that is otherwise complete; the report gets the hashes."""
+def finish(folder: Path, report: dict[str, Any], license_text: str, render: Callable[[dict[str, Any]], str]) -> None:
+    """Add license, card and report to a folder that is otherwise complete; the report gets the hashes."""
     report["versions"] = {
         "hf_gpt_scratch": hf_gpt_scratch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    (folder / "LICENSE").write_text(licence, encoding="utf-8")
+    (folder / "LICENSE").write_text(license_text, encoding="utf-8")
     report["files"] = describe_files(sorted(folder.iterdir()))
     (folder / "README.md").write_text(render(report), encoding="utf-8")
     write_json(folder / REPORT_FILE, report)

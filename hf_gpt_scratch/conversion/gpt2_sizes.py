@@ -41,7 +41,7 @@ class GPT2Size:
 
     @property
     def hparams(self) -> dict[str, int]:
-        """The content of this size's hparams.json."""
+        """Content of this size's hparams.json."""
         return {
             "n_vocab": VOCAB_SIZE,
             "n_ctx": CONTEXT_LENGTH,
@@ -70,7 +70,7 @@ SHA256_124M = {
 
 
 def file_sizes(num_parameters: int, hparams: int, index: int | None = None, meta: int | None = None) -> dict:
-    """Bytes of the seven files; the data file is nothing but the parameters in float32, one after the other."""
+    """Return the bytes of the seven files; the data file holds the parameters in float32 only."""
     return {
         "checkpoint": 77,
         HPARAMS_FILE: hparams,
@@ -98,7 +98,7 @@ ALIASES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl
 
 
 def find_size(name: str) -> GPT2Size:
-    """The released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub; upper or lower case.
+    """Return the released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub; upper or lower case.
 
     Raises:
         ValueError: there is no such size.

@@ -23,7 +23,7 @@ MAX_PROBLEMS_NAMED = 8
 
 
 class Layout(Enum):
-    """How a source stores what we store as one or several [out, in] matrices or [out] vectors."""
+    """The layout in which a source stores what we store as [out, in] matrices or [out] vectors."""
 
     LINEAR = "Linear"  # [n * out, in], or a vector [n * out]
     CONV1D = "Conv1D"  # [in, n * out]
@@ -99,7 +99,6 @@ LAYER = "model.layers.{i}."
 EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
 QKV = tuple(f"{LAYER}self_attn.{letter}_proj." for letter in "qkv")
 QKV_WEIGHTS = tuple(f"{module}weight" for module in QKV)
-QKV_BIASES = tuple(f"{module}bias" for module in QKV)
 LN_1, LN_2, LN_F = f"{LAYER}input_layernorm.", f"{LAYER}post_attention_layernorm.", "model.norm."
 ATTENTION_OUT, MLP_IN, MLP_OUT = f"{LAYER}self_attn.o_proj.", f"{LAYER}mlp.up_proj.", f"{LAYER}mlp.down_proj."
 
@@ -201,7 +200,7 @@ TUTORIAL = Format(
 # The faster attentions beside the tutorial have one projection for all three.
 FUSED_ATTENTION = {f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}
 FUSED_TUTORIAL = replace(TUTORIAL, rows=(*TUTORIAL_ROWS, *rows_of(FUSED_ATTENTION)))
-# A state dict of ours, as torch.save writes it: the names stay.
+# Our own state dict, as torch.save writes it: the names stay.
 STATE_DICT = Format(
     "gpt_scratch",
     "a state dict of our own model",
@@ -295,7 +294,7 @@ class Move:
 
 @dataclass
 class MappingPlan:
-    """What becomes of every tensor, source and target."""
+    """The outcome for every tensor, source and target."""
 
     moves: list[Move]
     shapes: dict[str, Shape]  # of the targets

@@ -1,53 +1,36 @@
-"""The configuration of a converted model: from the shapes of its tensors, held against what its own settings say."""
+"""The configuration of a converted model, from the shapes of its tensors and its own settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
-from hf_gpt_scratch.conversion.mapping import EMBEDDING, QKV_BIASES, Format, Layout, Shape, canonical_names, name_some
+from hf_gpt_scratch.conversion.mapping import EMBEDDING, POSITIONS, Format, Layout, Shape, canonical_names, name_some
 from hf_gpt_scratch.runtime import shipped_code
 
 
 # Names in the settings of each format -> our names.
+SIZE_NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+SAME_NAMES = ("initializer_range", "tie_word_embeddings", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 SETTINGS: dict[str, dict[str, str]] = {
-    "openai": {
-        "n_vocab": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-    },
+    "openai": {"n_vocab": "vocab_size", "n_ctx": "max_position_embeddings"} | SIZE_NAMES,
     "gpt2": {
         "vocab_size": "vocab_size",
         "n_positions": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
         "n_inner": "intermediate_size",
         "activation_function": "hidden_act",
         "resid_pdrop": "dropout",
         "layer_norm_epsilon": "layer_norm_eps",
-        "initializer_range": "initializer_range",
-        "tie_word_embeddings": "tie_word_embeddings",
-        "use_cache": "use_cache",
-        "bos_token_id": "bos_token_id",
-        "eos_token_id": "eos_token_id",
-        "pad_token_id": "pad_token_id",
         "qkv_bias": "qkv_bias",  # not of GPT-2: our export notes here that there were no such biases
-    },
-    "nanogpt": {
-        "vocab_size": "vocab_size",
-        "block_size": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "dropout": "dropout",
-    },
+    }
+    | SIZE_NAMES
+    | {name: name for name in SAME_NAMES},
+    "nanogpt": {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "dropout": "dropout"}
+    | SIZE_NAMES,
     "tutorial": {},
     "gpt_scratch": {},
 }
-# What a format's own code always does, where it differs from our defaults.
+# Fixed by a format's own code, where it differs from our defaults.
 FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GELU() is the exact form
 
 # Settings of transformers' GPT-2 that our model cannot follow -> the only value that it can.
@@ -68,7 +51,7 @@ HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SI
 
 @dataclass
 class SourceConfig:
-    """What the shapes and the settings of a checkpoint say."""
+    """Configuration and notes from the shapes and the settings of a checkpoint."""
 
     config: dict[str, Any]  # fields of GPTScratchConfig
     notes: list[str] = field(default_factory=list)  # decisions that the user should know
@@ -78,7 +61,7 @@ def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str,
     """Read the sizes of a model off its tensors.
 
     Raises:
-        ValueError: a tensor that this takes is missing or is no matrix.
+        ValueError: a tensor that this takes is missing or not a matrix.
     """
     matrices: dict[str, Shape] = {}
     num_layers = 0
@@ -88,9 +71,9 @@ def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str,
                 num_layers = max(num_layers, 1 + int(match["i"] or -1))
                 shape = shapes[name][-2:]
                 matrices.setdefault(row.targets[0], shape if row.layout is Layout.LINEAR else shape[::-1])
-    wanted = (EMBEDDING, "model.embed_positions.weight", "model.layers.{i}.mlp.up_proj.weight")
+    wanted = (EMBEDDING, POSITIONS, "model.layers.{i}.mlp.up_proj.weight")
     missing = [
-        f"{row.source.replace('{i}', '0')} is missing or no matrix"
+        f"{row.source.replace('{i}', '0')} is missing or not a matrix"
         for row in format_.rows
         if row.targets and row.targets[0] in wanted and len(matrices.get(row.targets[0], ())) != 2
     ]
@@ -103,7 +86,7 @@ def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str,
 def build_config(
     format_: Format, shapes: Mapping[str, Shape], settings: Mapping[str, Any], num_heads: int | None = None
 ) -> SourceConfig:
-    """Join shapes and settings.
+    """Build the configuration from shapes and settings.
 
     Args:
         format_: the format of the checkpoint.
@@ -118,7 +101,12 @@ def build_config(
     sizes = sizes_from_shapes(format_, shapes)
     names = SETTINGS[format_.name]
     stated = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
-    problems = [*_wrong_values(names, stated), *_cannot_follow(format_, settings)]
+    problems = _wrong_values(names, stated)
+    problems += [
+        f"{key} is {settings[key]!r}, and our model knows only {only}"
+        for key, only in (GPT2_ONLY if format_.name == "gpt2" else {}).items()
+        if settings.get(key, only) != only
+    ]
     problems += [
         f"{_their_name(names, key)} is {stated[key]!r} in the settings, {value} in the tensors"
         for key, value in sizes.items()
@@ -129,7 +117,9 @@ def build_config(
     config = DEFAULTS | FIXED.get(format_.name, {}) | stated | sizes
     config["hidden_act"] = ACTIVATIONS[config["hidden_act"]]
     config[HEADS] = count_heads(format_, sizes["hidden_size"], stated.get(HEADS), num_heads)
-    config["qkv_bias"] = config["qkv_bias"] and _has_qkv_bias(format_, shapes)
+    rows = [format_.find_row(name) for name in canonical_names(format_, shapes).values()]
+    has_bias = any(row.targets[0].endswith("q_proj.bias") for row in rows if row and row.targets)
+    config["qkv_bias"] = config["qkv_bias"] and has_bias
     notes = _set_special_tokens(config, settings, names)
     if (
         format_.name == "gpt2"
@@ -143,7 +133,7 @@ def count_heads(format_: Format, width: int, stated: int | None, given: int | No
     """Find the number of attention heads, which no tensor shows.
 
     Raises:
-        ValueError: nothing says it, the settings say something else, or the width is no multiple of it.
+        ValueError: nothing says it, the settings say something else, or the width is not a multiple of it.
     """
     released = HEADS_OF_WIDTH.get(width)
     if given is not None and stated is not None and given != stated:
@@ -166,7 +156,7 @@ def _their_name(names: Mapping[str, str], ours: str) -> str:
 
 
 def _wrong_values(names: Mapping[str, str], stated: Mapping[str, Any]) -> list[str]:
-    """Name the settings whose value has the wrong type, or is none that our model knows."""
+    """Name the settings whose value has the wrong type or is unknown to our model."""
     problems = []
     for key, value in stated.items():
         if key in ("dropout", "layer_norm_eps", "initializer_range"):
@@ -182,22 +172,6 @@ def _wrong_values(names: Mapping[str, str], stated: Mapping[str, Any]) -> list[s
         if not is_right:
             problems.append(f"{_their_name(names, key)} is {value!r}")
     return problems
-
-
-def _cannot_follow(format_: Format, settings: Mapping[str, Any]) -> list[str]:
-    """Name the settings of transformers' GPT-2 that would make ours another function."""
-    if format_.name != "gpt2":
-        return []
-    return [
-        f"{key} is {settings[key]!r}, and our model knows only {only}"
-        for key, only in GPT2_ONLY.items()
-        if settings.get(key, only) != only
-    ]
-
-
-def _has_qkv_bias(format_: Format, shapes: Mapping[str, Shape]) -> bool:
-    rows = [row for row in format_.rows if row.targets[:1] == QKV_BIASES[:1]]
-    return any(row.match(name) for row in rows for name in canonical_names(format_, shapes).values())
 
 
 def _set_special_tokens(config: dict[str, Any], settings: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:

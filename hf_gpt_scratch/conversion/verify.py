@@ -238,7 +238,7 @@ def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.n
 
 
 def compare_piece(name: str, values: np.ndarray, source: np.ndarray, dtype: str) -> float:
-    """Compare some rows; returns the largest difference."""
+    """Compare some rows; return the largest difference."""
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds values that are not finite: the checkpoint is damaged, or its run diverged")
     exact = source.astype(np.float64)
@@ -251,7 +251,7 @@ def compare_piece(name: str, values: np.ndarray, source: np.ndarray, dtype: str)
 
 
 def read_text(path: str | Path | None) -> str:
-    """The text to compute losses on, or the packaged one.
+    """Read the text to compute losses on, by default the packaged one.
 
     Raises:
         ValueError: it is empty or not UTF-8.
@@ -295,10 +295,9 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
         text=True,
     )
     if process.returncode != 0:
-        killed = "it was killed, perhaps for want of memory"
-        reason = (
-            killed if process.returncode == -9 else (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        )
+        reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if process.returncode == -9:
+            reason = "it was killed, perhaps for want of memory"
         raise ValueError(f"verification failed: the written folder does not load ({reason[:300]})")
     return json.loads((exchange / "result.json").read_text(encoding="utf-8"))
 
@@ -360,12 +359,10 @@ def verify_folder(
     Raises:
         ValueError: it is not equal; one line says where.
     """
-    vocab_size = config["vocab_size"]
-    expected = expected_tensors(
-        SourceWeights(tensors, format_name, vocab_size), config, "gpt2" if stock else "gpt_scratch"
-    )
+    plain = SourceWeights(tensors, format_name, config["vocab_size"])
+    rounded = SourceWeights(tensors, format_name, config["vocab_size"], round_to(dtype))
+    expected = expected_tensors(plain, config, "gpt2" if stock else "gpt_scratch")
     value_difference = compare_values(SafetensorsFiles(weights), expected, dtype)
-    rounded = SourceWeights(tensors, format_name, vocab_size, round_to(dtype))
     # In the folder, which is not finished yet: what a kill leaves goes with it.
     with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix=".verify-") as name:
         exchange = Path(name)
@@ -373,11 +370,7 @@ def verify_folder(
         logit_differences = compare_logits(rounded, config, result, exchange)
     if result["tied"] != config["tie_word_embeddings"]:
         raise ValueError(f"verification failed: the head is {'' if result['tied'] else 'not '}tied after loading")
-    return {
-        "class": result["class"],
-        "num_parameters": result["num_parameters"],
-        "tied": result["tied"],
+    return {key: result[key] for key in ("class", "num_parameters", "tied", "losses")} | {
         "max_value_difference": value_difference,
         "max_logit_difference": logit_differences,
-        "losses": result["losses"],
     }

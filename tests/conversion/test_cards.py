@@ -2,8 +2,10 @@
 model_cards/ are what the code makes; to make them again: HF_GPT_SCRATCH_WRITE_CARDS=1 pytest this file.
 """
 
+import json
 import os
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,6 @@ from huggingface_hub.repocard import metadata_load
 
 from hf_gpt_scratch.conversion.cards import (
     HUB_NAMES,
-    PAPER_FIGURES,
-    PAPER_ROWS,
     render_card,
     render_license,
     render_stock_card,
@@ -21,6 +21,7 @@ from hf_gpt_scratch.conversion.cards import (
 from hf_gpt_scratch.conversion.gpt2_sizes import CONTEXT_LENGTH, GPT2_SIZES, VOCAB_SIZE, GPT2Size, find_size
 
 
+FIGURES = json.loads((files("hf_gpt_scratch") / "assets" / "gpt2_figures.json").read_text(encoding="utf-8"))
 REPORT = {
     "format": "tutorial",
     "config": {
@@ -95,7 +96,7 @@ def test_cards_of_the_sizes(size: object, project_root: Path, tmp_path: Path) ->
     text = card.text
     assert "$" not in text
     assert f"{size.num_parameters:,}" in text
-    for value in (*PAPER_FIGURES[size.name], *size.sha256.values()):
+    for value in (*(figure for _, figure, _ in FIGURES[size.name]), *size.sha256.values()):
         assert value in text
     for heading in ("How to load it without remote code", "Known figures", "Limits and bias", "License"):
         assert f"## {heading}\n" in text
@@ -106,8 +107,9 @@ def test_cards_of_the_sizes(size: object, project_root: Path, tmp_path: Path) ->
 
 
 def test_figures_have_one_value_for_each_row() -> None:
-    assert all(len(figures) == len(PAPER_ROWS) for figures in PAPER_FIGURES.values())
-    assert PAPER_FIGURES.keys() == GPT2_SIZES.keys()
+    tasks = [[task for task, _, source in rows if source != "lm-eval"] for rows in FIGURES.values()]
+    assert all(len(set(own)) == 10 and own == tasks[0] for own in tasks)
+    assert FIGURES.keys() == GPT2_SIZES.keys()
 
 
 def test_card_of_another_checkpoint_claims_nothing_of_openai() -> None:

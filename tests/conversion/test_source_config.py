@@ -77,9 +77,9 @@ def test_number_of_heads_can_be_given() -> None:
 @pytest.mark.parametrize("name", ["model/wte", "model/wpe", "model/h0/mlp/c_fc/w"])
 def test_a_tensor_without_which_there_is_no_config_is_named(name: str) -> None:
     shapes = {key: shape for key, shape in SHAPES.items() if key not in (name, "model/h1/mlp/c_fc/w")}
-    with pytest.raises(ValueError, match=f"{name} is missing or no matrix"):
+    with pytest.raises(ValueError, match=f"{name} is missing or not a matrix"):
         build_config(OPENAI, shapes, HPARAMS)
-    with pytest.raises(ValueError, match=f"{name} is missing or no matrix"):
+    with pytest.raises(ValueError, match=f"{name} is missing or not a matrix"):
         build_config(OPENAI, {**shapes, name: (5,)}, HPARAMS)
 
 

@@ -1,4 +1,4 @@
-"""The seven files of a released GPT-2 size: fetched, verified, and only then under their final names."""
+"""Download of the seven files of a released GPT-2 size, verified before they get their final names."""
 
 import base64
 import hashlib
@@ -47,7 +47,7 @@ def download_gpt2(
     folder: str | Path,
     mirrors: Sequence[str] | None = None,
     *,
-    patience: RetryPolicy | None = None,
+    policy: RetryPolicy | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
 ) -> Path:
@@ -62,7 +62,7 @@ def download_gpt2(
         folder: where to; it is made.
         mirrors: base URLs to take in this order, each with a folder of the size's name. By default those in
             HF_GPT_SCRATCH_MIRRORS (separated by spaces), or else OpenAI's store and its copy.
-        patience: how long to wait for a server.
+        policy: time limits and retries.
         progress: show a bar for each file and one for all of them, if stderr is a terminal.
         log: takes lines about retries and hashes; by default they are printed on stderr.
 
@@ -71,13 +71,13 @@ def download_gpt2(
 
     Raises:
         OSError: a file can be had from no mirror, or cannot be written.
-        ValueError: there is no such size, or a mirror is no URL.
+        ValueError: there is no such size, or a mirror is not a URL.
     """
     size = find_size(size) if isinstance(size, str) else size
     bases = base_urls(mirrors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    download = Download(size, folder, bases, patience or RetryPolicy(), log or print_line)
+    download = Download(size, folder, bases, policy or RetryPolicy(), log or partial(tqdm.write, file=sys.stderr))
     with ExitStack() as stack:
         lock = FileLock(folder / ".lock")
         try:
@@ -90,33 +90,28 @@ def download_gpt2(
 
 
 def base_urls(mirrors: Sequence[str] | None) -> list[str]:
-    """The base URLs to ask, in order.
+    """Return the base URLs to ask, in order.
 
     Raises:
-        ValueError: one is no http or https URL.
+        ValueError: one is not an http or https URL.
     """
     urls = list(mirrors or os.environ.get(MIRRORS_VARIABLE, "").split() or (OPENAI_URL, *MIRROR_URLS))
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ValueError(f"mirror {url!r} is no URL: give one like {OPENAI_URL}")
+            raise ValueError(f"mirror {url!r} is not a URL: give one like {OPENAI_URL}")
     return urls
 
 
 def file_url(base: str, size: GPT2Size, name: str) -> str:
-    """The URL of a file; the query of the base URL, which may be a signature, stays at the end."""
+    """Return the URL of a file; the query of the base URL, which may be a signature, stays at the end."""
     parts = urlsplit(base)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(size.name)}/{quote(name)}").geturl()
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: no password, no signature."""
+    """Return a URL without password and signature."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
-def print_line(line: str) -> None:
-    """Print a line on stderr without damaging the bars."""
-    tqdm.write(line, file=sys.stderr)
 
 
 class Bars:
@@ -158,7 +153,7 @@ class Download:
     size: GPT2Size
     folder: Path
     bases: list[str]
-    patience: RetryPolicy
+    policy: RetryPolicy
     log: Callable[[str], None]
 
     def run(self, progress: bool) -> None:
@@ -180,12 +175,12 @@ class Download:
                     raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({error}): {hint}") from None
 
     def seems_there(self, name: str) -> bool:
-        """Whether there is a file with the right number of bytes."""
+        """Return True if there is a file with the right number of bytes."""
         path, num_bytes = self.folder / name, self.size.files[name]
         return path.is_file() and num_bytes in (None, size_of(path))
 
     def is_there(self, name: str) -> bool:
-        """Whether the file is there and the right one."""
+        """Return True if the file is there and verified."""
         path = self.folder / name
         if not path.is_file():
             return False
@@ -197,24 +192,24 @@ class Download:
         return True
 
     def known_bytes(self, names: list[str]) -> int:
-        """Bytes of these files, as far as they are known."""
+        """Sum the bytes of files, as far as they are known."""
         return sum(self.size.files[name] or 0 for name in names)
 
     def check_space(self, missing: list[str]) -> None:
-        """See that the disk can take what is missing."""
+        """Raise OSError if the disk cannot take what is missing."""
         needed = self.known_bytes(missing) - sum(size_of(self.folder / f"{name}{PART}") for name in missing)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(f"{self.folder} has {free} bytes free and {needed} are needed: free some, or go elsewhere")
 
     def by_hand(self, name: str) -> str:
-        """A URL for the user, with the size where it is known."""
+        """Return a URL for the user, with the size where it is known."""
         num_bytes = self.size.files[name]
         url = without_secrets(file_url(self.bases[0], self.size, name))
         return f"{url} ({num_bytes} bytes)" if num_bytes else url
 
     def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
-        """Bring one file from the first mirror that gives it.
+        """Fetch one file from the first mirror that gives it.
 
         Raises:
             ServerError: none does.
@@ -229,7 +224,7 @@ class Download:
                 part=part,
                 size=self.size.files[name],
                 verify=lambda path, md5: self.verify(name, path, md5),
-                patience=self.patience,
+                policy=self.policy,
                 report=bars.show,
                 log=self.log,
             )
@@ -240,12 +235,14 @@ class Download:
                 self.log(reasons[-1])
                 continue
             transfer.state_file.unlink(missing_ok=True)
-            publish(part, self.folder / name)
+            flush(part)  # the file reaches the disk before its name does
+            os.replace(part, self.folder / name)
+            flush(self.folder)
             return
         raise ServerError("; ".join(reasons))
 
     def verify(self, name: str, path: Path, md5: str) -> None:
-        """Hold a complete file against all that is known of it.
+        """Compare a complete file with all that is known of it.
 
         Args:
             name: the final name.
@@ -268,7 +265,7 @@ class Download:
             raise BadResponse(f"it has the sha256 {found} instead of {pinned}")
 
     def check_content(self, name: str, path: Path) -> None:
-        """What can be said of a file without knowing its hash."""
+        """Check what can be checked without a pinned hash."""
         try:
             if name == HPARAMS_FILE and json.loads(path.read_bytes()) != self.size.hparams:
                 raise BadResponse(f"it has other settings than {self.size.name}")
@@ -288,12 +285,5 @@ class Download:
 
 
 def digest(path: Path, algorithm: str) -> bytes:
-    """A file's hash; MD5 finds damage and is no proof of origin."""
+    """Return a file's hash; MD5 finds damage and does not prove the origin."""
     return update_hash(path, hashlib.new(algorithm, usedforsecurity=False)).digest()
-
-
-def publish(part: Path, path: Path) -> None:
-    """Give a verified file its name; first the file is brought to the disk, then the name."""
-    flush(part)
-    os.replace(part, path)
-    flush(path.parent)

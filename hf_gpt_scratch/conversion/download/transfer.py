@@ -10,12 +10,13 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from io import FileIO
 from pathlib import Path
 
 import requests
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
+
+from hf_gpt_scratch.runtime.files import name_file_in_errors
 
 
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -25,12 +26,12 @@ WRONG_ANSWERS_ALLOWED = 1  # per file: a second one means that the server has so
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for a server, and how often.
+    """Time limits and number of retries of a transfer.
 
     Attributes:
         connect_timeout: seconds until a connection must stand.
         read_timeout: seconds without a byte after which a connection counts as dead.
-        retries: how often to try again without getting any further; every new byte starts the count anew.
+        retries: tries without progress; every new byte resets the count.
         first_wait: seconds before the first retry; each wait after it is twice as long.
         longest_wait: upper limit of a wait in seconds, also where the server asks for more.
         chunk_bytes: how much is received before it is written; a kill loses at most that.
@@ -45,11 +46,11 @@ class RetryPolicy:
 
 
 class ServerError(Exception):
-    """The server does not give the file, and asking again does not help."""
+    """A server does not give the file, and asking again does not help."""
 
 
 class InterruptedTransfer(Exception):
-    """The transfer broke off or could not begin; it may be resumed.
+    """A transfer that broke off or could not begin, and may be resumed.
 
     Args:
         reason: why.
@@ -64,12 +65,12 @@ class InterruptedTransfer(Exception):
 
 
 class BadResponse(Exception):
-    """The server sent something else than the file, or than the part that was asked for."""
+    """An answer that is not the file, or not the part that was asked for."""
 
 
 @dataclass
 class PartState:
-    """What is known of an unfinished file.
+    """The source of an unfinished file, kept beside it.
 
     Attributes:
         url: where its first byte came from.
@@ -92,7 +93,7 @@ class Transfer:
         part: where the unfinished file lies.
         size: bytes of the file; None if unknown.
         verify: is called with the complete `part` and the Content-MD5 ("" if none), and raises `BadResponse`.
-        patience: how long and how often.
+        policy: time limits and retries.
         report: is called with the number of bytes that are there, and of all bytes if known.
         log: is called with a line for each retry.
     """
@@ -102,12 +103,12 @@ class Transfer:
     part: Path
     size: int | None
     verify: Callable[[Path, str], None]
-    patience: RetryPolicy
+    policy: RetryPolicy
     report: Callable[[int, int | None], None]
     log: Callable[[str], None]
 
     def run(self) -> None:
-        """Bring `part` to its end, verified.
+        """Complete `part` and verify it.
 
         Raises:
             OSError: the file cannot be written.
@@ -127,15 +128,15 @@ class Transfer:
                 progressed = progressed or further
                 tries = 1 if further else tries + 1
                 # A server that was never reached is most likely out of reach because there is no network.
-                if tries > (self.patience.retries if interruption.reached or progressed else 1):
+                if tries > (self.policy.retries if interruption.reached or progressed else 1):
                     raise ServerError(f"{reason}, {tries} times in a row") from None
             except BadResponse as answer:
                 reason, wait = str(answer), 0.0
                 wrong_answers += 1
                 if wrong_answers > WRONG_ANSWERS_ALLOWED:
                     raise ServerError(reason) from None
-            wait = max(wait, self.patience.first_wait * 2 ** max(tries - 1, 0))
-            wait = min(wait, self.patience.longest_wait)
+            wait = max(wait, self.policy.first_wait * 2 ** max(tries - 1, 0))
+            wait = min(wait, self.policy.longest_wait)
             self.log(f"{self.part.stem}: {reason}; going on at byte {size_of(self.part)} in {wait:.0f} s")
             time.sleep(wait)
 
@@ -153,7 +154,7 @@ class Transfer:
             headers["Range"] = f"bytes={offset}-"
             if state.url == self.url and state.validator:
                 headers["If-Range"] = state.validator
-        timeout = (self.patience.connect_timeout, self.patience.read_timeout)
+        timeout = (self.policy.connect_timeout, self.policy.read_timeout)
         try:
             with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
                 if response.status_code == 416 and offset and content_range(response) == (None, offset):
@@ -175,7 +176,7 @@ class Transfer:
             raise
 
     def check_status(self, response: requests.Response) -> None:
-        """Sort out every answer that does not bring the file."""
+        """Raise for every answer that does not bring the file."""
         status = response.status_code
         said = f"{status} {response.reason or ''}".strip()
         if status in RETRIED_STATUS:
@@ -189,7 +190,7 @@ class Transfer:
             raise BadResponse(f"it came as {response.headers['Content-Encoding']}")
 
     def check_range(self, response: requests.Response, offset: int) -> int | None:
-        """See that an answer of status 206 continues the part; returns the size of the whole file, if it is stated."""
+        """Check that an answer of status 206 continues the part; return the size of the whole file if it is known."""
         state, etag = self.read_state(), response.headers.get("ETag", "")
         if state.url == self.url and is_strong(state.validator) and is_strong(etag) and etag != state.validator:
             self.discard()
@@ -201,9 +202,9 @@ class Transfer:
         return self.size if total is None else total
 
     def begin(self, response: requests.Response) -> int | None:
-        """Begin anew with an answer that brings the whole file; returns its size, if it is stated.
+        """Begin again with an answer that brings the whole file; return its size if it is known.
 
-        What has come before is touched only if this is not something else, such as the page of a hotel's network.
+        The part is discarded only if the size fits, so that the login page of a network does not cost it.
         """
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else self.size
@@ -218,25 +219,26 @@ class Transfer:
 
     def append(self, response: requests.Response, offset: int, total: int | None) -> None:
         """Write an answer's bytes behind the first `offset`; each chunk reaches the kernel before the next is read."""
-        with self.part.open("ab", buffering=0) as file:
+        with name_file_in_errors(self.part), self.part.open("ab") as file:
             self.report(offset, total)
-            for chunk in response.iter_content(self.patience.chunk_bytes):
+            for chunk in response.iter_content(self.policy.chunk_bytes):
                 offset += len(chunk)
                 if total is not None and offset > total:
                     self.discard()
                     raise BadResponse(f"more than {total} bytes came")
-                write(file, chunk)
+                file.write(chunk)
+                file.flush()
                 self.report(offset, total)
         if total is not None and offset < total:
             raise InterruptedTransfer(f"broke off at {offset} of {total} bytes")
 
     @property
     def state_file(self) -> Path:
-        """Where the state of the part is kept."""
+        """The file that keeps the state of the part."""
         return self.part.with_name(f"{self.part.name}.json")
 
     def read_state(self) -> PartState:
-        """What is known of the part: nothing, if that cannot be read."""
+        """Read the state of the part, empty if it cannot be read."""
         try:
             return PartState(**json.loads(self.state_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -248,23 +250,13 @@ class Transfer:
         self.state_file.unlink(missing_ok=True)
 
 
-def write(file: FileIO, chunk: bytes) -> None:
-    """Write all of a chunk; the error of a full disk names the file."""
-    rest = memoryview(chunk)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from None
-
-
 def is_strong(validator: str) -> bool:
-    """Whether it is an ETag that promises the same bytes."""
+    """Return True for an ETag that promises the same bytes."""
     return validator.startswith('"')
 
 
 def classified(error: requests.RequestException) -> Exception:
-    """Say whether trying again may help."""
+    """Return our error for one of requests, by whether trying again may help."""
     cause = error.args[0] if error.args else None
     reason = type(getattr(cause, "reason", None) or cause or error).__name__
     if isinstance(error, requests.exceptions.SSLError):
@@ -280,21 +272,21 @@ def classified(error: requests.RequestException) -> Exception:
 
 
 def retry_after(response: requests.Response) -> float:
-    """Seconds that the server asks to wait."""
+    """Return the seconds that the server asks to wait."""
     with contextlib.suppress(InvalidHeader):
         return Retry().get_retry_after(response.raw) or 0.0
     return 0.0
 
 
 def content_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """First byte and size of the whole file in Content-Range; None for what is not stated."""
+    """Parse first byte and size of the whole file from Content-Range; None for what is not stated."""
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
     start, total = match.groups() if match else (None, None)
     return int(start) if start else None, int(total) if total and total != "*" else None
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Return the bytes of a file, 0 if there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -15,25 +15,25 @@ TRAILER_BYTES = 5  # behind each block: one byte for the compression, four for t
 
 
 class Cursor:
-    """Takes bytes and numbers from a message, one after the other and never past its end."""
+    """Reads bytes and numbers from a message in order, never past its end."""
 
     def __init__(self, message: bytes) -> None:
         self.message = message
         self.position = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is left."""
+        """Return True if anything is left."""
         return self.position < len(self.message)
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         start, self.position = self.position, self.position + count
         if self.position > len(self.message):
             raise ValueError("a field reaches past its end")
         return self.message[start : self.position]
 
     def varint(self) -> int:
-        """The next number, 0 to 2**64 - 1, written in bytes of seven bits, the low ones first."""
+        """Return the next number, 0 to 2**64 - 1, written in bytes of seven bits, the low ones first."""
         number = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -44,12 +44,12 @@ class Cursor:
 
 
 def mask(crc: int) -> int:
-    """CRC32C in the form in which it is stored, because CRCs of data with CRCs in it are weak (util/crc32c.h)."""
+    """Return a CRC32C as it is stored, since CRCs of data that holds CRCs are weak (util/crc32c.h)."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
 
 def read_block(table: bytes, offset: int, size: int) -> bytes:
-    """The content of a block, verified."""
+    """Return the content of a block, verified."""
     end = offset + size
     if end + TRAILER_BYTES + FOOTER_BYTES > len(table):
         raise ValueError(f"the block at byte {offset} reaches past its end")
@@ -61,7 +61,7 @@ def read_block(table: bytes, offset: int, size: int) -> bytes:
 
 
 def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block; what a key shares with the key before it is not written again."""
+    """Yield the keys and values of a block; what a key shares with the key before it is not written again."""
     num_restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (num_restarts + 1)
     if end < 0:
@@ -76,11 +76,11 @@ def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def parse_table(table: bytes) -> dict[bytes, bytes]:
-    """All keys and values of a table, in its order.
+    """Return all keys and values of a table, in its order.
 
     Raises:
         NotImplementedError: it is compressed.
-        ValueError: it is damaged, or no such table.
+        ValueError: it is damaged, or not such a table.
     """
     if len(table) < FOOTER_BYTES or not table.endswith(MAGIC):
         raise ValueError(f"its {len(table)} bytes do not end like a table")

@@ -7,7 +7,8 @@ protobuf/tensor_bundle.proto, framework/{tensor_shape,types}.proto; https://prot
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -44,28 +45,21 @@ NUMPY_DTYPES: dict[int, np.dtype] = {
 OTHER_DTYPES = {7: "string", 14: "bfloat16", 20: "resource", 21: "variant"}
 
 
-def message_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Split a protobuf message into (field number, value): int for numbers, bytes for what has a length."""
-    cursor = Cursor(message)
+def message_values(message: int | bytes) -> dict[int, list[int | bytes]]:
+    """Collect the values of each field of a protobuf message: int for numbers, bytes for what has a length."""
+    if isinstance(message, int):
+        raise ValueError("there is a number where a message should be")
+    cursor, values = Cursor(message), defaultdict[int, list[int | bytes]](list)
     while cursor:
         number, wire_type = divmod(cursor.varint(), 8)
         if wire_type == 0:
-            yield number, cursor.varint()
+            values[number].append(cursor.varint())
         elif wire_type == 2:
-            yield number, cursor.take(cursor.varint())
+            values[number].append(cursor.take(cursor.varint()))
         elif wire_type in (1, 5):
-            yield number, int.from_bytes(cursor.take(8 if wire_type == 1 else 4), "little")
+            values[number].append(int.from_bytes(cursor.take(8 if wire_type == 1 else 4), "little"))
         else:
             raise ValueError(f"field {number} has the unknown wire type {wire_type}")
-
-
-def message_values(message: int | bytes) -> dict[int, list[int | bytes]]:
-    """Collect the values of each field of a protobuf message by field number."""
-    if isinstance(message, int):
-        raise ValueError("there is a number where a message should be")
-    values: dict[int, list[int | bytes]] = {}
-    for number, value in message_fields(message):
-        values.setdefault(number, []).append(value)
     return values
 
 

@@ -15,7 +15,7 @@ from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_che
 
 
 class TFCheckpoint(NamedTensors):
-    """What `TensorBundle` is, with the same attributes and errors; arrays are copies in memory and read-only too."""
+    """A checkpoint opened by TensorFlow, as `TensorBundle` otherwise; arrays are read-only copies in memory."""
 
     def __init__(self, prefix: Path, reader: Any, errors: tuple[type[Exception], ...]) -> None:
         self._prefix = prefix
@@ -47,7 +47,7 @@ class TFCheckpoint(NamedTensors):
 
 
 def damaged(prefix: Path, error: Exception) -> CheckpointError:
-    """One line for what TensorFlow says in many."""
+    """Return an error that says in one line what TensorFlow says in many."""
     return CheckpointError(f"{prefix} cannot be read by TensorFlow: {' '.join(str(error).split())}")
 
 

@@ -1,4 +1,4 @@
-"""Where a TensorFlow checkpoint lies: from what a user names to the prefix of its files."""
+"""From the path that a user gives to the prefix of a TensorFlow checkpoint's files."""
 
 import os
 import re
@@ -10,7 +10,7 @@ class CheckpointError(ValueError):
 
 
 def find_checkpoint_prefix(path: str | Path) -> Path:
-    """The part that the names of a checkpoint's files have in common, such as `124M/model.ckpt`.
+    """Return the part that the names of a checkpoint's files have in common, such as `124M/model.ckpt`.
 
     Args:
         path: a folder, the prefix itself, one of the files that begin with it, or the `checkpoint` file that names it.
@@ -33,7 +33,7 @@ def find_checkpoint_prefix(path: str | Path) -> Path:
 
 
 def only_index(folder: Path) -> Path:
-    """The one .index file of a folder."""
+    """Return the one .index file of a folder."""
     found = sorted(folder.glob("*.index"))
     if not found:
         raise FileNotFoundError(f"{folder} holds no TensorFlow checkpoint: give the folder with model.ckpt.index")
@@ -43,7 +43,7 @@ def only_index(folder: Path) -> Path:
 
 
 def read_checkpoint_file(path: Path) -> Path:
-    """The prefix that a `checkpoint` file names; an absolute one is first looked for beside it, for folders move."""
+    """Return the prefix that a `checkpoint` file names; an absolute one is first looked for beside it."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -48,7 +48,7 @@ def cast(block: np.ndarray, dtype: str) -> np.ndarray:
 
 @dataclass
 class Place:
-    """Where the next values of a tensor go, and where it ends, in bytes of a file."""
+    """Position of the next values of a tensor, and its end, in bytes of a file."""
 
     path: Path
     position: int

@@ -45,7 +45,7 @@ from tests.conversion.download.misbehaving_server import ALWAYS, MisbehavingServ
 
 NAME = "13K"
 CHUNK = 1024
-PATIENCE = RetryPolicy(
+POLICY = RetryPolicy(
     connect_timeout=2, read_timeout=0.2, retries=2, first_wait=0.01, longest_wait=0.05, chunk_bytes=CHUNK
 )
 
@@ -118,10 +118,10 @@ def base(server: MisbehavingServer) -> str:
     return f"{server.url}/models"
 
 
-def fetch(size: GPT2Size, folder: Path, *servers: MisbehavingServer, patience: RetryPolicy = PATIENCE) -> list[str]:
+def fetch(size: GPT2Size, folder: Path, *servers: MisbehavingServer, policy: RetryPolicy = POLICY) -> list[str]:
     """Download without bars; returns what was logged."""
     lines: list[str] = []
-    download_gpt2(size, folder, [base(server) for server in servers], patience=patience, log=lines.append)
+    download_gpt2(size, folder, [base(server) for server in servers], policy=policy, log=lines.append)
     return lines
 
 
@@ -187,7 +187,7 @@ def test_data_that_is_there_before_its_index(release, server, tmp_path):
 
 def test_mirrors_from_the_environment(release, server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_GPT_SCRATCH_MIRRORS", f"http://127.0.0.1:9/nobody {base(server)}")
-    download_gpt2(release.size, tmp_path, patience=PATIENCE, log=print)
+    download_gpt2(release.size, tmp_path, policy=POLICY, log=print)
     assert_complete(release, tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_proxy_is_asked(release, tmp_path, monkeypatch):
     with MisbehavingServer(paths) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
-        download_gpt2(release.size, tmp_path, ["http://gpt2.invalid/models"], patience=PATIENCE, log=print)
+        download_gpt2(release.size, tmp_path, ["http://gpt2.invalid/models"], policy=POLICY, log=print)
     assert_complete(release, tmp_path)
 
 
@@ -328,7 +328,7 @@ def test_content_md5(release, tmp_path, name):
             folder = tmp_path / fault
             lines: list[str] = []
             size = release.unpinned
-            download_gpt2(size, folder, [base(server)], patience=PATIENCE, log=lines.append)
+            download_gpt2(size, folder, [base(server)], policy=POLICY, log=lines.append)
             assert_complete(release, folder)
             assert any("it has another MD5 than the server said" in line for line in lines)
         server.faults[path_of(name)] = ["wrongmd5", ALWAYS]
@@ -341,7 +341,7 @@ def test_md5_survives_a_resume(release, tmp_path):
     with MisbehavingServer(release.paths(), sends_md5=True) as server:
         meta = path_of("model.ckpt.meta")  # the only file in which nothing but a hash finds damage
         server.faults[meta] = ["cut 50", "flip"]
-        lines = fetch(release.unpinned, tmp_path, server, patience=replace(PATIENCE, chunk_bytes=16))
+        lines = fetch(release.unpinned, tmp_path, server, policy=replace(POLICY, chunk_bytes=16))
         assert_complete(release, tmp_path)
     assert any("it has another MD5" in line for line in lines)
 
@@ -349,7 +349,7 @@ def test_md5_survives_a_resume(release, tmp_path):
 def test_retry_after_is_honoured_and_capped(release, server, tmp_path):
     server.faults[path_of(INDEX_FILE)] = ["503 1"]
     begin = time.monotonic()
-    fetch(release.size, tmp_path, server, patience=replace(PATIENCE, longest_wait=5))
+    fetch(release.size, tmp_path, server, policy=replace(POLICY, longest_wait=5))
     assert 1 < time.monotonic() - begin < 3
     server.faults[path_of(INDEX_FILE)] = ["429 9999"]
     (tmp_path / INDEX_FILE).unlink()
@@ -359,7 +359,7 @@ def test_retry_after_is_honoured_and_capped(release, server, tmp_path):
 def test_hardly_any_byte_comes_twice(release, server, tmp_path):
     """A server that gives a tenth and breaks off is asked for the rest; of each piece less than a chunk is lost."""
     server.faults[path_of(DATA_FILE)] = [f"cut {percent}" for percent in range(10, 100, 10)]
-    fetch(release.size, tmp_path, server, patience=replace(PATIENCE, retries=1, chunk_bytes=100))
+    fetch(release.size, tmp_path, server, policy=replace(POLICY, retries=1, chunk_bytes=100))
     assert_complete(release, tmp_path)
     requests = [request for request in server.log if request.path == path_of(DATA_FILE)]
     assert len(requests) == 10
@@ -448,7 +448,7 @@ def test_unknown_size_and_mirrors_that_are_no_urls(tmp_path):
     with pytest.raises(ValueError, match="unknown GPT-2 size '117M'"):
         download_gpt2("117M", tmp_path)
     for mirror in ("example.org/gpt2", "ftp://example.org", "file:///etc", "https://"):
-        with pytest.raises(ValueError, match="is no URL: give one like https://openaipublic"):
+        with pytest.raises(ValueError, match="is not a URL: give one like https://openaipublic"):
             download_gpt2("124M", tmp_path / "new", [mirror])
     assert not (tmp_path / "new").exists()
 
@@ -467,7 +467,7 @@ def test_secrets_of_a_mirror_are_not_shown(release, server, tmp_path):
     mirror = base(server).replace("http://", "http://user:hunter2@") + "?sig=hunter3"
     lines: list[str] = []
     with pytest.raises(OSError, match="404") as raised:
-        download_gpt2(release.size, tmp_path, [mirror], patience=PATIENCE, log=lines.append)
+        download_gpt2(release.size, tmp_path, [mirror], policy=POLICY, log=lines.append)
     assert not re.search("hunter[23]", str(raised.value) + "".join(lines))
 
 
@@ -486,7 +486,7 @@ from hf_gpt_scratch.conversion.download.transfer import RetryPolicy
 size, folder, base, chunk, limit = json.loads(sys.argv[1])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-run(lambda: download_gpt2(GPT2Size(**size), folder, [base], patience=RetryPolicy(chunk_bytes=chunk)) and None)
+run(lambda: download_gpt2(GPT2Size(**size), folder, [base], policy=RetryPolicy(chunk_bytes=chunk)) and None)
 """
 
 
@@ -544,7 +544,7 @@ def test_kill_loses_at_most_a_chunk(megabyte, tmp_path, percent):
         assert sent - chunk < kept <= sent
         assert part.read_bytes() == content[:kept]
         assert_nothing_wrong(megabyte, tmp_path)
-        fetch(megabyte.size, tmp_path, server, patience=RetryPolicy(chunk_bytes=chunk))
+        fetch(megabyte.size, tmp_path, server, policy=RetryPolicy(chunk_bytes=chunk))
         assert_complete(megabyte, tmp_path)
         assert server.log[-1].offset == kept
         wait_until(lambda: server.log[-1].sent == len(content) - kept)  # the server may count later than we receive

@@ -24,7 +24,7 @@ from tests.conversion.download.misbehaving_server import MisbehavingServer
 
 
 CONTENT = bytes(range(256)) * 40
-PATIENCE = RetryPolicy(read_timeout=0.3, retries=3, first_wait=0.01, longest_wait=0.05, chunk_bytes=1000)
+POLICY = RetryPolicy(read_timeout=0.3, retries=3, first_wait=0.01, longest_wait=0.05, chunk_bytes=1000)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def make_transfer(server: MisbehavingServer, folder: Path, size: int | None = le
         "part": folder / "file.part",
         "size": size,
         "verify": verify,
-        "patience": PATIENCE,
+        "policy": POLICY,
         "report": lambda done, total: None,
         "log": lambda line: None,
     }
@@ -76,10 +76,10 @@ def test_file_that_changed_between_two_runs(server, tmp_path):
 
 def test_waits_double_and_progress_starts_them_anew(server, tmp_path):
     lines: list[str] = []
-    patience = RetryPolicy(retries=4, first_wait=0.02, longest_wait=0.05, chunk_bytes=100)
+    policy = RetryPolicy(retries=4, first_wait=0.02, longest_wait=0.05, chunk_bytes=100)
     server.faults["/file"] = ["500", "500", "500", "cut 50", "500", "500", "500"]
     begin = time.monotonic()
-    make_transfer(server, tmp_path, patience=patience, log=lines.append).run()
+    make_transfer(server, tmp_path, policy=policy, log=lines.append).run()
     assert 2 * (0.02 + 0.04 + 0.05) < time.monotonic() - begin < 2
     assert [line.partition(";")[0] for line in lines] == [
         *["file: 500 Internal Server Error"] * 3,
