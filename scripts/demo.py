@@ -3,13 +3,13 @@
 import argparse
 import os
 
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run
+from hf_gpt_scratch.runtime.cli import OneLineParser, folder_or_repository, number, quiet_libraries, run
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description="Serve a page with a model's texts and next-token probabilities.")
     parser.add_argument(
-        "--model", default=os.environ.get("HF_GPT_SCRATCH_MODEL", "model"),
+        "--model", type=folder_or_repository, default=os.environ.get("HF_GPT_SCRATCH_MODEL", "model"),
         help="folder or Hub repository (default: $HF_GPT_SCRATCH_MODEL, or else the folder model)",
     )  # fmt: skip
     parser.add_argument("--host", help="address to listen at (default: this machine only, 127.0.0.1)")

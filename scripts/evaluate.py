@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, run, say
+from hf_gpt_scratch.runtime.cli import OneLineParser, folder_or_repository, number, quiet_libraries, run, say
 
 
 def main() -> None:
     parser = OneLineParser(description="Print loss, perplexity and bits per byte of a model on a text.")
-    parser.add_argument("--model", required=True, help="folder or Hub repository")
+    parser.add_argument("--model", type=folder_or_repository, required=True, help="folder or Hub repository")
     parser.add_argument(
         "--file", required=True, type=Path, help="UTF-8 text, JSON lines or parquet; a folder: all below it"
     )

@@ -5,12 +5,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run, writes_unicode
+from hf_gpt_scratch.runtime.cli import (
+    OneLineParser,
+    folder_or_repository,
+    number,
+    quiet_libraries,
+    refuse_unused,
+    run,
+    writes_unicode,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description="Continue prompts; a single one is streamed.")
-    parser.add_argument("--model", required=True, help="folder or Hub repository")
+    parser.add_argument("--model", type=folder_or_repository, required=True, help="folder or Hub repository")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompt", type=str, action="append", help="text to continue; empty: start from <|endoftext|>; repeat"

@@ -1,23 +1,42 @@
 """Draw next-token probabilities at several temperatures: python scripts/plot_decoding.py."""
 
 import argparse
+import os
 from pathlib import Path
 
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused, run
+from hf_gpt_scratch.runtime.cli import (
+    OneLineParser,
+    filled,
+    folder_or_repository,
+    number,
+    quiet_libraries,
+    refuse_unused,
+    run,
+)
+
+
+def picture_stem(value: str) -> Path:
+    """Return the path without .png or .pdf; both are drawn."""
+    path = Path(filled(value))
+    if value.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"{value} is a folder: name the picture in it, such as {path / 'decoding'}")
+    return path.with_suffix("") if path.suffix in (".png", ".pdf") else path
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(
         description="Draw a bar for each token and temperature: of the tutorial's nine words or of a model."
     )
-    parser.add_argument("--model", help="folder or Hub repository (default: the tutorial's nine words)")
+    parser.add_argument(
+        "--model", type=folder_or_repository, help="folder or Hub repository (default: the tutorial's nine words)"
+    )
     parser.add_argument("--prompt", type=str, help="text before the token (default: start from <|endoftext|>)")
     parser.add_argument(
         "--temperature", type=number(float, 0), nargs="+", default=[1.0, 0.1, 5.0], help="default: 1 0.1 5"
     )
     parser.add_argument("--top-k", type=number(int, 0), help="keep so many likeliest tokens (default: all)")
     parser.add_argument("--num-tokens", type=number(int, 1), help="likeliest tokens to draw (default: 10)")
-    parser.add_argument("--output", type=Path, default=Path("decoding"), help="PNG and PDF without ending")
+    parser.add_argument("--output", type=picture_stem, default=Path("decoding"), help="PNG and PDF without ending")
     return parser.parse_args()
 
 
