@@ -144,7 +144,9 @@ def move_tokens(count: float) -> Callable[[Path], None]:
         first, second = index["splits"]["train"]["shards"][:2]
         second["num_tokens"] += first["num_tokens"] - count
         first["num_tokens"] = count
-        index["splits"]["train"]["num_tokens"] = sum(shard["num_tokens"] for shard in index["splits"]["train"]["shards"])
+        index["splits"]["train"]["num_tokens"] = sum(
+            shard["num_tokens"] for shard in index["splits"]["train"]["shards"]
+        )
 
     return change_index(change)
 

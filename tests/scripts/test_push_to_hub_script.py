@@ -131,7 +131,9 @@ def test_a_folder_that_is_not_fit_is_refused_before_anything_is_asked(
     folder = shutil.copytree(finished_folder, tmp_path / "model")
     (folder / ".env").write_text("HF_TOKEN=1", encoding="utf-8")
     result = push(Case([]), folder)
-    assert result.stderr == f"error: cannot push {folder}: .env does not belong into a model repository, move it away\n"
+    assert (
+        result.stderr == f"error: cannot push {folder}: .env does not belong into a model repository, move it away\n"
+    )
     assert (result.returncode, hub.requests) == (1, [])
 
 

@@ -49,7 +49,11 @@ def test_folders_and_files_of_torch_and_safetensors(tmp_path: Path) -> None:
         ({}, FileNotFoundError, "holds no checkpoint: no model.ckpt.index, no model.safetensors"),
         ({"a.pth": b"", "b.pt": b""}, ValueError, r"several checkpoints \(a.pth, b.pt\): give the one that is meant"),
         ({"model.ckpt.data-00000-of-00001": b"1"}, FileNotFoundError, "holds no checkpoint"),
-        ({"history.jsonl": b"", "model/config.json": b"{}"}, FileNotFoundError, "output folder of a run: give .*model"),
+        (
+            {"history.jsonl": b"", "model/config.json": b"{}"},
+            FileNotFoundError,
+            "output folder of a run: give .*model",
+        ),
     ],
 )
 def test_folders_without_a_clear_checkpoint(files: dict, error: type, message: str, tmp_path: Path) -> None:
