@@ -73,13 +73,16 @@ def probability_figure(
         probabilities: one tensor [V] per distribution, over `tokens`.
         names: of the distributions, such as "temperature 0.1".
         tokens: the V names under the bars.
-        bar_width: width of a bar; the tokens stand 1 apart.
+        bar_width: width of a bar, less where there are many; the tokens stand 1 apart.
     """
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    legend_rows = -(-len(names) // 2)
+    figure = Figure(figsize=(6, 3.5 + 0.3 * max(0, legend_rows - 2)), layout="constrained")
     axes = figure.subplots()
+    bar_width = min(bar_width, 0.9 / len(names))  # not over those of the next token
     for index, (name, row) in enumerate(zip(names, probabilities, strict=True)):
         places = [place + index * bar_width for place in range(len(tokens))]
-        axes.bar(places, row.tolist(), bar_width, label=name)
+        color = f"C{index}" if len(names) <= 10 else colormaps["viridis"](index / len(names))
+        axes.bar(places, row.tolist(), bar_width, label=name, color=color)
     middle = (len(names) - 1) * bar_width / 2
     places = [place + middle for place in range(len(tokens))]
     axes.set_xticks(places, tokens, rotation=90, parse_math=False)  # a token such as $$ is not a formula

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from hf_gpt_scratch.generation.decoding import next_token_probabilities
@@ -34,6 +35,16 @@ def test_probability_figure_has_a_bar_for_each_token_and_distribution() -> None:
     heights = [bar.get_height() for container in axes.containers for bar in container]
     assert heights == torch.cat(rows).tolist()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_distributions_have_room(tmp_path: Path) -> None:
+    """Bars do not reach those of the next token, and the legend leaves room for the axes."""
+    figure = probability_figure([torch.tensor([0.5, 0.5])] * 60, [f"temperature {i}" for i in range(60)], ["a", "b"])
+    save_figure(figure, tmp_path / "bars", ("png",))
+    bars = [bar for container in figure.axes[0].containers for bar in container]
+    assert max(bar.get_x() + bar.get_width() for bar in bars[::2]) < min(bar.get_x() for bar in bars[1::2])
+    assert len({bar.get_facecolor() for bar in bars}) > 50
 
 
 def test_a_token_is_no_formula(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_gpt_scratch.runtime.cli import number
+from hf_gpt_scratch.runtime.cli import folder_or_repository, number
 
 
 def add_model_options(
@@ -15,7 +15,13 @@ def add_model_options(
     """
     group = parser.add_argument_group("model")
     suffix = f" (default: {otherwise})" if otherwise else ""
-    group.add_argument("--model", required=not otherwise, default=default, help=f"folder or Hub repository{suffix}")
+    group.add_argument(
+        "--model",
+        type=folder_or_repository,
+        required=not otherwise,
+        default=default,
+        help=f"folder or Hub repository{suffix}",
+    )
     return group
 
 

@@ -1,11 +1,20 @@
 """Draw next-token probabilities at several temperatures: hf-gpt-scratch plot decoding."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gpt_scratch.commands.options import add_model_options, add_top_k
-from hf_gpt_scratch.runtime.cli import OneLineParser, number, quiet_libraries, refuse_unused
+from hf_gpt_scratch.runtime.cli import OneLineParser, filled, number, quiet_libraries, refuse_unused
+
+
+def picture_stem(value: str) -> Path:
+    """Return the path without .png or .pdf; both are drawn."""
+    path = Path(filled(value))
+    if value.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"{value} is a folder: name the picture in it, such as {path / 'decoding'}")
+    return path.with_suffix("") if path.suffix in (".png", ".pdf") else path
 
 
 def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespace:
@@ -20,7 +29,7 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     )
     add_top_k(parser)
     parser.add_argument("--num_tokens", type=number(int, 1), help="likeliest tokens to draw (default: 10)")
-    parser.add_argument("--output", type=Path, default=Path("decoding"), help="PNG and PDF without ending")
+    parser.add_argument("--output", type=picture_stem, default=Path("decoding"), help="PNG and PDF without ending")
     return parser.parse_args(words)
 
 

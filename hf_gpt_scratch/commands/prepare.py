@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hf_gpt_scratch.commands.options import add_text_column
-from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files
+from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files, warn_of_shared
 from hf_gpt_scratch.data.documents import DatasetName
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 from hf_gpt_scratch.data.token_folder import read_index, verify_folder
@@ -114,6 +114,7 @@ def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source
     files, validation_files = (
         find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
     )
+    warn_of_shared(files, validation_files, say)
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
         validation = file_sources(validation_files, "validation", num_workers, bar.update)
         # Without a fraction all documents are for training.

@@ -99,6 +99,9 @@ def find_files(
         others_are_text: take a file that is named itself and of no kind as text, with a warning.
         say: is told of each folder how many files were taken and which were not, and of such a warning.
 
+    Returns:
+        The files, each once: one that is named again, or by a link, is warned of.
+
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a file is of another kind or cannot be read as one, or a folder holds none that is wanted.
@@ -118,7 +121,20 @@ def find_files(
         elif kind not in kinds:
             raise ValueError(f"{path} is of no known kind: its name must end with one of {endings}")
         files.append(path)
-    return files
+    counts = Counter(path.resolve() for path in files)
+    once = {path.resolve(): path for path in reversed(files)}
+    for place, count in counts.items():
+        if count > 1:
+            say(f"warning: {once[place]} is named {count} times: taken once")
+    return [once[place] for place in counts]
+
+
+def warn_of_shared(files: Sequence[Path], validation_files: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Say which files are both trained on and validated on."""
+    trained = {path.resolve() for path in files}
+    if shared := [path for path in validation_files if path.resolve() in trained]:
+        more = f" and {len(shared) - 1} more files" if len(shared) > 1 else ""
+        say(f"warning: {shared[0]}{more}: trained on too, so the validation loss does not show overfitting")
 
 
 def refuse_unreadable(path: Path) -> None:

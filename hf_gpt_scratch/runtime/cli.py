@@ -109,6 +109,18 @@ def filled(value: str) -> str:
     return value
 
 
+def folder_or_repository(value: str) -> str:
+    """Return the value of --model, unless it is a file.
+
+    Raises:
+        ArgumentTypeError: it is a file; the parser adds the name of the option.
+    """
+    path = Path(filled(value))
+    if path.is_file():
+        raise argparse.ArgumentTypeError(f"{value} is a file: name its folder, {path.parent}")
+    return value
+
+
 class ShownLines:
     """A standard stream whose lines are only shown: none of them ends the work.
 
@@ -171,6 +183,18 @@ class OutputLost(Stopped):
         self.exit_code = 141 if is_closed_pipe else 1
 
 
+def wrap_streams(shows_result: bool) -> None:
+    """Make `ShownLines` of the standard streams; one that was closed is None, and stays it.
+
+    Raises:
+        OutputLost: what is shown is the result, and standard output was closed.
+    """
+    sys.stderr = sys.stderr and ShownLines(sys.stderr)
+    if shows_result and sys.stdout is None:
+        raise OutputLost(OSError("standard output is closed"))
+    sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
+
+
 def run(main: Callable[[], None], shows_result: bool = False) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
@@ -182,10 +206,8 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
         shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or after
             a closed pipe with 141 and nothing, as programs do that SIGPIPE ends. Otherwise it continues.
     """
-    # A stream that was closed is None.
-    sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
-    sys.stderr = sys.stderr and ShownLines(sys.stderr)
     try:
+        wrap_streams(shows_result)
         with EndSignals():
             main()
         print(end="", flush=True)

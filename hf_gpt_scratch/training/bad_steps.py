@@ -64,12 +64,11 @@ def may_be_applied(
 
 
 def remedy(progress: Progress, checkpoint_dir: Path) -> str:
-    """Name what a user can do about a bad step."""
+    """Name what a user can do about a bad step; the output folder takes no run but this one."""
+    again = "start again in another --output_dir with a lower --learning_rate"
     if progress.skipped_in_a_row:
-        return f"so were {progress.skipped_in_a_row} steps before it: start again with a lower --learning_rate"
+        return f"so were {progress.skipped_in_a_row} steps before it: {again}"
     checkpoints = find_checkpoints(checkpoint_dir)
     if not checkpoints:
-        return "there is no checkpoint yet: start again with --on_bad_step skip or a lower --learning_rate"
-    return (
-        f"resume from {checkpoints[0]} with --resume --on_bad_step skip, or start again with a lower --learning_rate"
-    )
+        return f"there is no checkpoint yet: {again} or --on_bad_step skip"
+    return f"resume from {checkpoints[0]} with --resume --on_bad_step skip, or {again}"

@@ -20,6 +20,7 @@ from accelerate.utils import (
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_gpt_scratch.data.document_sources import warn_of_shared
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.data.token_folder import ShardedTokens
 from hf_gpt_scratch.data.tokenizer import load_encoding
@@ -28,6 +29,7 @@ from hf_gpt_scratch.data.windows import (
     TokenWindows,
     build_loader,
     encode_text,
+    find_text_files,
     read_texts,
     split_text,
 )
@@ -183,6 +185,8 @@ def read_tokens(
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train")
         return training, ShardedTokens(folder, "validation") if validation is None else validation
+    if settings.train_file and settings.validation_file:
+        warn_of_shared(*map(find_text_files, (settings.train_file, settings.validation_file)), say_once)
     text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
         return to_ids(text, encoding), validation

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from hf_gpt_scratch.runtime.cli import OneLineParser
+from hf_gpt_scratch.runtime.cli import OneLineParser, refuse_unused
 from hf_gpt_scratch.runtime.launching import settings_of_launcher
 from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
@@ -101,7 +101,15 @@ def parse_settings(arguments: Sequence[str], prog: str | None = None) -> Trainin
     )
     by_user = without_replaced(by_file, by_flags) | by_flags
     by_user |= settings_of_launcher(by_user, lambda flag: given(parser, [flag]))
-    return TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
+    settings = TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
+    named = argparse.Namespace(**dict.fromkeys(("sample_text", "train_split")) | by_flags)
+    for text in ("train_file", "train_data"):
+        if text in by_flags:
+            refuse_unused(named, ["--sample_text"], f"with --{text}")
+    for text in ("validation_file", "train_data"):
+        if getattr(settings, text) is not None:
+            refuse_unused(named, ["--train_split"], f"with --{text}")
+    return settings
 
 
 def build_parser(prog: str | None = None) -> SettingsParser:

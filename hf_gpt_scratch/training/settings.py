@@ -1,8 +1,10 @@
 """All settings of a training run, each declared once with its default, unit and rule."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
@@ -240,7 +242,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         self._derive()
-        problems = [*self._wrong_values(), *self._contradictions()]
+        problems = [*self._wrong_values(), *self._wrong_names(), *self._contradictions()]
         if problems:
             raise ValueError("; ".join(problems))
         if self.model_name_or_path is None:
@@ -277,6 +279,12 @@ class TrainingSettings:
             yield f"--train_split must be above 0 and below 1, got {self.train_split}"
         if self.max_steps != -1 and self.max_steps < 1:
             yield f"--max_steps must be -1 or at least 1, got {self.max_steps}"
+
+    def _wrong_names(self) -> Iterator[str]:
+        if self.license and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.license):
+            yield f"--license must be letters, digits, dots and dashes, such as apache-2.0, got {self.license!r}"
+        if self.model_name_or_path and Path(self.model_name_or_path).is_file():
+            yield f"--model_name_or_path {self.model_name_or_path} is a file: name its folder"
 
     def _contradictions(self) -> Iterator[str]:
         heads = self.num_attention_heads or 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files
+from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files, warn_of_shared
 from hf_gpt_scratch.data.documents import DatasetName, SkippedRows
 from hf_gpt_scratch.data.windows import find_text_files
 
@@ -17,7 +17,7 @@ def test_folders_are_searched_in_order_for_known_kinds(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     files = find_files([tmp_path / "z.txt", tmp_path])
     names = [file.relative_to(tmp_path).as_posix() for file in files]
-    assert names == ["z.txt", "a.md", "b/1.parquet", "b/2.jsonl", "c.ds", "z.txt"]
+    assert names == ["z.txt", "a.md", "b/1.parquet", "b/2.jsonl", "c.ds"]
     noted = []
     sources = file_sources([tmp_path / "b"], "validation", 2, noted.append)
     assert [source.kind for source in sources] == ["parquet", "JSON lines"]
@@ -50,6 +50,32 @@ def test_nothing_is_left_out_in_silence_and_nothing_hidden_is_looked_at(tmp_path
     assert said == [f"{tmp_path}: 6 files taken; passed over: 1 .ds, {others}"]
     hidden = tmp_path / ".venv"  # unless it is named itself
     assert find_files([hidden]) == [hidden / "lib" / "x.txt"]
+
+
+def test_file_that_is_named_again_is_taken_once(tmp_path: Path) -> None:
+    """By its path, by the folder around it and by a link; the first name stays."""
+    (tmp_path / "docs.txt").write_text("one")
+    (tmp_path / "other.txt").write_text("two")
+    (tmp_path / "link.txt").symlink_to("docs.txt")
+    said = []
+    docs, other = tmp_path / "docs.txt", tmp_path / "other.txt"
+    assert find_files([docs, other, docs, tmp_path], say=said.append) == [docs, other]
+    assert said[1:] == [
+        f"warning: {docs} is named 4 times: taken once",
+        f"warning: {other} is named 2 times: taken once",
+    ]
+
+
+def test_file_for_training_and_validation_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    said = []
+    warn_of_shared([tmp_path / "a.txt", tmp_path / "b.txt"], [tmp_path / "link.txt", tmp_path / "c.txt"], said.append)
+    (line,) = said
+    assert line.startswith(f"warning: {tmp_path / 'link.txt'}: trained on too")
+    warn_of_shared([tmp_path / "a.txt"], [tmp_path / "c.txt"], said.append)
+    assert len(said) == 1
 
 
 def test_what_is_no_file_or_cannot_be_listed_is_refused_by_its_name(tmp_path: Path) -> None:

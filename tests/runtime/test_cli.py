@@ -99,6 +99,12 @@ def test_help_documents_snake_case_alone(run: Run, script: str) -> None:
     assert [flag for flag in flags if "-" in flag[2:]] == []
 
 
+@pytest.mark.parametrize("script", ["generate.py --prompt x", "evaluate.py --file notes.txt", "plot_decoding.py"])
+def test_file_is_not_a_model(run: Run, script: str) -> None:
+    line = only_line(run(*script.split(), "--model", "notes.txt"))
+    assert line.startswith("error: argument --model: notes.txt is a file: name its folder, .")
+
+
 def test_unknown_option_is_one_line(run: Run) -> None:
     assert "unrecognized arguments: --fiel" in only_line(run("evaluate.py", "--model", "m", "--file", "f", "--fiel"))
 
@@ -130,6 +136,14 @@ def test_unknown_option_is_one_line(run: Run) -> None:
         ),
         ("generate.py", "--model x --interactive --json", "--json would do nothing with --interactive"),
         ("plot_decoding.py", "--prompt Once", "--prompt would do nothing without --model"),
+        ("plot_decoding.py", "--output pictures/", "--output: pictures/ is a folder: name the picture in it"),
+        ("train.py", "--train_file a.txt --sample_text story", "--sample_text would do nothing with --train_file"),
+        (
+            "train.py",
+            "--train_file a.txt --validation_file b.txt --train_split 0.5",
+            "--train_split would do nothing with --validation_file",
+        ),
+        ("train.py", "--train_data a --train_split 0.5", "--train_split would do nothing with --train_data"),
     ],
 )
 def test_option_that_would_do_nothing_is_refused(run: Run, script: str, arguments: str, reason: str) -> None:
@@ -198,7 +212,11 @@ def test_lines_that_are_only_shown_end_nothing(tmp_path: Path, redirect: str) ->
 
 @pytest.mark.parametrize(
     ("redirect", "code", "said"),
-    [("| head -1", 141, b""), ("> /dev/full", 1, b"error: the output cannot be written: No space left on device\n")],
+    [
+        ("| head -1", 141, b""),
+        ("> /dev/full", 1, b"error: the output cannot be written: No space left on device\n"),
+        (">&-", 1, b"error: the output cannot be written: standard output is closed\n"),
+    ],
 )
 def test_result_that_cannot_be_written_ends_the_work(tmp_path: Path, redirect: str, code: int, said: bytes) -> None:
     result = start(tmp_path, True, redirect)

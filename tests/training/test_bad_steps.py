@@ -100,6 +100,19 @@ def test_run_stops_with_one_line_and_the_checkpoint_before_is_intact(
     assert len(step_rows(settings)) == 9
 
 
+def test_way_out_before_the_first_checkpoint_is_one_that_is_taken(
+    tiny_settings: Callable[..., TrainingSettings], poison: Callable, tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    poison({2}, math.nan)
+    with pytest.raises(Diverged, match="no checkpoint yet: start again in another --output_dir with a lower .*skip$"):
+        train(settings)
+    skipping = {**settings.to_dict(), "on_bad_step": "skip"}
+    with pytest.raises(FileExistsError, match="holds another run"):
+        train(TrainingSettings(**skipping))
+    assert train(TrainingSettings(**skipping | {"output_dir": str(tmp_path / "another")})).skipped_steps == 1
+
+
 def test_skipped_step_changes_nothing_and_is_counted(
     tiny_settings: Callable[..., TrainingSettings], poison: Callable
 ) -> None:
@@ -146,7 +159,9 @@ def test_broken_weights_are_not_skipped_over_for_ever(
     """An absurd learning rate makes every loss after it NaN; the run ends, and no later checkpoint replaces a good."""
     settings = tiny_settings(max_steps=30, on_bad_step="skip", save_steps=1, save_total_limit=3, warmup_steps=0)
     monkeypatch.setattr(loop, "learning_rate_at", lambda step, *args: 1e38 if step == 3 else 1e-3)
-    with pytest.raises(Diverged, match=rf"so were {MAX_SKIPPED} steps before it: start again with a lower"):
+    with pytest.raises(
+        Diverged, match=rf"so were {MAX_SKIPPED} steps before it: start again in another --output_dir with a lower"
+    ):
         train(settings)
     steps = step_rows(settings)
     assert [row.get("skipped", False) for row in steps] == [False] * 4 + [True] * MAX_SKIPPED

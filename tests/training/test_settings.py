@@ -52,6 +52,9 @@ def test_all_problems_are_reported_in_one_line() -> None:
         {"max_position_embeddings": 2**63},
         {"peak_flops": float("inf")},
         {"hidden_act": "unheard-of"},
+        {"license": "not a licence!"},
+        {"license": "a\nb: c"},
+        {"model_name_or_path": __file__},
     ],
 )
 def test_impossible_values_are_refused(changes: dict) -> None:

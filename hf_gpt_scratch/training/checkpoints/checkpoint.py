@@ -188,7 +188,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """Find the newest checkpoint whose files are all as they were written.
+    """Find the newest checkpoint whose files are all as they were written, under the name of its step.
 
     Returns:
         The checkpoint, and a warning for each newer one that is corrupt and for files in it that do not belong there.
@@ -199,6 +199,8 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     warnings: list[str] = []
     for path in find_checkpoints(folder):
         fault = find_corruption(path)
+        if fault is None and (step := read_manifest(path).get("global_step")) != step_of(path):
+            fault = f"it is the checkpoint of step {step}"
         if fault is None:
             warnings += [
                 f"{path / name} does not belong to the checkpoint: not read" for name in unexpected_files(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from hf_gpt_scratch.runtime.files import read_json
 from hf_gpt_scratch.training.checkpoints.checkpoint import (
     SavedState,
     dtype_of_weights,
@@ -76,10 +77,15 @@ def resume(run: Run, path: Path) -> None:
 
 
 def restore_records(run: Run) -> None:
-    """Restore history and settings.json to the moment of a checkpoint; write them if they are missing."""
+    """Restore history and settings.json to the moment of a checkpoint; write what is missing or broken."""
     progress = run.progress
     run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
-    if not (run.output_dir / "settings.json").is_file():
+    try:
+        read_json(run.output_dir / "settings.json")
+    except FileNotFoundError:
+        run.write_settings()
+    except ValueError as error:
+        run.say(f"warning: {error}: written again")
         run.write_settings()
 
 

@@ -135,7 +135,8 @@ class History:
         self._is_read = True
         if not self.path.is_file():
             if num_bytes:
-                warn(f"{self.path} is missing: it begins again at step {global_step}")
+                what = "is not a file" if self.path.exists() else "is missing"
+                warn(f"{self.path} {what}: it begins again at step {global_step}")
             return
         faults = [number for number, row in enumerate(self._lines(num_bytes), 1) if row is None]
         if not faults and self._num_bytes == num_bytes and sha256 in (None, self._digest.hexdigest()):

@@ -121,6 +121,14 @@ def test_what_does_not_belong_to_a_checkpoint_is_named_and_not_read(
     assert warnings == [f"{path / 'extra.bin'} does not belong to the checkpoint: not read"]
 
 
+def test_checkpoint_under_the_name_of_another_step_is_named_and_skipped(
+    tmp_path: Path, tiny_config: GPTScratchConfig
+) -> None:
+    path = save(tmp_path, tiny_config, 2)
+    copy = shutil.copytree(path, tmp_path / "step-00000004")
+    assert newest_valid_checkpoint(tmp_path) == (path, [f"{copy} is left out: it is the checkpoint of step 2"])
+
+
 def test_without_any_valid_checkpoint_there_is_one_line(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:
     (save(tmp_path, tiny_config, 1) / MANIFEST).unlink()
     with pytest.raises(FileNotFoundError, match="holds no valid checkpoint.*step-00000001.*is missing") as caught:

@@ -1,5 +1,6 @@
 """Proves which changes make a resumed run another one, which only other digits, and how draws go on."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -290,6 +291,20 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert "step-00000006 is left out: model.safetensors is damaged" in output
     assert "step-00000003" in output
     assert step_losses(settings.output_dir) == expected
+
+
+def test_broken_settings_file_is_written_again(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(save_steps=3)
+    train(settings)
+    path = Path(settings.output_dir, "settings.json")
+    for content in ("{", "[]"):
+        path.write_text(content)
+        train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
+        assert f"warning: {path} " in (output := capsys.readouterr().out)
+        assert "written again" in output
+        assert json.loads(path.read_text())["output_dir"] == settings.output_dir
 
 
 @pytest.mark.parametrize("fault", ["garbled", "deleted", "removed"])
