@@ -17,7 +17,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     set_seed,
 )
-from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_gpt_scratch.data.document_sources import warn_of_shared
@@ -43,11 +42,7 @@ from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where
 from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
 from hf_gpt_scratch.training.checkpoints.resume import find_resumable, resume
-from hf_gpt_scratch.training.cpu.allocator import keep_freed_memory_after_step, return_freed_memory
-from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
-from hf_gpt_scratch.training.cpu.dropout import use_fast_dropout
-from hf_gpt_scratch.training.cpu.linear import is_float32_on_cpu, use_fast_linear
-from hf_gpt_scratch.training.cpu.tied_embedding import join_tied_gradients
+from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
@@ -58,7 +53,7 @@ from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.trial import check_attention, check_compiler, is_compiled, try_step
+from hf_gpt_scratch.training.trial import check_attention, check_compiler, try_step
 
 
 if TYPE_CHECKING:
@@ -125,7 +120,7 @@ def prepare_run(
     train_sampler, train_eval_sampler, _ = (cast(StepSampler, loader.batch_sampler) for loader in loaders)
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
-    save_on_cpu(model, optimizer, settings, accelerator)
+    cpu_speedups = enable_cpu_speedups(model, settings, accelerator)
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
@@ -144,6 +139,7 @@ def prepare_run(
         train_eval_sampler=train_eval_sampler,
         num_steps=num_steps,
         flops=flops,
+        cpu_speedups=cpu_speedups,
         text_sha256=text_sha256(train_windows, validation_windows),
         steps_in_backward=StepsInBackward(model, optimizer) if settings.optimizer_in_backward else None,
         history=history,
@@ -260,26 +256,6 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     return model.train()
 
 
-def save_on_cpu(
-    model: PreTrainedModel, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
-) -> None:
-    """Have a model trained in less time and memory, by what is of use on a CPU; elsewhere nothing is done."""
-    if accelerator.device.type != "cpu":
-        return
-    if settings.optimizer_in_backward:
-        return_freed_memory()
-    else:
-        keep_freed_memory_after_step(optimizer)
-    compiles = is_compiled(settings, accelerator)
-    use_fast_linear(model, accelerator, compiles)
-    if settings.fast_dropout and not compiles:
-        use_fast_dropout(model)
-    is_sdpa = settings.attn_implementation == "sdpa" and is_float32_on_cpu(model, accelerator, compiles)
-    if is_sdpa and settings.fast_dropout and settings.dropout > 0:
-        use_blockwise_attention(model)
-    join_tied_gradients(model, accelerator, compiles or settings.optimizer_in_backward)
-
-
 def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
     """Return the figures that MFU is computed from; the peak is measured on all devices at once unless it is given."""
     peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
@@ -327,6 +303,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "steps": run.num_steps,
         "flops_per_token": run.flops.per_token,
         "peak_flops": run.flops.peak,
+        "cpu_speedups": run.cpu_speedups,
         "resumed_at_step": run.progress.global_step,
         "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }
@@ -335,6 +312,8 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]
     run.say(f"device {facts['device']}, processes {processes}, precision {facts['precision']}, {peak}")
     run.say(weights_line(settings, facts["base_dtype"]))
+    if accelerator.device.type == "cpu":
+        run.say(f"CPU speedups: {', '.join(run.cpu_speedups) or 'none'}")
     run.say(as_line(facts["versions"]))
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "

@@ -59,6 +59,7 @@ class Run:
     train_eval_sampler: StepSampler
     num_steps: int
     flops: ModelFlops
+    cpu_speedups: list[str]  # those that are on, each with its reason
     text_sha256: str  # of the token ids
     steps_in_backward: StepsInBackward | None
     history: History
@@ -97,7 +98,7 @@ class Run:
 
     @property
     def sharding(self) -> str:
-        """How weights and optimizer state are spread over the processes."""
+        """The way weights and optimizer state are sharded over the processes."""
         return "FSDP2" if self.accelerator.is_fsdp2 else "none"
 
     def say(self, line: str) -> None:

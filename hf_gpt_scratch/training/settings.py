@@ -51,7 +51,7 @@ def setting(default: Any, help_text: str, may_change_on_resume: bool = False) ->
 
 @dataclass
 class TrainingSettings:
-    """What to train, on what, for how long, and where the results go.
+    """The settings of a run: text, model, optimization, device, evaluation and results.
 
     Names are those of the model config and of transformers' TrainingArguments.
 
@@ -78,7 +78,7 @@ class TrainingSettings:
         "texts to validate on; none: split train_file, or the validation tokens of train_data",
         may_change_on_resume=True,
     )
-    train_split: float = setting(0.9, "part of the characters to train on where there is no validation_file")
+    train_split: float = setting(0.9, "part of the characters to train on without a validation_file")
     block_size: PositiveInt | None = setting(None, "tokens of a training window; none: max_position_embeddings")
     separate_documents: bool = setting(
         False, "no attention across <|endoftext|>: documents in one window do not see each other"
@@ -184,8 +184,8 @@ class TrainingSettings:
     chunked_loss: bool = setting(
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
-    fast_dropout: bool = setting(
-        True, "on a CPU, draw dropout in a quarter of the time; off: the numbers that PyTorch's dropout draws"
+    cpu_speedups: bool = setting(
+        True, "faster attention with dropout on a CPU; off: PyTorch's own, which draws other numbers"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     optimizer_in_backward: bool = setting(
@@ -237,7 +237,7 @@ class TrainingSettings:
     )
     push_steps_revision: str = setting("in-training", "branch for the unfinished model", may_change_on_resume=True)
     push_timeout: Seconds = setting(
-        6 * 3600, "seconds after which a push is given up; the run goes on", may_change_on_resume=True
+        6 * 3600, "seconds after which a push is given up; the run continues", may_change_on_resume=True
     )
 
     def __post_init__(self) -> None:

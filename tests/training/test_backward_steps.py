@@ -24,7 +24,7 @@ IN_BACKWARD = {"optimizer_in_backward": True}
 
 
 def trained(settings: TrainingSettings) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """What a run wrote into its history, and its last weights and optimizer state."""
+    """Return the history of a run, and its last weights and optimizer state."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     train(settings)

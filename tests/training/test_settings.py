@@ -107,3 +107,9 @@ def test_differences_name_what_would_change_the_run() -> None:
     assert TrainingSettings(output_dir="elsewhere", save_steps=7, resume=True).differences(saved) == []
     changed = TrainingSettings(per_device_train_batch_size=4, gradient_accumulation_steps=3, spike_threshold=6.0)
     assert changed.differences(saved) == []
+
+
+def test_context_of_a_base_model_is_known_once_it_is_read() -> None:
+    assert TrainingSettings(max_position_embeddings=64).window_size == 64
+    with pytest.raises(ValueError, match="the context of some/model is not known before it is read"):
+        TrainingSettings(model_name_or_path="some/model").window_size  # noqa: B018

@@ -1,7 +1,7 @@
-"""Causal attention with dropout on a CPU in float32: some queries at a time, with the keys that they see and no other.
+"""Causal attention with dropout on a CPU in float32: a block of queries at a time, with only the keys it may see.
 
-The formulas are those of FlashAttention (arXiv:2205.14135, appendix B). PyTorch's kernel drops no weights: with it,
-dropout holds all of them and takes two to four times as long.
+The formulas are those of FlashAttention (arXiv:2205.14135, appendix B). PyTorch's flash kernel has no dropout: its
+fallback keeps all attention weights and takes two to four times as long.
 """
 
 import math
@@ -18,10 +18,10 @@ from hf_gpt_scratch.training.cpu.dropout import DropoutMasks
 
 
 NAME = "blockwise_on_cpu"
-# Queries of a block; scores of a block, so many heads at once that they stay in the cache.
+# Queries of a block, and scores of a block: the number of heads at once is chosen so that they stay in the cache.
 BLOCK_SIZE = 64
 MAX_SCORES = 2**20
-LEAST_LENGTH = 64  # tokens from which on it pays
+MIN_LENGTH = 64  # tokens; shorter texts are not faster
 FUTURE = torch.full((BLOCK_SIZE, BLOCK_SIZE), -math.inf).triu(1)
 
 Index = tuple[int, slice, slice]
@@ -49,7 +49,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Compute the gradients; weights and masks are computed again."""
+        """Compute the gradients; weights and masks are recomputed."""
         query, key, value, output = ctx.saved_tensors
         masks = DropoutMasks(ctx.dropout, ctx.seed)
         grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
@@ -67,7 +67,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
 
 def blocks(query: torch.Tensor) -> Iterator[tuple[Index, Index]]:
-    """Cut queries [B, H, T, D]: the index of some in some heads of one row, and that of the keys which these see."""
+    """Yield the index of each block of queries [B, H, T, D], in some heads of a row, and that of the keys it sees."""
     batch_size, num_heads, length, _ = query.shape
     most = max(1, MAX_SCORES // (BLOCK_SIZE * length))
     heads_at_once = math.ceil(num_heads / math.ceil(num_heads / most))
@@ -80,7 +80,7 @@ def blocks(query: torch.Tensor) -> Iterator[tuple[Index, Index]]:
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Weights [H, Q, K] of queries [H, Q, D], which are the last of the positions of the keys [H, K, D]."""
+    """Compute weights [H, Q, K] of queries [H, Q, D] at the last positions of the keys [H, K, D]."""
     num_heads, num_queries, _ = query.shape
     scores = query.new_empty(num_heads, num_queries, key.shape[1])
     torch.baddbmm(scores, query, key.mT, beta=0, alpha=scaling, out=scores)
@@ -98,17 +98,17 @@ def blockwise_attention_forward(
     scaling: float = 1.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls, see its `AttentionInterface`; PyTorch's kernel attends where nothing is dropped, with a
-    mask, with past keys, and in short texts.
+    """Attend as `AttentionInterface` of transformers asks; PyTorch's kernel does it without dropout, with a mask, with
+    past keys, and in short texts.
     """
     is_causal = attention_mask is None and query.shape == key.shape
-    if not is_causal or dropout == 0 or query.shape[2] < LEAST_LENGTH:
+    if not is_causal or dropout == 0 or query.shape[2] < MIN_LENGTH:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return BlockwiseAttention.apply(query, key, value, scaling, dropout).transpose(1, 2), None
 
 
 def use_blockwise_attention(model: PreTrainedModel) -> None:
-    """Have a float32 model on a CPU, which attends by PyTorch's kernel, attend block by block."""
+    """Switch a float32 model on a CPU from PyTorch's kernel to blockwise attention."""
     AttentionInterface.register(NAME, blockwise_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -73,7 +73,7 @@ class BackgroundPushes:
             )
             self.process = PushProcess(order, shows_progress=False)  # the run has a bar of its own
         except (ValueError, OSError) as error:
-            warn(f"{error}; the run goes on")
+            warn(f"{error}; the run continues")
 
     def report(self) -> None:
         """Wait until the last push has ended or timed out; warn if it failed."""
@@ -82,7 +82,7 @@ class BackgroundPushes:
         try:
             self.process.wait()
         except OSError as error:
-            warn(f"{error}; the run goes on")
+            warn(f"{error}; the run continues")
         self.process = None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Loss plots: of a run while it goes on, and of several runs in one picture."""
+"""Loss plots: of a run in progress, and of several runs in one picture."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
 
 
 class LossPlot:
-    """The plot of the losses beside a history, drawn again while the run goes on."""
+    """The plot of the losses beside a history, drawn again during the run."""
 
     def __init__(self, history: History) -> None:
         self.history = history

@@ -193,7 +193,7 @@ def test_finished_run_can_be_resumed_without_harm(
 def test_evaluations_are_the_same_after_a_resume_at_the_end(
     tiny_settings: Callable[..., TrainingSettings], changes: dict, capsys: pytest.CaptureFixture
 ) -> None:
-    """Where the last step has an evaluation, where it comes after the checkpoint, and where it is of a part."""
+    """The last step has an evaluation, or it comes after the checkpoint, or it is of a part of the text."""
     settings = tiny_settings(data_order="torch_dataloader", **changes)
     first = train(settings)
     expected = rows(settings.output_dir, "evaluation")

@@ -5,24 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.training.build import save_on_cpu
 from hf_gpt_scratch.training.cpu import attention as cpu_attention
 from hf_gpt_scratch.training.cpu.attention import (
     BLOCK_SIZE,
-    LEAST_LENGTH,
-    NAME,
+    MIN_LENGTH,
     BlockwiseAttention,
     blocks,
     blockwise_attention_forward,
     use_blockwise_attention,
 )
 from hf_gpt_scratch.training.cpu.dropout import DropoutMasks
-from hf_gpt_scratch.training.optim import build_optimizer
-from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 def states(batch_size: int, heads: int, length: int, width: int) -> list[torch.Tensor]:
@@ -40,7 +35,7 @@ def formula(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling
 
 
 def masks_of_all(query: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    """What is drawn for each weight, put together from the blocks."""
+    """Put together the masks of all blocks, one value for each weight."""
     masks, length = DropoutMasks(dropout, seed), query.shape[2]
     kept = torch.zeros(*query.shape[:3], length, dtype=torch.float64)
     for (row, heads, queries), (_, _, keys) in blocks(query):
@@ -146,11 +141,11 @@ def test_a_model_with_it_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("length", "dropout", "mask", "past", "is_used"),
     [
-        (LEAST_LENGTH, 0.1, False, 0, True),
-        (LEAST_LENGTH - 1, 0.1, False, 0, False),
-        (LEAST_LENGTH, 0.0, False, 0, False),
-        (LEAST_LENGTH, 0.1, True, 0, False),
-        (LEAST_LENGTH, 0.1, False, 5, False),
+        (MIN_LENGTH, 0.1, False, 0, True),
+        (MIN_LENGTH - 1, 0.1, False, 0, False),
+        (MIN_LENGTH, 0.0, False, 0, False),
+        (MIN_LENGTH, 0.1, True, 0, False),
+        (MIN_LENGTH, 0.1, False, 5, False),
     ],
 )
 def test_where_it_is_used(
@@ -168,30 +163,3 @@ def test_where_it_is_used(
     assert output.shape == (1, length, 2, 4)
     assert weights is None
     assert calls == [query.shape] * is_used
-
-
-CPU = {"mixed_precision": "no", "is_fsdp2": False, "num_processes": 1, "device": torch.device("cpu")}
-
-
-@pytest.mark.parametrize(
-    ("changes", "accelerator", "name", "dropout_name"),
-    [
-        ({}, {}, NAME, "FastDropout"),
-        ({"fast_dropout": False}, {}, "sdpa", "Dropout"),
-        ({"dropout": 0.0}, {}, "sdpa", "FastDropout"),
-        ({"attn_implementation": "eager"}, {}, "eager", "FastDropout"),
-        ({"torch_compile": True}, {}, "sdpa", "Dropout"),
-        ({}, {"mixed_precision": "bf16"}, "sdpa", "FastDropout"),
-        ({}, {"is_fsdp2": True}, "sdpa", "FastDropout"),
-        ({}, {"device": torch.device("cuda")}, "sdpa", "Dropout"),
-    ],
-)
-def test_which_runs_have_it(changes: dict, accelerator: dict, name: str, dropout_name: str) -> None:
-    settings = TrainingSettings(**{"dropout": 0.1} | changes)
-    model = model_of(64, settings.dropout, attn_implementation=settings.attn_implementation)
-    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
-    accelerator = SimpleNamespace(**{"state": state} | CPU | accelerator, distributed_type=DistributedType.NO)
-    save_on_cpu(model, build_optimizer(model, settings), settings, accelerator)
-    assert model.config._attn_implementation == name
-    assert type(model.model.dropout).__name__ == type(model.model.layers[0].dropout).__name__ == dropout_name
-    assert name not in model.config.to_json_string()

@@ -119,7 +119,7 @@ def test_trouble_in_the_background_is_one_line(
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith("warning: cannot push to alice/lamp: ")
-    assert line.endswith("; the run goes on")
+    assert line.endswith("; the run continues")
 
 
 def test_a_hang_in_the_background_ends_with_its_time(

@@ -1,4 +1,4 @@
-"""What is done to a training process from inside, before it begins; each is armed in a fork and dies with it."""
+"""Faults inside a training process, set up before it begins; each is armed in a fork and dies with it."""
 
 import os
 import resource

@@ -51,7 +51,7 @@ Fault = Callable[[], None]
 
 @dataclass
 class Ended:
-    """How a process ended."""
+    """The end of a process."""
 
     code: int  # negative: the signal that killed it
     seconds: float
@@ -131,7 +131,7 @@ def outcome(run: Path) -> dict[str, object]:
 
 
 def same(run: Path, expected: dict[str, object]) -> bool:
-    """Whether a run ended, and as it should have."""
+    """Return True if a run ended as it should have."""
     try:
         return outcome(run) == expected
     except (OSError, ValueError):
@@ -139,7 +139,7 @@ def same(run: Path, expected: dict[str, object]) -> bool:
 
 
 def leftovers(run: Path) -> list[str]:
-    """What lies about after the end that should not."""
+    """List leftovers after the end."""
     found = [path.name for path in run.iterdir() if path.name not in LEFT]
     return found + [p.name for p in (run / "checkpoints").iterdir() if not re.fullmatch(r"step-\d{8}", p.name)]
 
