@@ -182,7 +182,7 @@ def read_tokens(
         training = ShardedTokens(folder, "train")
         return training, ShardedTokens(folder, "validation") if validation is None else validation
     if settings.train_file and settings.validation_file:
-        warn_of_shared(*map(find_text_files, (settings.train_file, settings.validation_file)), say_once)
+        warn_of_shared(find_text_files(settings.train_file), find_text_files(settings.validation_file), say_once)
     text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
         return to_ids(text, encoding), validation

@@ -105,6 +105,6 @@ def reset_to_torch_defaults(model: nn.Module) -> None:
     This is the tutorial's initialization: the same seed gives the same weights as building its model does.
     """
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
+        if callable(reset_parameters := getattr(module, "reset_parameters", None)):
             with torch.no_grad():
-                module.reset_parameters()
+                reset_parameters()
