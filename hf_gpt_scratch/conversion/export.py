@@ -105,7 +105,8 @@ def stock_blocks(
         else:  # matrices [out, in] become [in, n * out]
             step = max(1, BLOCK_BYTES // sum(array[:, :1].nbytes for array in arrays))
             for start in range(0, arrays[0].shape[1], step):
-                yield name, np.concatenate([array[:, start : start + step].T for array in arrays], axis=1)
+                columns = [array[:, start : start + step].T for array in arrays]
+                yield name, np.ascontiguousarray(np.concatenate(columns, axis=1))
                 for array in arrays:
                     free_pages(array)
 
