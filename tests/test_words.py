@@ -25,7 +25,7 @@ STEMS = (
 )
 BRITISH = re.compile(
     rf"\w*({STEMS})is(e|ed|es|er|ers|ing|ation|ations)\b|licence|colour|behaviour|favour|neighbour|honour|\bcentre|\bgrey\b|"
-    r"artefact|analyse|catalogue|labell|modell|signall|travell|\bprogramme\b|judgement",
+    r"artefact|analyse|catalogue|labell(?=ed|ing)|modell(?=ed|ing)|signall(?=ed|ing)|travell(?=ed|ing)|\bprogramme\b|judgement",
     flags=re.IGNORECASE,
 )
 

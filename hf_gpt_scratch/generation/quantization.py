@@ -1,4 +1,4 @@
-"""8-bit weights for a CPU, by PyTorch's own dynamic quantisation: a quarter of the bytes to read for each token."""
+"""8-bit weights for a CPU, by PyTorch's own dynamic quantization: a quarter of the bytes to read for each token."""
 
 import warnings
 
@@ -32,6 +32,6 @@ def quantize_int8(model: PreTrainedModel) -> PreTrainedModel:
     if torch.backends.quantized.engine == "none":
         raise ValueError(f"PyTorch {torch.__version__} has no int8 kernels for this processor: leave out --int8")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated in favour of torchao, a package of its own
+        warnings.simplefilter("ignore")  # it is deprecated in favor of torchao, a package of its own
         quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
     return model

@@ -201,7 +201,7 @@ class GPTScratchDecoderLayer(GradientCheckpointingLayer):
 
 
 class GPTScratchPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
-    """What all our models share: initialization, saving, and what the library may do with them."""
+    """The base of all models: initialization, saving, and what the library may do with them."""
 
     config_class = GPTScratchConfig
     base_model_prefix = "model"

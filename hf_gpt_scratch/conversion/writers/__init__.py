@@ -1,1 +1,1 @@
-"""What a conversion writes: weights, configuration, tokenizer."""
+"""The files of a converted model: weights, configuration, tokenizer."""
