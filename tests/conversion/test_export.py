@@ -117,7 +117,7 @@ def test_what_gpt2_cannot_be_is_refused(changes: dict, message: str, tmp_path: P
 
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     export_stock(build(tmp_path / "ours"), tmp_path / "stock", verify=False)
-    with pytest.raises(ValueError, match="is no model of ours"):
+    with pytest.raises(ValueError, match="is not a gpt_scratch model"):
         export_stock(tmp_path / "stock", tmp_path / "again")
     settings = json.loads((tmp_path / "ours" / "config.json").read_text())
     (tmp_path / "ours" / "config.json").write_text(json.dumps(settings | {"hidden_size": "16"}))
