@@ -52,7 +52,7 @@ def test_generate_takes_several_prompts_and_samples_past_the_context(
     arguments = ["--model", trained[0] / "model", "--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2]
     arguments += ["--temperature", 1.4, "--seed", 5, "--max-new-tokens", 40]  # the context has 16 tokens
     result = launch("generate.py", *arguments, "--json")
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     samples = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(sample["prompt"], sample["seed"]) for sample in samples] == [(p, s) for p in prompts for s in (5, 6)]
     model, tokenizer = load_model_and_tokenizer(str(trained[0] / "model"))
