@@ -92,8 +92,9 @@ def test_only_a_line_end_ends_a_prompt(trained: tuple[Path, str], launch: Callab
 def test_decoding_is_drawn_for_the_tutorials_words_and_for_a_model(
     trained: tuple[Path, str], launch: Callable, tmp_path: Path
 ) -> None:
-    result = launch("plot_decoding.py", "--output", tmp_path / "words")
+    result = launch("plot_decoding.py", "--output", tmp_path / "words.png")
     assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.pdf", "words.png"]
     assert re.search(r"pizza +0\.0001 +0\.0000 +0\.0430", result.stdout)
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
     arguments = ["--model", trained[0] / "model", "--prompt", "The", "--top-k", 3, "--num-tokens", 5]
