@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hf_gpt_scratch import __version__
 from hf_gpt_scratch.runtime.cli import OneLineParser, run
+from hf_gpt_scratch.runtime.out_of_memory import ADVICE
 
 
 PROGRAM = "hf-gpt-scratch"
@@ -17,7 +18,8 @@ class Command(NamedTuple):
 
     module: str
     help: str
-    shows_result: bool = False  # see `run`
+    shows_result: bool = False  # this and the next: see `run`
+    memory_advice: str = ADVICE
 
 
 COMMANDS = {
@@ -25,7 +27,9 @@ COMMANDS = {
     "generate": Command("generate", "continue prompts", shows_result=True),
     "evaluate": Command("evaluate", "score a text: loss, perplexity, bits per byte", shows_result=True),
     "convert": Command("convert", "turn a GPT-2 checkpoint into a repository folder, or back"),
-    "prepare": Command("prepare", "turn texts into token shards to train on"),
+    "prepare": Command(
+        "prepare", "turn texts into token shards to train on", False, "turn down --num_workers or --shard_tokens"
+    ),
     "push": Command("push", "push a model folder to the Hub"),
     "plot history": Command("plot_history", "the losses of several runs in one picture"),
     "plot decoding": Command("plot_decoding", "next-token probabilities at several temperatures"),
@@ -52,7 +56,8 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
     """
     command = COMMANDS[name]
     arguments = sys.argv[1:] if words is None else words
-    run(lambda: import_module(f"{__package__}.{command.module}").main(arguments, prog), command.shows_result)
+    module = f"{__package__}.{command.module}"
+    run(lambda: import_module(module).main(arguments, prog), command.shows_result, command.memory_advice)
 
 
 def explain(words: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated, leave_process_group
-from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
+from hf_gpt_scratch.runtime.out_of_memory import ADVICE, is_out_of_memory, out_of_memory_line
 
 
 LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
@@ -195,7 +195,7 @@ def wrap_streams(shows_result: bool) -> None:
     sys.stdout = sys.stdout and ShownLines(sys.stdout, shows_result)
 
 
-def run(main: Callable[[], None], shows_result: bool = False) -> None:
+def run(main: Callable[[], None], shows_result: bool = False, memory_advice: str = ADVICE) -> None:
     """Call `main` and leave the process with the exit code that belongs to what happened.
 
     0 after success; 1 after a ValueError or OSError, whose message is printed as one line on stderr; 130, 143, 129 or
@@ -205,6 +205,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
         main: the program.
         shows_result: what it prints is its result. It ends where that cannot be written: with 1 and a line, or after
             a closed pipe with 141 and nothing, as programs do that SIGPIPE ends. Otherwise it continues.
+        memory_advice: what to do where memory runs out.
     """
     try:
         wrap_streams(shows_result)
@@ -222,7 +223,7 @@ def run(main: Callable[[], None], shows_result: bool = False) -> None:
         if os.environ.get("HF_GPT_SCRATCH_TRACEBACK") == "1":
             raise
         if is_out_of_memory(error):
-            say(f"error: {out_of_memory_line(error)}")
+            say(f"error: {out_of_memory_line(error, memory_advice)}")
         elif isinstance(error, ValueError | OSError):
             say(f"error: {describe(error)}")
         elif isinstance(error, RuntimeError) and is_lost_process(error):
@@ -269,7 +270,9 @@ def writes_unicode() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Turn off the libraries' progress bars: a small model is loaded before its bar is drawn."""
+    """Turn off the libraries' progress bars, and the reminder of the context, which all scripts know how to pass."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # a small model is loaded before its bar is drawn
+    logger = logging.get_logger("transformers.generation.stopping_criteria")
+    logger.addFilter(lambda record: "friendly reminder" not in record.getMessage())

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hf_gpt_scratch.runtime.cli import OneLineParser, refuse_unused
 from hf_gpt_scratch.runtime.launching import settings_of_launcher
@@ -27,9 +28,26 @@ DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
 class SettingsParser(OneLineParser, HfArgumentParser):
     """A flag for each setting; mistakes are reported in one line."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for kind, what in ((int, "a whole number"), (float, "a number"), (string_to_bool, "true or false")):
+            self.register("type", kind, parser_of(kind, what))
+
     def add_argument(self, *names: Any, may_change_on_resume: bool = False, **kwargs: Any) -> argparse.Action:
         """Add a flag; HfArgumentParser also hands on the metadata of a field that argparse does not know."""
         return super().add_argument(*names, **kwargs)
+
+
+def parser_of(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
+    """Return a type for options whose mistakes are said as those of `number` are."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except (ValueError, argparse.ArgumentTypeError):
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}") from None
+
+    return parse
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

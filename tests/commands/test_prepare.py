@@ -57,6 +57,19 @@ def test_index_is_held_against_itself(prepared: tuple[Path, str], launch: Callab
     assert f"error: {folder}/index.json is damaged (num_tokens of train is -5, and its shards have" in result.stderr
 
 
+def test_file_named_again_is_read_once_and_one_to_validate_on_is_named(launch: Callable, tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text('{"text": "The lamp went round."}')
+    (tmp_path / "link.jsonl").symlink_to("docs.jsonl")
+    docs, link = tmp_path / "docs.jsonl", tmp_path / "link.jsonl"
+    arguments = ["--source", docs, docs, link, "--validation_source", link, "--output", tmp_path / "tokens"]
+    result = launch("prepare_data.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("train: 6 tokens, 1 documents, 1 shards")
+    again, shared = result.stderr.splitlines()
+    assert again == f"warning: {docs} is named 3 times: taken once"
+    assert shared.startswith(f"warning: {link}: trained on too")
+
+
 @pytest.mark.slow
 def test_training_on_it_is_the_same_on_one_process_and_two(
     prepared: tuple[Path, str], launch: Callable, tmp_path: Path

@@ -77,12 +77,20 @@ run(lambda: torch.empty(2**56, dtype=torch.uint8))
 """
 
 
-def test_any_script_ends_in_one_line(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("", "turn down the batch, the length of the texts or the size of the model"),
+        (", memory_advice='turn down --num_workers'", "turn down --num_workers"),
+    ],
+)
+def test_any_script_ends_in_one_line(tmp_path: Path, argument: str, advice: str) -> None:
+    code = CODE.replace("uint8))", f"uint8){argument})")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: out of memory: 72,057,594.04 GB more asked for, ")
-    assert line.endswith(": turn down the batch, the length of the texts or the size of the model")
+    assert line.endswith(f": {advice}")
 
 
 LIMIT = 40 * 2**30  # of which PyTorch takes 2 GiB, or with CUDA 12

@@ -52,7 +52,7 @@ def test_generate_takes_several_prompts_and_samples_past_the_context(
     arguments = ["--model", trained[0] / "model", "--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2]
     arguments += ["--temperature", 1.4, "--seed", 5, "--max-new-tokens", 40]  # the context has 16 tokens
     result = launch("generate.py", *arguments, "--json")
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     samples = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(sample["prompt"], sample["seed"]) for sample in samples] == [(p, s) for p in prompts for s in (5, 6)]
     model, tokenizer = load_model_and_tokenizer(str(trained[0] / "model"))
@@ -92,8 +92,9 @@ def test_only_a_line_end_ends_a_prompt(trained: tuple[Path, str], launch: Callab
 def test_decoding_is_drawn_for_the_tutorials_words_and_for_a_model(
     trained: tuple[Path, str], launch: Callable, tmp_path: Path
 ) -> None:
-    result = launch("plot_decoding.py", "--output", tmp_path / "words")
+    result = launch("plot_decoding.py", "--output", tmp_path / "words.png")
     assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.pdf", "words.png"]
     assert re.search(r"pizza +0\.0001 +0\.0000 +0\.0430", result.stdout)
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
     arguments = ["--model", trained[0] / "model", "--prompt", "The", "--top-k", 3, "--num-tokens", 5]

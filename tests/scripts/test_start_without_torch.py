@@ -43,6 +43,14 @@ def test_mistakes_in_settings(arguments, words):
     assert "torch" not in imported
 
 
+@pytest.mark.parametrize("script", ["generate.py", "evaluate.py", "plot_decoding.py", "demo.py"])
+def test_file_for_a_model(script):
+    process, imported = run_and_list_imports(TRAIN.with_name(script), "--model", __file__)
+    assert process.returncode == 1
+    assert f"--model: {__file__} is a file: name its folder" in process.stderr
+    assert "torch" not in imported
+
+
 def test_what_needs_a_model_does_import_it(tmp_path):
     """The control: a rule that only the config of the model has."""
     process, imported = run_and_list_imports(TRAIN, "--hidden_act", "no-such", "--output_dir", str(tmp_path / "run"))

@@ -47,6 +47,14 @@ def test_rows_are_trained_on_by_their_text_and_not_by_their_json(
     assert capsys.readouterr().err == ""
 
 
+def test_text_that_is_trained_on_and_validated_on_is_named(
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = tiny_settings(validation_file=[str(short_text)])
+    read_tokens(settings, load_encoding("gpt2"))
+    assert capsys.readouterr().err.startswith(f"warning: {short_text}: trained on too")
+
+
 def test_prepared_tokens_are_trained_on_like_the_same_text(
     tiny_settings: Callable[..., TrainingSettings], short_text: Path, tokens: str, tmp_path: Path
 ) -> None:
