@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -274,5 +275,5 @@ def quiet_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a small model is loaded before its bar is drawn
-    logger = logging.get_logger("transformers.generation.stopping_criteria")
+    logger = getLogger("transformers.generation.stopping_criteria")
     logger.addFilter(lambda record: "friendly reminder" not in record.getMessage())
