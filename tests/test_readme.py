@@ -95,7 +95,7 @@ NOT_RUN = {
     ),
     "accelerate launch scripts/train.py --train_data tokens": (
         "trains for minutes",
-        "data/preparation/test_command.py::test_training_on_it_is_the_same_on_one_process_and_two",
+        "commands/test_prepare.py::test_training_on_it_is_the_same_on_one_process_and_two",
     ),
     "hf upload USER/NAME space": ("needs the Hub", "browser/test_space.py::test_a_space"),
     "python scripts/convert_gpt2.py --size 124M --output gpt2-124m": (

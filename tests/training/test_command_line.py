@@ -50,8 +50,8 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     [
         (["--lerning_rate", "1"], "unknown flag --lerning_rate; did you mean --learning_rate"),
         (["--hidden_size", "wide"], "must be a whole number, got 'wide'"),
-        (["--num_train_epochs", "0.0001"], "num-train-epochs: must be a whole number, got '0.0001'"),
-        (["--learning_rate", "fast"], "learning-rate: must be a number, got 'fast'"),
+        (["--num_train_epochs", "0.0001"], "num_train_epochs: must be a whole number, got '0.0001'"),
+        (["--learning_rate", "fast"], "learning_rate: must be a number, got 'fast'"),
         (["--resume", "maybe"], "--resume: must be true or false, got 'maybe'"),
         (["--recipe", "tutoral"], "tutoral is unknown; did you mean tutorial"),
         (["--optim", "sgd"], "invalid choice: 'sgd'"),
