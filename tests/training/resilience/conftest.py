@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[3]
 TABLES: list[tuple[str, str]] = []
 
 
@@ -18,10 +18,10 @@ TABLES: list[tuple[str, str]] = []
 def pool() -> Iterator[ProcessPoolExecutor]:
     """Two workers, forked from a process that has loaded everything; each test hands them whole attempts."""
     path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), path]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warm"])
+    context.set_forkserver_preload(["tests.training.resilience.warm"])
     with ProcessPoolExecutor(2, mp_context=context) as executor:
         yield executor
 
@@ -45,7 +45,7 @@ def arguments(text: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def unshard(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
+def whole(pool: ProcessPoolExecutor, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The unbroken run: its folder, what it left, its file events and its seconds."""
     from tests.training.resilience.harness import run_whole
 
