@@ -58,10 +58,14 @@ def test_a_failed_push_ends_nothing_and_the_last_line_makes_it_good(
     warning = f"warning: cannot push to alice/lamp: {alice.url} refused it (Fault 422): correct that and push again"
     assert warning in capsys.readouterr().err.splitlines()
     assert set(repository.head().files) == {".gitattributes"}
-    said, typed = remedy.split(": python ")
+    said, typed = remedy.split(": hf-gpt-scratch ")
     assert said == "the model is saved; push it again"
     again = subprocess.run(
-        [sys.executable, *typed.split()], cwd=project_root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "hf_gpt_scratch", *typed.split()],
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert again.returncode == 0, again.stderr
     assert {path.name for path in result.repository.iterdir()} == set(repository.head().files) - {".gitattributes"}
