@@ -23,7 +23,7 @@ def test_a_space(
     for name in ("scripts", "hf_gpt_scratch"):
         shutil.copytree(project_root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(model_folder, tmp_path / "runs" / "gpt-scratch" / "model")
-    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    readme = (project_root / "hf_gpt_scratch" / "generation" / "README.md").read_text(encoding="utf-8")
     *commands, upload = re.search(r"```bash\n(mkdir space.*?)\n```", readme, flags=re.DOTALL)[1].splitlines()
     subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=tmp_path, check=True)
     space = tmp_path / "space"
