@@ -14,7 +14,7 @@ from tests.training.resilience import faults
 from tests.training.resilience.harness import SAVE_STEPS, Survived, survive
 
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)  # one kill at each of 307 file events
 
 
 def survive_all(pool: ProcessPoolExecutor, folder: Path, cases: list[dict], **shared: object) -> list[Survived]:
