@@ -22,6 +22,8 @@ from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
 TRAINING_TEXT = {"train_file", "train_data", "sample_text"}  # settings that name it
+# Settings of version 0.1.0 that have another name, as settings.json of its runs has them.
+RENAMED = {"fast_dropout": "; it is called cpu_speedups now"}
 DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
 
 
@@ -74,7 +76,11 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold lines of the form setting: value")
     known = {item.name for item in fields(TrainingSettings)} | {"recipe"}
-    problems = [f"unknown setting {key!r}{nearest(str(key), known)}" for key in values if key not in known]
+    problems = [
+        f"unknown setting {key!r}{RENAMED.get(str(key)) or nearest(str(key), known)}"
+        for key in values
+        if key not in known
+    ]
     lists = {name for name, hint in get_type_hints(TrainingSettings).items() if list[str] in get_args(hint)}
     problems += [
         f"{key} takes one value, got {value}"

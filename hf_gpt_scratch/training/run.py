@@ -35,11 +35,17 @@ from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes
 from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops
-from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.training.settings import FRESH_ARCHITECTURE, TrainingSettings
 
 
 if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
+
+
+# The fields in the hash of every run. One that was added since counts where it is not the default, so that the
+# checkpoints of before keep their hash.
+HASHED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act")
+HASHED += ("qkv_bias", "tie_word_embeddings", "vocab_size", "intermediate_size", "layer_norm_eps")
 
 
 @dataclass(frozen=True)
@@ -173,5 +179,7 @@ class Run:
 
 def model_sha256(config: PreTrainedConfig) -> str:
     """Hash everything that decides what the weights of a model compute."""
-    names = (*ARCHITECTURE, "vocab_size", "intermediate_size", "layer_norm_eps")
-    return digest({name: getattr(config, name) for name in names})
+    values = {name: getattr(config, name) for name in (*HASHED, *FRESH_ARCHITECTURE)}
+    return digest(
+        {name: value for name, value in values.items() if name in HASHED or value != FRESH_ARCHITECTURE[name]}
+    )

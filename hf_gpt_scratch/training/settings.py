@@ -381,12 +381,16 @@ class TrainingSettings:
         return asdict(self)
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
-        """List the values that would make a resumed run another run than the saved one."""
+        """List the values that would make a resumed run another run than the saved one.
+
+        A setting that the saved run did not know yet had what it is by default.
+        """
+        defaults = {item.name: item.default for item in fields(self)} | FRESH_ARCHITECTURE
         return [
-            f"--{item.name} was {saved.get(item.name, item.default)}, is {getattr(self, item.name)}"
+            f"--{item.name} was {saved.get(item.name, defaults[item.name])}, is {getattr(self, item.name)}"
             for item in fields(self)
             if not item.metadata["may_change_on_resume"]
-            and saved.get(item.name, item.default) != getattr(self, item.name)
+            and saved.get(item.name, defaults[item.name]) != getattr(self, item.name)
         ]
 
 

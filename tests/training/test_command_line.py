@@ -75,6 +75,7 @@ def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reaso
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ("fast_dropout: false", "unknown setting 'fast_dropout'; it is called cpu_speedups now"),
         ("lerning_rate: 1", "unknown setting 'lerning_rate'; did you mean learning_rate"),
         ("eval_steps: [1, 2]", r"eval_steps takes one value, got \[1, 2\]"),
         ("recipe: [tutorial]", r"recipe takes one value, got \['tutorial'\]"),

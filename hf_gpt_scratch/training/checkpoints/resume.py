@@ -128,6 +128,8 @@ def nondeterminism_warnings(saved: SavedState, now: SavedState) -> Iterator[str]
             f"a step was {described(saved)}, is {described(now)}: windows, order and batch stay the same, sums of "
             f"floats are rounded otherwise{dropout}"
         )
+    if "fast_dropout" in saved.settings and now.settings["dropout"] > 0:  # a setting of version 0.1.0
+        yield "it was saved by version 0.1.0, whose dropout drew other numbers"
     changed = [
         f"{name} was {saved.environment[name]}, is {value}"
         for name, value in now.environment.items()

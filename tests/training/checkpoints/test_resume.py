@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from hf_gpt_scratch.training.checkpoints import resume as resume_module
 from hf_gpt_scratch.training.checkpoints.checkpoint import SavedState, random_state
+from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, digest, read_manifest, write_manifest
 from hf_gpt_scratch.training.checkpoints.resume import incompatibilities, nondeterminism_warnings, restore_draws
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.progress import Progress
@@ -143,6 +145,30 @@ def resumed_run(settings: TrainingSettings, step: int, folder: Path) -> Training
     resumed = TrainingSettings(**{**settings.to_dict(), "output_dir": str(folder), "resume": True})
     train(resumed)
     return resumed
+
+
+def test_checkpoint_of_before_a_hyperparameter_is_of_the_same_run(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As version 0.1.0 wrote it: neither its settings nor its hash know of norm_type."""
+    settings = tiny_settings(**RESUME_SETTINGS)
+    train(settings)
+    checkpoint = Path(settings.output_dir) / "checkpoints" / "step-00000008"
+    facts = read_manifest(checkpoint)
+    del facts["files"], facts["settings"]["norm_type"], facts["settings"]["cpu_speedups"]
+    facts["settings"]["fast_dropout"] = True
+    config = json.loads((Path(settings.output_dir) / "model" / "config.json").read_text())
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act")
+    names += ("qkv_bias", "tie_word_embeddings", "vocab_size", "intermediate_size", "layer_norm_eps")
+    facts["model_sha256"] = digest({name: config[name] for name in names})
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint, facts)
+    resumed_run(settings, 8, tmp_path / "resumed")
+    said = capsys.readouterr().out
+    assert "resumed from" in said
+    assert "saved by version 0.1.0, whose dropout drew other numbers" in said
+    with pytest.raises(ValueError, match="--norm_type was layernorm, is rmsnorm; the model is another one"):
+        resumed_run(replace(settings, norm_type="rmsnorm"), 8, tmp_path / "other")
 
 
 @pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
