@@ -136,7 +136,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, str]:
 
 def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
     """Render the command, the proof with its figures, and the hashes."""
-    command = f"--size {size.name}" if size else "--from-dir CHECKPOINT"
+    command = f"--size {size.name}" if size else "--from_dir CHECKPOINT"
     parts = [
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
         "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly "
@@ -153,7 +153,7 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
 def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
     """Render what was proved, with its figures, or that nothing was."""
     if verification is None:
-        return ["This folder was written with `--no-verify`: its values were not compared with the checkpoint."]
+        return ["This folder was written with `--no_verify`: its values were not compared with the checkpoint."]
     differences = [
         f"| logits on the {sequence} tokens, {dtype} | {difference:.2g} |"
         for dtype, by_sequence in verification["max_logit_difference"].items()

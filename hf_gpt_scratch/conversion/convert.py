@@ -69,7 +69,7 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
     """
     if source.hint == OURS:
         raise ValueError(
-            f"{source.path} is in our own layout already: --export-stock writes it as transformers' GPT-2"
+            f"{source.path} is in our own layout already: --export_stock writes it as transformers' GPT-2"
         )
     tensors = source.tensors
     shapes = tensors.shapes
@@ -151,12 +151,12 @@ def _settle_zero_biases(
 
 def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
     if wanted is not None and not 0 < wanted <= rows:
-        raise ValueError(f"--vocab-size {wanted} cannot be had from an embedding of {rows} rows: choose 1 to {rows}")
+        raise ValueError(f"--vocab_size {wanted} cannot be had from an embedding of {rows} rows: choose 1 to {rows}")
     if wanted is not None and wanted < rows:
         notes.append(f"rows {wanted} to {rows - 1} of the vocabulary are cut, as asked")
     elif rows > NUM_GPT2_TOKENS:
         padding = rows - NUM_GPT2_TOKENS
-        notes.append(f"the vocabulary has {padding} rows more than GPT-2's; --vocab-size {NUM_GPT2_TOKENS} cuts them")
+        notes.append(f"the vocabulary has {padding} rows more than GPT-2's; --vocab_size {NUM_GPT2_TOKENS} cuts them")
     return wanted or rows
 
 
@@ -207,16 +207,16 @@ def convert_checkpoint(
     with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
         source, format_, config, plan = conversion.source, conversion.format, conversion.config, conversion.plan
-        if size is not None:
-            check_size(config, size)
-        say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
-        weights = write_model(folder, plan.shapes, tensor_blocks(plan, source.tensors), dtype, max_shard_size)
-        write_model_files(folder, config, dtype)
         has_tokenizer = has_gpt2_vocabulary(config)
         if text is not None and not has_tokenizer:
             raise ValueError(
                 f"--text {text} needs GPT-2's vocabulary, but this model has {config['vocab_size']} tokens"
             )
+        if size is not None:
+            check_size(config, size)
+        say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
+        weights = write_model(folder, plan.shapes, tensor_blocks(plan, source.tensors), dtype, max_shard_size)
+        write_model_files(folder, config, dtype)
         verification = None
         if verify:
             say(VERIFYING)
@@ -292,5 +292,5 @@ def finish(folder: Path, report: dict[str, Any], license_text: str, render: Call
 
 
 def describe_files(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Bytes and sha256 of each file, by name."""
+    """Return bytes and SHA-256 of each file, by name."""
     return {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}

@@ -45,7 +45,7 @@ def check_model(source: Source) -> dict[str, Any]:
     """
     if source.hint != OURS:
         raise ValueError(
-            f"{source.path} is not a gpt_scratch model: --export-stock takes a folder that train or convert made"
+            f"{source.path} is not a gpt_scratch model: --export_stock takes a folder that train or convert made"
         )
     config: dict[str, Any] = {key: source.settings.get(key, DEFAULTS.get(key)) for key in SETTINGS["gpt2"].values()}
     if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:

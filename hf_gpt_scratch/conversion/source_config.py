@@ -137,15 +137,15 @@ def count_heads(format_: Format, width: int, stated: int | None, given: int | No
     """
     released = HEADS_OF_WIDTH.get(width)
     if given is not None and stated is not None and given != stated:
-        raise ValueError(f"--n-head {given} contradicts n_head={stated} of the checkpoint's own settings: drop one")
+        raise ValueError(f"--n_head {given} contradicts n_head={stated} of the checkpoint's own settings: drop one")
     if given is None and format_.name == "openai" and stated is not None and stated != (released or stated):
         raise ValueError(
             f"hparams.json says n_head={stated}, but OpenAI's GPT-2 of width {width} has {released} heads: "
-            f"repair hparams.json, or say --n-head {stated} if that is meant"
+            f"repair hparams.json, or say --n_head {stated} if that is meant"
         )
     num_heads = given or stated or released
     if num_heads is None:
-        raise ValueError(f"nothing says how many attention heads this model of width {width} has: add --n-head")
+        raise ValueError(f"nothing says how many attention heads this model of width {width} has: add --n_head")
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"a width of {width} cannot be cut into {num_heads} heads: correct n_head")
     return num_heads

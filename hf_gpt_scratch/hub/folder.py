@@ -69,7 +69,7 @@ def foreign_files(paths: list[Path]) -> list[str]:
         elif not stat.S_ISREG(mode):
             problems.append(f"{path.name} is not a regular file, move it away")
         elif is_code(path.name) and path.name not in CODE_FILES:
-            problems.append(f"{path.name} is code of another release, bring it up to date by --update-code")
+            problems.append(f"{path.name} is code of another release, bring it up to date by --update_code")
         elif not may_be_pushed(path.name):
             problems.append(f"{path.name} does not belong into a model repository, move it away")
     if len(problems) > 8:

@@ -16,7 +16,7 @@ VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 if VERSION < (4, 40):
     raise ImportError(
         f"the code of this model needs transformers 4.40 or newer, and this is {transformers.__version__}: "
-        "pip install -U transformers, or use a folder written by convert_gpt2.py --export-stock, which has no code"
+        "pip install -U transformers, or use a folder written by convert_gpt2.py --export_stock, which has no code"
     )
 
 # Where the Auto classes find our classes in a saved folder; the library alone would write two of these entries. All

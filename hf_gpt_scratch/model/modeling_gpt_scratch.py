@@ -60,7 +60,7 @@ for owner, function, *names in [
     if renamed := [name for name in names if name not in known and "args" not in known]:
         raise ImportError(
             f"transformers {transformers.__version__} has changed {function}() ({renamed[0]!r}), which this model's "
-            "code relies on: update it (push_to_hub.py --update-code), or pip install 'transformers<=5.24'"
+            "code relies on: update it (push_to_hub.py --update_code), or pip install 'transformers<=5.24'"
         )
 
 

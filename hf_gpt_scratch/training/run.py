@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 
 # The fields in the hash of every run. One that was added since counts where it is not the default, so that the
 # checkpoints of before keep their hash.
-HASHED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act")
-HASHED += ("qkv_bias", "tie_word_embeddings", "vocab_size", "intermediate_size", "layer_norm_eps")
+HASHED = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act"),
+    *("qkv_bias", "tie_word_embeddings", "vocab_size", "intermediate_size", "layer_norm_eps"),
+)
 
 
 @dataclass(frozen=True)

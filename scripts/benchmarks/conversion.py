@@ -204,7 +204,7 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
 def build_commands(source: Path, output: Path, converter: Path) -> dict[str, list[str | Path]]:
     """Return the command of every candidate; `converter` is scripts/convert_gpt2.py."""
     data = next(source.glob(f"{PREFIX}.data-*"))
-    whole: list[str | Path] = [sys.executable, converter, "--from-dir", source, "--output", output, "--no-verify"]
+    whole: list[str | Path] = [sys.executable, converter, "--from_dir", source, "--output", output, "--no_verify"]
     return {
         **{name: [sys.executable, "-c", RUN_CANDIDATE, name, source, output] for name in CANDIDATES},
         "cp": ["cp", data, output],

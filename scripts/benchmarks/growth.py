@@ -150,7 +150,7 @@ def evaluate_command(data: Path, output: Path, threads: int) -> list[Any]:
 
 def convert_command(data: Path, output: Path, threads: int) -> list[Any]:
     """Return the command from checkpoint to repository folder, every checksum verified."""
-    return [sys.executable, SCRIPTS / "convert_gpt2.py", "--from-dir", data, "--output", output, "--no-verify"]
+    return [sys.executable, SCRIPTS / "convert_gpt2.py", "--from_dir", data, "--output", output, "--no_verify"]
 
 
 TASKS = {

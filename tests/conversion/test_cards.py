@@ -121,7 +121,7 @@ def test_card_of_another_checkpoint_claims_nothing_of_openai() -> None:
     assert "Note: something was decided." in text
     assert "OpenAI" not in text
     assert "OpenAI" not in render_license("tutorial", None)
-    assert "written with `--no-verify`" in render_card("mine", None, REPORT | {"verification": None})
+    assert "written with `--no_verify`" in render_card("mine", None, REPORT | {"verification": None})
     assert "are compared with a forward pass" not in render_card("mine", None, REPORT | {"verification": None})
 
 

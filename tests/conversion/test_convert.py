@@ -191,7 +191,7 @@ def test_tutorial(qkv_bias: bool, tmp_path: Path) -> None:
     torch.save(both, tmp_path / "model_and_optimizer.pth")
     with pytest.raises(ValueError, match=r"several checkpoints \(model.pth, model_and_optimizer.pth\)"):
         convert_checkpoint(tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match="width 16 has: add --n-head"):
+    with pytest.raises(ValueError, match="width 16 has: add --n_head"):
         convert_checkpoint(tmp_path / "model.pth", tmp_path / "out")
     for name in ("model", "model_and_optimizer"):
         report = convert_checkpoint(tmp_path / f"{name}.pth", tmp_path / name, num_heads=4, verify=False)
@@ -277,7 +277,7 @@ def test_a_padded_vocabulary_is_cut_only_when_asked(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "model_args": {"n_head": 4}}, tmp_path / "ckpt.pt")
     report = convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "whole", verify=False)
     assert report["config"]["vocab_size"] == 50304
-    assert any("47 rows more than GPT-2's; --vocab-size 50257 cuts them" in note for note in report["notes"])
+    assert any("47 rows more than GPT-2's; --vocab_size 50257 cuts them" in note for note in report["notes"])
     assert difference(load(tmp_path / "whole"), model, 50257) <= 1e-5
     report = convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "cut", vocab_size=50257, verify=False)
     assert any("rows 50257 to 50303 of the vocabulary are cut, as asked" in note for note in report["notes"])
@@ -285,7 +285,7 @@ def test_a_padded_vocabulary_is_cut_only_when_asked(tmp_path: Path) -> None:
     with torch.no_grad():
         assert (load(tmp_path / "cut")(ids).logits - model(ids)[..., :50257]).abs().max() <= 1e-5
     assert AutoTokenizer.from_pretrained(tmp_path / "cut").encode("Every effort moves you") == [6109, 3626, 6100, 345]
-    with pytest.raises(ValueError, match="--vocab-size 60000 cannot be had from an embedding of 50304 rows"):
+    with pytest.raises(ValueError, match="--vocab_size 60000 cannot be had from an embedding of 50304 rows"):
         convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "more", vocab_size=60000)
 
 
@@ -381,7 +381,7 @@ def test_files_that_are_not_the_published_ones_are_named() -> None:
 
 def test_our_own_folder_is_not_converted_again(openai: Path, tmp_path: Path) -> None:
     convert_checkpoint(openai, tmp_path / "out", verify=False)
-    with pytest.raises(ValueError, match="in our own layout already: --export-stock"):
+    with pytest.raises(ValueError, match="in our own layout already: --export_stock"):
         convert_checkpoint(tmp_path / "out", tmp_path / "again")
 
 

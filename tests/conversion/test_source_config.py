@@ -65,12 +65,12 @@ def test_wrong_hparams_are_refused(changes: dict, message: str) -> None:
 def test_number_of_heads_can_be_given() -> None:
     assert build_config(OPENAI, SHAPES, {}, 6).config["num_attention_heads"] == 6
     assert build_config(OPENAI, SHAPES, HPARAMS | {"n_head": 6}, 6).config["num_attention_heads"] == 6
-    with pytest.raises(ValueError, match="--n-head 6 contradicts n_head=12"):
+    with pytest.raises(ValueError, match="--n_head 6 contradicts n_head=12"):
         build_config(OPENAI, SHAPES, HPARAMS, 6)
     with pytest.raises(ValueError, match="width of 768 cannot be cut into 7 heads"):
         build_config(OPENAI, SHAPES, {}, 7)
     shapes = gpt2_shapes(hidden_size=24, num_layers=1, vocab_size=11, context_length=6)
-    with pytest.raises(ValueError, match="how many attention heads this model of width 24 has: add --n-head"):
+    with pytest.raises(ValueError, match="how many attention heads this model of width 24 has: add --n_head"):
         build_config(OPENAI, shapes, {})
 
 

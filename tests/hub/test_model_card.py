@@ -58,7 +58,7 @@ def test_the_card_says_how_to_load_it_pinned_and_without_its_code(model: GPTScra
     assert 'path = "alice/toy"' in text
     assert "from_pretrained(path, revision=revision, trust_remote_code=True)" in text
     assert "## How to load it without remote code" in text
-    assert "--export-stock" in text
+    assert "--export_stock" in text
 
 
 def test_a_classifier_has_its_own_task(tiny_config: GPTScratchConfig) -> None:

@@ -23,7 +23,7 @@ def assert_refused(outcome):
     assert {"ImportError", "ValueError"} & set(classes), message
     assert "\n" not in message.strip()
     assert "6.7.8" in message
-    assert "--export-stock" in message or "pip install" in message
+    assert "--export_stock" in message or "pip install" in message
 
 
 @pytest.mark.parametrize("change", ["Cache.update", "Cache.get_seq_length"])

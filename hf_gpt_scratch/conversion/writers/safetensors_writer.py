@@ -158,6 +158,6 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+)\s*(?:([KMG])(i?)B)?\s*", text, re.IGNORECASE)
     if match is None or int(match[1]) == 0:
-        raise ValueError(f"--max-shard-size {text!r} is not a size: write it like 5GB or 200MB")
+        raise ValueError(f"--max_shard_size {text!r} is not a size: write it like 5GB or 200MB")
     power = " KMG".index((match[2] or " ").upper())
     return int(match[1]) * (1024 if match[3] else 1000) ** power
