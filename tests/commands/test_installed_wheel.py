@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch import __version__
+
 
 TINY = [
     *("--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--dropout", "0"),
@@ -73,7 +75,7 @@ def test_the_package_is_that_of_the_wheel(start: Start, python: Path) -> None:
 
 
 def test_help_and_version(start: Start) -> None:
-    assert start("python", "-m", "hf_gpt_scratch", "--version").stdout == "0.1.0\n"
+    assert start("python", "-m", "hf_gpt_scratch", "--version").stdout == f"{__version__}\n"
     assert start("hf-gpt-scratch", "--help").stdout.startswith("usage: hf-gpt-scratch [-h] [--version] COMMAND")
     for command in ("train", "convert", "push", "demo"):
         usage = f"usage: hf-gpt-scratch {command} "
@@ -102,8 +104,9 @@ def test_what_is_done_with_a_trained_model(start: Start) -> None:
 
 
 def test_prepared_tokens_are_trained_on_without_a_launcher_and_its_noise(start: Start, python: Path) -> None:
-    (story,) = python.parents[1].glob("lib/python*/site-packages/hf_gpt_scratch/assets/sample_text.txt")
-    prepare = ["--source", story, "--output", "tokens", "--validation-fraction", 0.3, "--shard_tokens", 1000]
+    (assets,) = python.parents[1].glob("lib/python*/site-packages/hf_gpt_scratch/assets")
+    sources = ["--source", assets / "sample_text.txt", "--validation-source", assets / "gpt2_license.txt"]
+    prepare = [*sources, "--output", "tokens", "--shard_tokens", 1000]
     assert start("hf-gpt-scratch", "prepare", *prepare).stdout.endswith(
         "train on it: hf-gpt-scratch train --train_data tokens\n"
     )
