@@ -141,7 +141,7 @@ PROVED_BY = {
     "commands/push.py": "scripts/test_push_to_hub_script.py",
     "commands/train.py": "scripts/test_train_script.py",
     "registration.py": "hub/test_loading.py",
-    "conversion/reload.py": "conversion/test_verify.py",
+    "conversion/verify_worker.py": "conversion/test_verify.py",
     "data/vocabulary.py": "data/test_tokenizer.py",
     "benchmarks/benchmark.py": "benchmarks/test_conversion.py",
     "benchmarks/command.py": "benchmarks/test_conversion.py",

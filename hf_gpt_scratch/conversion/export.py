@@ -25,7 +25,7 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
 )
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blocks
-from hf_gpt_scratch.runtime import shipped_code
+from hf_gpt_scratch.runtime import remote_code
 from hf_gpt_scratch.runtime.files import atomic_folder
 
 
@@ -50,8 +50,8 @@ def check_model(source: Source) -> dict[str, Any]:
     config: dict[str, Any] = {key: source.settings.get(key, DEFAULTS.get(key)) for key in SETTINGS["gpt2"].values()}
     if absent := [key for key in (*SIZES, HEADS) if type(config[key]) is not int or config[key] < 1]:
         raise ValueError(f"config.json beside {source.path} lacks {', '.join(absent)}: fetch it again")
-    stated = {key: source.settings.get(key, value) for key, value in shipped_code.DEFAULTS.items()}
-    others = [key for key in stated.keys() - config.keys() if stated[key] != shipped_code.DEFAULTS[key]]
+    stated = {key: source.settings.get(key, value) for key, value in remote_code.DEFAULTS.items()}
+    others = [key for key in stated.keys() - config.keys() if stated[key] != remote_code.DEFAULTS[key]]
     if others:
         named = ", ".join(f"{key} is {stated[key]!r}" for key in sorted(others))
         raise ValueError(f"{named}, which GPT-2 does not have: this model cannot be exported as GPT-2")

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
 from hf_gpt_scratch.conversion.mapping import EMBEDDING, POSITIONS, Format, Layout, Shape, canonical_names, name_some
-from hf_gpt_scratch.runtime import shipped_code
+from hf_gpt_scratch.runtime import remote_code
 
 
 # Names in the settings of each format -> our names.
@@ -45,7 +45,7 @@ ACTIVATIONS = {
 SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size")
 HEADS = "num_attention_heads"
 # Of what a checkpoint may leave open; its sizes it has to show.
-DEFAULTS = {field: value for field, value in shipped_code.DEFAULTS.items() if field not in (*SIZES, HEADS)}
+DEFAULTS = {field: value for field, value in remote_code.DEFAULTS.items() if field not in (*SIZES, HEADS)}
 HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
 
 

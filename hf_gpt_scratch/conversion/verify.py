@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_gpt_scratch.conversion import reload
+from hf_gpt_scratch.conversion import verify_worker
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles, widen_bfloat16
 from hf_gpt_scratch.conversion.writers.safetensors_writer import cast
 
@@ -270,7 +270,7 @@ def read_text(path: str | Path | None) -> str:
 
 
 def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, text: str | None) -> dict[str, Any]:
-    """Load `folder` where nothing of this package can be imported; see `reload`.
+    """Load `folder` where nothing of this package can be imported; see `verify_worker`.
 
     Raises:
         ValueError: it does not load.
@@ -285,7 +285,7 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
     # An empty cache, so that the code of the folder is what is run, and no network.
     environment = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
     # Python imports from beside a program first, and what lies beside this one would stand for libraries of its names.
-    program = shutil.copy(reload.__file__, exchange)
+    program = shutil.copy(verify_worker.__file__, exchange)
     process = subprocess.run(
         [sys.executable, program],
         input=json.dumps(request),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.data.compressed_files import PACKED, is_packed
 from hf_gpt_scratch.data.datatrove import read_datatrove
 from hf_gpt_scratch.data.documents import (
     DatasetName,
@@ -17,7 +18,6 @@ from hf_gpt_scratch.data.documents import (
     read_parquet,
     read_text_file,
 )
-from hf_gpt_scratch.data.packed_files import PACKED, is_packed
 from hf_gpt_scratch.data.pieces import Piece
 from hf_gpt_scratch.runtime.files import file_sha256
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.data.packed_files import is_packed, open_unpacked
+from hf_gpt_scratch.data.compressed_files import is_packed, open_unpacked
 from hf_gpt_scratch.data.pieces import Piece, cut_string, cut_text
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.generation.decoding import Decoding, generate_samples
 from hf_gpt_scratch.generation.streaming import SampleStopped, StoppableStreamer
-from hf_gpt_scratch.runtime.interrupts import SignalListener
+from hf_gpt_scratch.runtime.signals import SignalListener
 
 
 HELP = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gpt_scratch.runtime.files import clear_unfinished, json_text, write_file, write_json
-from hf_gpt_scratch.runtime.shipped_code import AUTO_MAP, CODE_FILES, is_code, read_code
+from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, CODE_FILES, is_code, read_code
 
 
 def update_config(config: bytes, tokenizer_config: bytes, place: str) -> bytes:

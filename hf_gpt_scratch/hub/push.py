@@ -15,15 +15,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_gpt_scratch.hub.code_update import update_folder
 from hf_gpt_scratch.hub.errors import redact
-from hf_gpt_scratch.hub.folder import check_folder, read_if_valid
-from hf_gpt_scratch.hub.upload import PushRequest, PushResult
+from hf_gpt_scratch.hub.push_worker import PushRequest, PushResult
+from hf_gpt_scratch.hub.pushable_files import check_folder, read_if_valid
 
 
 BRANCH_OR_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[./]$))[A-Za-z0-9_][\w./-]{0,99}", flags=re.ASCII)
 # As `python -P` does from 3.11 on: what lies in the working directory is not imported.
-UPLOAD = (
-    "import sys; sys.path = [place for place in sys.path if place]; from hf_gpt_scratch.hub.upload import main; main()"
-)
+UPLOAD = "import sys; sys.path = list(filter(None, sys.path)); from hf_gpt_scratch.hub.push_worker import main; main()"
 
 
 def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:

@@ -13,8 +13,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from hf_gpt_scratch.runtime.interrupts import EndSignals, Stopped, Terminated, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import ADVICE, is_out_of_memory, out_of_memory_line
+from hf_gpt_scratch.runtime.signals import EndSignals, Stopped, Terminated, leave_process_group
 
 
 LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import psutil
 
 from hf_gpt_scratch.runtime.cli import say, say_once
-from hf_gpt_scratch.runtime.interrupts import SignalListener
+from hf_gpt_scratch.runtime.signals import SignalListener
 
 
 LOOK_SECONDS = 0.5  # between two looks at the launcher

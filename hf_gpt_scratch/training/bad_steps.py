@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from statistics import NormalDist
 
-from hf_gpt_scratch.runtime.interrupts import Stopped
+from hf_gpt_scratch.runtime.signals import Stopped
 from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints
 from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.settings import TrainingSettings

@@ -36,16 +36,17 @@ from hf_gpt_scratch.evaluation import tokenize_in_pieces
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.runtime.cli import say_once
 from hf_gpt_scratch.runtime.environment import as_line, describe_device, key_versions
-from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
-from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
 from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
 from hf_gpt_scratch.training.checkpoints.resume import find_resumable, resume
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
+from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward, refuse_where_impossible
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
+from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
@@ -53,7 +54,6 @@ from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.trial import check_attention, check_compiler, try_step
 
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from hf_gpt_scratch.runtime.environment import describe_device
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
 from hf_gpt_scratch.training.build import build_accelerator, build_windows
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
+from hf_gpt_scratch.training.memory_estimate import rehearse
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, fit_to_text
-from hf_gpt_scratch.training.rehearsal import rehearse
+from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.trial import check_attention
 
 
 # Bytes that an allocator holds per byte in use, because blocks are freed in another order than they were taken:

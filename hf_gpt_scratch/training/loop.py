@@ -24,8 +24,8 @@ from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_
 from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.runtime.environment import peak_memory
 from hf_gpt_scratch.runtime.files import name_file_in_errors
-from hf_gpt_scratch.runtime.interrupts import Interrupted, StopSignals, leave_process_group
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
+from hf_gpt_scratch.runtime.signals import Interrupted, StopSignals, leave_process_group
 from hf_gpt_scratch.training.bad_steps import may_be_applied
 from hf_gpt_scratch.training.build import set_up
 from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state

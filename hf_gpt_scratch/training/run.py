@@ -17,8 +17,7 @@ from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.windows import StepSampler, draw_like_torch_loader, epoch_order_seed
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
 from hf_gpt_scratch.runtime.files import write_file
-from hf_gpt_scratch.runtime.interrupts import StopSignals
-from hf_gpt_scratch.training.backward_steps import StepsInBackward
+from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.training.base_model import BaseModel
 from hf_gpt_scratch.training.checkpoints.checkpoint import (
     PREFIX,
@@ -30,6 +29,7 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
 from hf_gpt_scratch.training.checkpoints.manifest import digest, find_corruption
 from hf_gpt_scratch.training.command_line import settings_json
 from hf_gpt_scratch.training.distributed import on_main_process
+from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
 from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import StoppingCriteria
 
-from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.runtime.signals import StopSignals
 
 
 Item = TypeVar("Item")

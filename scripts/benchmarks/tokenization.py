@@ -65,14 +65,14 @@ def describe_shards(folder: Path) -> dict[str, Any]:
 def make_ours(path: str, threads: int) -> Callable[[], Details]:
     """Write documents in memory to shards on the disk, as the preparation does."""
     from hf_gpt_scratch.data.pieces import Piece, cut_string
-    from hf_gpt_scratch.data.preparation.split_writer import SplitWriter
+    from hf_gpt_scratch.data.preparation.shard_writer import ShardWriter
     from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
 
     texts = read_documents(path)
 
     def work() -> Details:
         folder = Path(tempfile.mkdtemp(dir=Path(path).parent))
-        writer = SplitWriter(folder, "train", SHARD_TOKENS)
+        writer = ShardWriter(folder, "train", SHARD_TOKENS)
         pieces = (Piece(part, is_last, 0) for text in texts for part, is_last in cut_string(text))
         for place, piece, tokens in encode_in_order(enumerate(pieces), threads):
             if tokens is not None:  # a piece without content has none

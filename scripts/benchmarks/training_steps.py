@@ -64,7 +64,7 @@ def make_product(size: int, times: int) -> Work:
 def make_ours(task_fields: Fields, **settings: Any) -> Work:
     """Take the optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
     from hf_gpt_scratch import registration  # noqa: F401 makes the classes known
-    from hf_gpt_scratch.runtime.interrupts import StopSignals
+    from hf_gpt_scratch.runtime.signals import StopSignals
     from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
     from hf_gpt_scratch.training.loop import optimizer_step

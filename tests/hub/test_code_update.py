@@ -18,7 +18,7 @@ from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.hub.code_update import update_config, update_folder
 from hf_gpt_scratch.hub.repository import build_repository
-from hf_gpt_scratch.runtime.shipped_code import AUTO_MAP, read_code
+from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, read_code
 from tests.fresh_interpreter import run
 from tests.older_release import DROPPED, ENTRIES, make_older
 

@@ -25,7 +25,7 @@ from hf_gpt_scratch.hub.push import (
     prepare_push,
     push_folder,
 )
-from hf_gpt_scratch.runtime.shipped_code import CODE_FILES
+from hf_gpt_scratch.runtime.remote_code import CODE_FILES
 from tests.hub.pushes import REPO, content, local, num_commits
 from tests.loopback_hub import LoopbackHub
 

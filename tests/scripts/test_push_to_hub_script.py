@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.runtime.shipped_code import CODE_FILES
+from hf_gpt_scratch.runtime.remote_code import CODE_FILES
 from tests.loopback_hub import File, LoopbackHub
 from tests.older_release import DROPPED, ENTRIES, make_older
 

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils._xet import abort_xet_session
 
-from hf_gpt_scratch.hub.upload import PushRequest, push
+from hf_gpt_scratch.hub.push_worker import PushRequest, push
 from tests.loopback_hub import Commit, File, LoopbackHub, Repository
 from tests.sharing.comparing import content, history, state
 

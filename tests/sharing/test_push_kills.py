@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_gpt_scratch.hub.upload import PushRequest
+from hf_gpt_scratch.hub.push_worker import PushRequest
 from tests.loopback_hub import LoopbackHub
 from tests.sharing.comparing import content, history
 
@@ -60,7 +60,7 @@ class Scene:
     def start_push(self, repo_id: str, state: str = "sharded") -> subprocess.Popen:
         """The process that does the work; `push_folder` and the scripts start it in just this way."""
         request = PushRequest(str(self.folders[state]), repo_id)
-        return self.start(["-m", "hf_gpt_scratch.hub.upload", json.dumps(vars(request))])
+        return self.start(["-m", "hf_gpt_scratch.hub.push_worker", json.dumps(vars(request))])
 
     def start_script(self, repo_id: str) -> subprocess.Popen:
         script = self.project_root / "scripts" / "push_to_hub.py"

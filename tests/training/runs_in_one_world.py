@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.model import linear_cross_entropy
-from hf_gpt_scratch.runtime.interrupts import Stopped, leave_process_group
+from hf_gpt_scratch.runtime.signals import Stopped, leave_process_group
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.settings import TrainingSettings
 

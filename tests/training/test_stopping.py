@@ -1,4 +1,4 @@
-"""Proves that work stops at a signal, and only then; several processes: tests/runtime/test_interrupts.py."""
+"""Proves that work stops at a signal, and only then; several processes: tests/runtime/test_signals.py."""
 
 import signal
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, join_merges, read_merges, spell_tokens
 from hf_gpt_scratch.runtime.files import write_json
-from hf_gpt_scratch.runtime.shipped_code import AUTO_MAP, read_code
+from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, read_code
 
 
 NUM_GPT2_TOKENS = END_OF_TEXT_ID + 1

@@ -25,7 +25,7 @@ from hf_gpt_scratch.data.preparation.progress import (
     note_shards,
     refuse_foreign_folder,
 )
-from hf_gpt_scratch.data.preparation.split_writer import SplitWriter
+from hf_gpt_scratch.data.preparation.shard_writer import ShardWriter
 from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
 from hf_gpt_scratch.data.token_folder import INDEX_NAME, read_index
 from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, VOCAB_SIZE, token_dtype
@@ -99,7 +99,7 @@ class Preparation:
             return index
         finished = find_finished_shards(self.folder, self.plan, self.num_workers, self.say)
         self.writers = {
-            split: SplitWriter(self.folder, split, self.choices.shard_tokens, shards)
+            split: ShardWriter(self.folder, split, self.choices.shard_tokens, shards)
             for split, shards in finished.items()
         }
         self.note()

@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
+from hf_gpt_scratch.training.preflight import is_compiled
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.trial import is_compiled
 
 
 def enable_cpu_speedups(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> list[str]:

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from hf_gpt_scratch.hub.push import PushProcess, describe_push, prepare_push, push_folder
-from hf_gpt_scratch.hub.upload import why_no_push
-from hf_gpt_scratch.runtime.interrupts import StopSignals
+from hf_gpt_scratch.hub.push_worker import why_no_push
+from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.training.reporting.progress_bar import warn
 from hf_gpt_scratch.training.settings import TrainingSettings
 

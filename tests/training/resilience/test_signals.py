@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.runtime.interrupts import REPEAT_SECONDS
+from hf_gpt_scratch.runtime.signals import REPEAT_SECONDS
 from tests.training.resilience import faults
 from tests.training.resilience.harness import MAX_STEPS, fork, go_on, history, last_step, leftovers, same, wait
 

@@ -13,7 +13,7 @@ from hf_gpt_scratch.runtime.files import file_sha256
 
 
 @dataclass
-class SplitWriter:
+class ShardWriter:
     """Collects the tokens of one split into shards of `shard_tokens`, and knows where in the text the last one ended.
 
     `shards` are those that are done: what the index says of each, and `position`, the number of pieces read before its

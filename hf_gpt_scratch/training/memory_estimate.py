@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
-from hf_gpt_scratch.training.backward_steps import StepsInBackward
 from hf_gpt_scratch.training.optim import build_optimizer
+from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
 from hf_gpt_scratch.training.reporting.mfu import product_dtype
 from hf_gpt_scratch.training.settings import TrainingSettings
 

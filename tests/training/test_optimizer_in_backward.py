@@ -11,9 +11,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.training import backward_steps
-from hf_gpt_scratch.training.backward_steps import StepsInBackward, refuse_where_impossible
+from hf_gpt_scratch.training import optimizer_in_backward
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward, refuse_where_impossible
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, without_speed
 from tests.training.runs_in_one_world import copy_at_step
@@ -77,7 +77,7 @@ def test_gradients_do_not_stay(tiny_config: object, monkeypatch: pytest.MonkeyPa
             pass
 
         if name == "kept":
-            monkeypatch.setattr(backward_steps.StepsInBackward, "step", step)
+            monkeypatch.setattr(optimizer_in_backward.StepsInBackward, "step", step)
         StepsInBackward(model, optimizer)
         parameters = list(model.parameters())
         for parameter in parameters:

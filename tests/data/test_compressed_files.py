@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch.data.compressed_files import open_unpacked
 from hf_gpt_scratch.data.documents import SkippedRows, read_json_lines, read_text_file
-from hf_gpt_scratch.data.packed_files import open_unpacked
 
 
 CONTENT = "".join(f"{number}: über die Lampe\r\n" for number in range(20_000)).encode()

@@ -27,9 +27,9 @@ from huggingface_hub.utils.sha import git_hash
 
 from hf_gpt_scratch.hub.code_update import update_config
 from hf_gpt_scratch.hub.errors import explain, is_transient, redact
-from hf_gpt_scratch.hub.folder import foreign_files, may_be_pushed
+from hf_gpt_scratch.hub.pushable_files import foreign_files, may_be_pushed
 from hf_gpt_scratch.runtime.files import file_sha256
-from hf_gpt_scratch.runtime.shipped_code import is_code, read_code
+from hf_gpt_scratch.runtime.remote_code import is_code, read_code
 
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_gpt_scratch.training.rehearsal import MemoryCount, rehearse
+from hf_gpt_scratch.training.memory_estimate import MemoryCount, rehearse
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

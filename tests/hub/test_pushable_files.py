@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
-from hf_gpt_scratch.hub.folder import check_folder
+from hf_gpt_scratch.hub.pushable_files import check_folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hf_gpt_scratch.runtime.files import read_json
-from hf_gpt_scratch.runtime.shipped_code import CODE_FILES, is_code
+from hf_gpt_scratch.runtime.remote_code import CODE_FILES, is_code
 
 
 WEIGHTS = "model.safetensors"

@@ -3,7 +3,7 @@
 from hf_gpt_scratch import GPTScratchConfig
 from hf_gpt_scratch.model import AUTO_MAP as IMPORTED_AUTO_MAP
 from hf_gpt_scratch.model.configuration_gpt_scratch import RULES
-from hf_gpt_scratch.runtime.shipped_code import AUTO_MAP, CODE_FILES, CODE_FOLDER, DEFAULTS, is_code
+from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, CODE_FILES, CODE_FOLDER, DEFAULTS, is_code
 from tests.older_release import ENTRIES
 
 

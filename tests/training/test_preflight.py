@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from hf_gpt_scratch.training import trial
+from hf_gpt_scratch.training import preflight
 from hf_gpt_scratch.training.build import build_model
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
@@ -48,12 +48,12 @@ def test_trial_leaves_gradients_and_draws_as_they_were(
     before = torch.get_rng_state()
     calls: list[bool] = []
     model.register_forward_hook(lambda module, *_: calls.append(module.training))
-    trial.try_step(model, settings, Accelerator())
+    preflight.try_step(model, settings, Accelerator())
     assert calls == [True, False]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
-    trial.try_step(model, tiny_settings(), Accelerator())  # nothing unusual, nothing tried
+    preflight.try_step(model, tiny_settings(), Accelerator())  # nothing unusual, nothing tried
     assert len(calls) == 2
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_gpt_scratch.data.preparation.split_writer import SplitWriter
+from hf_gpt_scratch.data.preparation.shard_writer import ShardWriter
 from hf_gpt_scratch.data.token_shards import Shard
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
 
@@ -14,7 +14,7 @@ PIECES = [np.arange(start, start + length, dtype=np.uint32) for start, length in
 ROW = [token for piece in PIECES for token in [*piece, END_OF_TEXT_ID]]
 
 
-def fill(writer: SplitWriter) -> None:
+def fill(writer: ShardWriter) -> None:
     for number, piece in enumerate(PIECES):
         if writer.wants(number):
             list(writer.add(number, piece, ends_document=True))
@@ -24,7 +24,7 @@ def fill(writer: SplitWriter) -> None:
 
 @pytest.mark.parametrize("shard_tokens", [1, 4, 7, 10, 39, 100])
 def test_shards_hold_the_tokens_in_order_and_count_documents_where_they_end(tmp_path: Path, shard_tokens: int) -> None:
-    fill(writer := SplitWriter(tmp_path, "train", shard_tokens))
+    fill(writer := ShardWriter(tmp_path, "train", shard_tokens))
     shards = [Shard(tmp_path / entry["file"]) for entry in writer.shards]
     rows = [shard.read(0, len(shard)).tolist() for shard in shards]
     assert sum(rows, []) == ROW
@@ -37,7 +37,7 @@ def test_shards_hold_the_tokens_in_order_and_count_documents_where_they_end(tmp_
 
 @pytest.mark.parametrize("shard_tokens", [4, 7, 10])
 def test_writer_goes_on_after_any_shard(tmp_path: Path, shard_tokens: int) -> None:
-    fill(whole := SplitWriter(tmp_path, "train", shard_tokens))
+    fill(whole := ShardWriter(tmp_path, "train", shard_tokens))
     for done in range(len(whole.shards) + 1):
-        fill(resumed := SplitWriter(tmp_path, "train", shard_tokens, list(whole.shards[:done])))
+        fill(resumed := ShardWriter(tmp_path, "train", shard_tokens, list(whole.shards[:done])))
         assert resumed.shards == whole.shards
