@@ -13,7 +13,7 @@ from hf_gpt_scratch.runtime.environment import describe_device
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
 from hf_gpt_scratch.training.build import build_accelerator, build_windows
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
-from hf_gpt_scratch.training.memory_estimate import rehearse
+from hf_gpt_scratch.training.memory_estimate import estimate_memory
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, fit_to_text
 from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
@@ -82,7 +82,7 @@ def memory_estimate(config: PretrainedConfig, settings: TrainingSettings, accele
     DDP keeps a second copy of the gradients in its buckets. FSDP's shards are counted as whole tensors.
     """
     device = accelerator.device
-    num_bytes = round(ALLOCATOR_OVERHEAD * rehearse(config, settings, device, accelerator.mixed_precision))
+    num_bytes = round(ALLOCATOR_OVERHEAD * estimate_memory(config, settings, device, accelerator.mixed_precision))
     if accelerator.num_processes > 1:
         with FakeTensorMode():
             itemsize = getattr(torch, settings.weights_dtype).itemsize

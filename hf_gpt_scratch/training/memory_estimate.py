@@ -47,7 +47,7 @@ class MemoryCount(TorchDispatchMode):
         self.now -= num_bytes
 
 
-def rehearse(config: PretrainedConfig, settings: TrainingSettings, device: torch.device, precision: str) -> int:
+def estimate_memory(config: PretrainedConfig, settings: TrainingSettings, device: torch.device, precision: str) -> int:
     """Count the bytes of weights, gradients, optimizer state and activations at the fullest moment of two steps.
 
     Two, because the optimizer has its state only after the first; each of at most two micro-batches, because from the

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_gpt_scratch.training.memory_estimate import MemoryCount, rehearse
+from hf_gpt_scratch.training.memory_estimate import MemoryCount, estimate_memory
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -27,7 +27,7 @@ def test_tensors_count_while_they_live_and_views_count_nothing() -> None:
 def peak(precision: str = "no", **changes: object) -> int:
     values = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.0, **changes}
     settings = TrainingSettings(**values)
-    return rehearse(settings.model_config(), settings, CPU, precision)
+    return estimate_memory(settings.model_config(), settings, CPU, precision)
 
 
 def test_parameters_take_four_times_their_size_and_logits_three_times_theirs() -> None:
