@@ -1,7 +1,7 @@
 """Proves that the READMEs are true: their code is run here or named with the test of the same command, their links
 lead somewhere, and README's tables say what the package and the recorded runs say.
 
-Every command is parsed by the parser of its script and launcher. `python -m pytest -m slow` runs those not in NOT_RUN.
+Every command is parsed by the parser of its script and launcher. `pytest -m commands` runs those not in NOT_RUN.
 """
 
 import importlib
@@ -219,7 +219,7 @@ cp -r runs/gpt-scratch runs/b
 SETTINGS = "train_file: [my_text.txt]\noutput_dir: runs/config\nmax_steps: 3\nwarmup_steps: 1\n"
 
 
-@pytest.mark.slow
+@pytest.mark.commands
 @pytest.mark.timeout(1800)
 def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
     """In the READMEs' order, after what a reader has by then: texts, a trained model, OpenAI's files, all small."""

@@ -11,6 +11,8 @@ import pytest
 from tests.readme import LEFT_OUT, ROAD, Block, is_as_shown, read_blocks, run_blocks
 
 
+pytestmark = pytest.mark.commands
+
 HEADING = "Learning road"
 TEXT = ROAD.read_text(encoding="utf-8")
 BLOCKS = [block for block in read_blocks(TEXT) if block.heading == HEADING]

@@ -29,6 +29,7 @@ def report(project_root, tmp_path_factory):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.commands
 def test_all_make_the_ids_of_the_same_documents(report, tmp_path):
     assert set(report["candidates"]) == {one.name for one in candidates(tmp_path, 2)}
     expected = sum(len(load_encoding().encode_ordinary(text)) for text in documents(100_000))
@@ -37,6 +38,7 @@ def test_all_make_the_ids_of_the_same_documents(report, tmp_path):
     assert len({one["ids"] for one in details}) == 1
 
 
+@pytest.mark.commands
 def test_limits_are_judged_by_the_figures(report):
     one = {name: samples[0] for name, samples in report["candidates"].items()}
     assert len(report["limits"]) == 3

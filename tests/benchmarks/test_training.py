@@ -35,6 +35,7 @@ def report(project_root, tmp_path_factory):
     return report | {"lines": process.stdout.splitlines()}
 
 
+@pytest.mark.commands
 def test_all_do_the_same_work(report):
     losses = {name: samples[-1]["details"].get("losses") for name, samples in report["candidates"].items()}
     assert set(losses) == {"torch.mm", "ours", "transformers", "transformers Trainer"}
@@ -46,6 +47,7 @@ def test_all_do_the_same_work(report):
         assert line.endswith(f"losses {losses[name]}")
 
 
+@pytest.mark.commands
 def test_limits_are_judged_by_the_samples(report):
     samples = report["candidates"]
     limits = {limit["text"]: limit for limit in report["limits"]}
@@ -61,6 +63,7 @@ def samples_of(losses):
     return [Measurement(1.0, 1.0, 100.0, {"losses": losses})]
 
 
+@pytest.mark.commands
 def test_another_model_cannot_take_part(report, tmp_path):
     """The same step from the same weights is let in, from other weights it is not."""
     ours = report["candidates"]["ours"][-1]["details"]["losses"]

@@ -13,6 +13,8 @@ import pytest
 from hf_gpt_scratch import __version__
 
 
+pytestmark = pytest.mark.commands
+
 TINY = [
     *("--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--dropout", "0"),
     *("--max-position-embeddings", "16", "--max_steps", "2", "--warmup_steps", "0", "--sample_tokens", "0"),

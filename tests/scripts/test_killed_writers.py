@@ -196,6 +196,8 @@ def test_end_in_mid_write(
         assert list(folder.glob(writer.pattern)), "what is to be recognized"
     elif code == 0:  # nothing was left to do but to give the result its name
         assert writer.output.exists()
+        assert not list(tmp_path.rglob(f"*{MARK}*"))
+        return
     else:
         assert code == 128 + number
         expected = "stopped by signal" if kind in ("run", "checkpoint") else f"ended by {number.name}"

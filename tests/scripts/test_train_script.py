@@ -33,6 +33,7 @@ def test_launched_training_says_what_it_does_and_where_things_lie(trained: tuple
     assert len(step_losses(folder)) == 6
 
 
+@pytest.mark.commands
 @pytest.mark.timeout(900)
 def test_default_job_learns_and_then_overfits(launch: Callable, tmp_path: Path) -> None:
     """README's main job, on the bundled story: validation loss falls clearly, training loss goes on below it.
@@ -132,6 +133,7 @@ def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(
     assert step_losses(tmp_path / "stopped") == step_losses(tmp_path / "whole")
 
 
+@pytest.mark.commands
 def test_resume_on_a_processor_of_another_kind_is_warned_of(
     launch: Callable, short_text: Path, tmp_path: Path, environment: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

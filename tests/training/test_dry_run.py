@@ -54,7 +54,7 @@ COMMON = ["--max_steps", "3", "--warmup_steps", "1", "--eval_steps", "2", "--sam
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--recipe", "char-small", "--per_device_train_batch_size", "64"],
+        pytest.param(["--recipe", "char-small", "--per_device_train_batch_size", "64"], marks=pytest.mark.commands),
         pytest.param(["--hidden_size", "96", "--num_hidden_layers", "3"], marks=pytest.mark.slow),
         pytest.param(["--hidden_size", "384", "--per_device_train_batch_size", "8"], marks=pytest.mark.slow),
         pytest.param(["--optim", "muon", "--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
