@@ -80,7 +80,7 @@ def works_table(rows: Rows) -> str:
     lines = [HEAD]
     for _, same in itertools.groupby(sorted(rows.values(), key=group), key=group):
         package, *others = same
-        what = "; ".join(dict.fromkeys(row["what"] for row in (package, *others)))
+        what = "; ".join(row["what"] for row in (package, *others))
         lines.append(f"| {package['package']} | {package['version']} | {what} | {WORDS[package['outcome']]} |")
     return "\n".join(lines)
 
