@@ -1,12 +1,16 @@
 """The pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from hf_gpt_scratch.runtime.files import atomic_file
 
@@ -14,51 +18,78 @@ from hf_gpt_scratch.runtime.files import atomic_file
 if TYPE_CHECKING:
     import torch
 
+TOKENS = EngFormatter(sep="")  # 10k, 1M
 
-def loss_figure(
-    epochs: Sequence[float], tokens_seen: Sequence[int], train_losses: Sequence[float], val_losses: Sequence[float]
-) -> Figure:
-    """Draw training (solid) and validation (dash-dotted) loss over epochs, with tokens seen as a second x axis.
+
+@dataclass(frozen=True)
+class LossCurves:
+    """The losses of a run, in nats per token, over steps, epochs or tokens."""
+
+    places: Sequence[float]  # of the evaluations
+    train_losses: Sequence[float]
+    val_losses: Sequence[float]
+    step_places: Sequence[float] = ()  # of the optimizer steps
+    step_losses: Sequence[float] = ()
+
+
+def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
+    """Draw the losses of a run over epochs, with tokens seen as a second x axis.
 
     Args:
-        epochs: place of each evaluation in epochs, such as 1.5.
-        tokens_seen: tokens predicted in training before each evaluation.
-        train_losses: nats per token.
-        val_losses: nats per token.
+        curves: over epochs.
+        tokens_per_epoch: tokens predicted in training in one epoch.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    marker = "o" if len(epochs) < 3 else None  # a line through one point is invisible
-    axes.plot(epochs, train_losses, marker=marker, label="training loss")
-    axes.plot(epochs, val_losses, marker=marker, linestyle="-.", label="validation loss")
+    draw_losses(axes, curves, "C0", "C1", "")
     axes.set_xlabel("epochs")
     axes.set_ylabel("loss in nats per token")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right")
     token_axes = axes.twiny()
-    token_axes.plot(tokens_seen, train_losses, alpha=0)  # invisible: it only gives the second axis its range
+    token_axes.set_xlim([place * tokens_per_epoch for place in axes.get_xlim()])
+    token_axes.xaxis.set_major_formatter(TOKENS)
     token_axes.set_xlabel("tokens seen")
     return figure
 
 
-def runs_figure(runs: Mapping[str, Sequence[Sequence[float]]], x: str) -> Figure:
-    """Draw training (solid) and validation (dash-dotted) loss of several runs, a color for each.
+def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
+    """Draw the losses of several runs, a color for each.
 
     Args:
-        runs: for each name places, training losses and validation losses, in nats per token.
-        x: what the places are, such as "steps".
+        runs: the curves of each name.
+        x: what they are over, such as "steps" or "tokens".
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for index, (name, (places, train_losses, val_losses)) in enumerate(runs.items()):
-        marker = "o" if len(places) < 3 else None  # a line through one point is invisible
-        color = f"C{index}" if len(runs) <= 10 else colormaps["viridis"](index / len(runs))
-        axes.plot(places, train_losses, color=color, marker=marker, label=f"{name}: training")
-        axes.plot(places, val_losses, color=color, marker=marker, linestyle="-.", label=f"{name}: validation")
+    for index, (name, curves) in enumerate(runs.items()):
+        color = f"C{index}" if len(runs) <= 10 else to_hex(colormaps["viridis"](index / len(runs)))
+        draw_losses(axes, curves, color, color, f"{name}: ")
     axes.set_xlabel(x)
     axes.set_ylabel("loss in nats per token")
+    if x == "tokens":
+        axes.xaxis.set_major_formatter(TOKENS)
     axes.legend(loc="upper right", fontsize="small")
     return figure
+
+
+def draw_losses(axes: Axes, curves: LossCurves, train_color: str, val_color: str, prefix: str) -> None:
+    """Draw training (solid) and validation (dash-dotted) loss, and behind them that of each step, with its mean."""
+    line: dict[str, Any] = {"marker": "o"} if len(curves.places) < 3 else {}  # a line through one point is invisible
+    axes.plot(curves.places, curves.train_losses, color=train_color, label=f"{prefix}training", **line)
+    axes.plot(curves.places, curves.val_losses, color=val_color, linestyle="-.", label=f"{prefix}validation", **line)
+    if curves.step_places:
+        behind: dict[str, Any] = {"color": train_color, "zorder": 1}
+        axes.plot(curves.step_places, curves.step_losses, alpha=0.2, linewidth=0.6, **behind)
+        means = running_means(curves.step_losses, 1 + len(curves.step_losses) // 50)
+        label = None if prefix else "each step, running mean"
+        axes.plot(curves.step_places, means, alpha=0.5, linewidth=1, label=label, **behind)
+
+
+def running_means(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of each value and those before it, `window` of them where there are so many."""
+    sums = [0.0, *accumulate(values)]
+    return [(sums[end] - sums[max(0, end - window)]) / min(end, window) for end in range(1, len(sums))]
 
 
 def probability_figure(

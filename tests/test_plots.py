@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hf_gpt_scratch.generation.decoding import next_token_probabilities
-from hf_gpt_scratch.plots import loss_figure, probability_figure, save_figure
+from hf_gpt_scratch.plots import LossCurves, loss_figure, probability_figure, save_figure
 
 
 def test_loss_figure_has_both_curves_and_both_axes() -> None:
-    figure = loss_figure([0, 1, 2], [0, 500, 1000], [9.0, 5.0, 1.0], [9.1, 6.0, 6.5])
+    figure = loss_figure(LossCurves([0, 1, 2], [9.0, 5.0, 1.0], [9.1, 6.0, 6.5]), tokens_per_epoch=20_000)
     axes, token_axes = figure.axes
     training, validation = axes.lines
     assert training.get_linestyle() == "-"
@@ -21,9 +21,25 @@ def test_loss_figure_has_both_curves_and_both_axes() -> None:
     assert token_axes.get_xlabel() == "tokens seen"
     figure.canvas.draw()
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    # The two x axes agree: epoch 1 stands below 500 tokens.
+    # The two x axes agree: epoch 1 stands below 20,000 tokens, and these are called so.
     epoch_place = axes.transData.transform((1, 5.0))[0]
-    assert abs(token_axes.transData.transform((500, 5.0))[0] - epoch_place) < 1
+    assert abs(token_axes.transData.transform((20_000, 5.0))[0] - epoch_place) < 1
+    assert {"0", "20k", "40k"} <= {label.get_text() for label in token_axes.get_xticklabels()}
+
+
+def test_each_step_stands_behind_the_evaluations() -> None:
+    """Thin, with the mean of a fiftieth of the steps; two evaluations alone would be a straight line."""
+    losses = [10.0 - step / 10 + step % 2 for step in range(100)]
+    curves = LossCurves([0, 1], [10.0, 0.5], [10.0, 1.0], [step / 100 for step in range(100)], losses)
+    training, validation, steps, means = loss_figure(curves, 1.0).axes[0].lines
+    assert list(steps.get_ydata()) == losses
+    assert means.get_ydata()[0] == losses[0]
+    assert list(means.get_ydata())[1:5] == pytest.approx([sum(losses[:2]) / 2] + [
+        sum(losses[end - 3 : end]) / 3 for end in (3, 4, 5)
+    ])  # fmt: skip
+    assert steps.get_linewidth() < means.get_linewidth() < training.get_linewidth()
+    assert steps.get_zorder() == means.get_zorder() < min(training.get_zorder(), validation.get_zorder())
+    assert steps.get_color() == means.get_color() == training.get_color()
 
 
 def test_probability_figure_has_a_bar_for_each_token_and_distribution() -> None:
@@ -57,7 +73,7 @@ def test_a_token_is_no_formula(tmp_path: Path) -> None:
 
 def test_figures_are_saved_as_png_and_pdf_and_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "loss.png").write_bytes(b"old")
-    figure = loss_figure([0], [0], [9.0], [9.1])
+    figure = loss_figure(LossCurves([0], [9.0], [9.1]), tokens_per_epoch=1.0)
     paths = save_figure(figure, tmp_path / "loss")
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_bytes().startswith(b"%PDF")

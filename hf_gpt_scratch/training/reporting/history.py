@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.plots import loss_figure, save_figure
+from hf_gpt_scratch.plots import LossCurves, loss_figure, save_figure
 from hf_gpt_scratch.runtime.cli import lost_streams
 from hf_gpt_scratch.runtime.files import atomic_file, flush, name_file_in_errors, update_hash
 from hf_gpt_scratch.training.reporting.progress_bar import warn
@@ -145,11 +145,24 @@ class History:
             self._rebuild(num_bytes, global_step, faults)
 
     def plot_losses(self, suffixes: Sequence[str] = ("png", "pdf")) -> None:
-        """Draw the losses of all evaluations beside the file, as loss.png and loss.pdf or one of them."""
+        """Draw the losses beside the file, as loss.png and loss.pdf or one of them, once there is an evaluation."""
         rows = self.rows("evaluation") if self.writes else []
         if rows:
-            columns = [[row[key] for row in rows] for key in ("epoch", "tokens_seen", "train_loss", "validation_loss")]
-            save_figure(loss_figure(*columns), self.path.with_name("loss"), suffixes)
+            tokens_per_epoch = rows[-1]["tokens_seen"] / rows[-1]["epoch"] if rows[-1]["epoch"] else 1.0
+            figure = loss_figure(self.loss_curves("tokens_seen", tokens_per_epoch), tokens_per_epoch)
+            save_figure(figure, self.path.with_name("loss"), suffixes)
+
+    def loss_curves(self, key: str, unit: float = 1) -> LossCurves:
+        """Return the losses of all evaluations and steps over `global_step` or `tokens_seen`, in a larger unit."""
+        evaluations = self.rows("evaluation")
+        steps = [row for row in self.rows("step") if row.get("loss") is not None and key in row]
+        return LossCurves(
+            [row[key] / unit for row in evaluations],
+            [row["train_loss"] for row in evaluations],
+            [row["validation_loss"] for row in evaluations],
+            [row[key] / unit for row in steps],
+            [row["loss"] for row in steps],
+        )
 
     def _forget(self) -> None:
         self._rows: defaultdict[str, SomeRows] = defaultdict(SomeRows)

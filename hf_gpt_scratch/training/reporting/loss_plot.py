@@ -42,17 +42,15 @@ def plot_runs(folders: Sequence[Path], output: Path, x: str) -> Path:
     if output.suffix not in (".png", ".pdf"):
         raise ValueError(f"{output} is neither .png nor .pdf: name the picture so")
     runs = {}
+    key = {"steps": "global_step", "tokens": "tokens_seen"}[x]
     for folder in folders:
-        rows = History(folder / "history.jsonl").rows("evaluation")
-        if not rows:
+        curves = History(folder / "history.jsonl").loss_curves(key)
+        if not curves.places:
             raise FileNotFoundError(
                 f"{folder} holds no history.jsonl with evaluations: name the --output_dir of a run"
             )
         name = folder.resolve().name
-        key = {"steps": "global_step", "tokens": "tokens_seen"}[x]
         # Runs of one name in several places are told apart by their paths.
-        runs[str(folder) if name in runs else name] = [
-            [row[column] for row in rows] for column in (key, "train_loss", "validation_loss")
-        ]
+        runs[str(folder) if name in runs else name] = curves
     output.parent.mkdir(parents=True, exist_ok=True)
     return save_figure(runs_figure(runs, x), output.with_suffix(""), (output.suffix[1:],))[0]

@@ -67,6 +67,9 @@ def write_history(folder: Path, shift: float) -> Path:
             train_loss=9 - step - shift,
             validation_loss=9 - shift,
         )
+        history.append(
+            "step", global_step=step + 1, tokens_seen=step * 10 + 10, loss=None if step == 1 else 9.5 - step
+        )
     return folder
 
 
@@ -102,21 +105,22 @@ def test_curves_are_those_of_the_folders(tmp_path: Path, monkeypatch: pytest.Mon
     folders = [write_history(tmp_path / place / "same", shift) for place, shift in (("x", 0), ("y", 2))]
     plot_runs(folders, tmp_path / "runs.png", "tokens")
     lines = figures[0].axes[0].lines
-    assert [line.get_label() for line in lines] == [
-        *("same: training", "same: validation"),
-        *(f"{folders[1]}: training", f"{folders[1]}: validation"),
-    ]
-    assert list(lines[2].get_xdata()) == [0, 10, 20, 30]
-    assert list(lines[2].get_ydata()) == [7, 6, 5, 4]
-    assert lines[2].get_color() == lines[3].get_color() != lines[0].get_color()
-    assert [line.get_linestyle() for line in lines] == ["-", "-.", "-", "-."]
+    legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert legend == [f"{name}: {kind}" for name in ("same", folders[1]) for kind in ("training", "validation")]
+    training, validation, steps, means = lines[4:]
+    assert list(training.get_xdata()) == [0, 10, 20, 30]
+    assert list(training.get_ydata()) == [7, 6, 5, 4]
+    assert (list(steps.get_xdata()), list(steps.get_ydata())) == ([10, 30, 40], [9.5, 7.5, 6.5])  # one was not finite
+    assert {line.get_color() for line in lines[4:]} == {training.get_color()} != {lines[0].get_color()}
+    assert [line.get_linestyle() for line in lines] == ["-", "-.", "-", "-"] * 2
 
 
 def test_damaged_row_is_named_and_the_others_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = write_history(tmp_path / "run", 0)
-    lines = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    rows = (folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    lines = [row for row in rows if b"evaluation" in row]
     (folder / "history.jsonl").write_bytes(lines[0] + lines[1][:40] + b"\x00\xff\n" + lines[2] + lines[3])
     figures: list = []
     make = loss_plot.runs_figure
