@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,12 +114,14 @@ def evaluate_text(
     tokenizer: PreTrainedTokenizerBase,
     block_size: int | None = None,
     batch_size: int = 4,
+    show_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> TextEvaluation:
     """Score every token of a text, in windows of `block_size` tokens (none: the context of the model).
 
     The text is preceded by the model's first token, so that its own first token is predicted too; the windows do not
     overlap, but for the last, which reaches back for context (as lm-evaluation-harness scores rolling windows). A text
     that comes in blocks of any length is not held in memory, where the tokenizer allows it: see `tokenize_in_pieces`.
+    `show_progress` is told after each batch about how many bytes are scored.
 
     Raises:
         ValueError: the windows are longer than the context of the model, or the text is empty.
@@ -128,23 +130,26 @@ def evaluate_text(
     block_size = block_size or context
     if not 0 < block_size <= context:
         raise ValueError(f"windows of {block_size} tokens do not fit the context of the model, {context} tokens")
-    num_bytes = 0
+    num_bytes = num_tokens = 0  # that the tokenizer has read and given
 
     def parts() -> Iterator[torch.Tensor]:
-        nonlocal num_bytes
+        nonlocal num_bytes, num_tokens
         yield torch.tensor([tokenizer.bos_token_id])
         for token_ids, length in tokenize_in_pieces([text] if isinstance(text, str) else text, tokenizer):
-            num_bytes += length
+            num_bytes, num_tokens = num_bytes + length, num_tokens + len(token_ids)
             yield token_ids
 
-    batches = (
-        {name: tensor.to(model.device) for name, tensor in batch.items()}
-        for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size)
-        # A plain loader, which fills up no batch; with a generator of its own it draws from nobody's.
-        for batch in DataLoader(TokenWindows(stretch, block_size), batch_size, generator=torch.Generator())
-    )
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        num_scored = 0
+        for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size):
+            # A plain loader, which fills up no batch; with a generator of its own it draws from nobody's.
+            for batch in DataLoader(TokenWindows(stretch, block_size), batch_size, generator=torch.Generator()):
+                yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+                num_scored += int((batch["shift_labels"] != IGNORE_INDEX).sum())
+                show_progress(num_bytes * num_scored // num_tokens)
+
     use_fused_loss(model)
-    total = sum_losses(model, batches, skip_logits="skip_logits" in inspect.signature(model.forward).parameters)
+    total = sum_losses(model, batches(), skip_logits="skip_logits" in inspect.signature(model.forward).parameters)
     return TextEvaluation(total.mean, total.num_tokens, num_bytes)
 
 

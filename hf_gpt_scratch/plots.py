@@ -47,7 +47,8 @@ def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right")
     token_axes = axes.twiny()
-    token_axes.set_xlim([place * tokens_per_epoch for place in axes.get_xlim()])
+    left, right = axes.get_xlim()
+    token_axes.set_xlim(left * tokens_per_epoch, right * tokens_per_epoch)
     token_axes.xaxis.set_major_formatter(TOKENS)
     token_axes.set_xlabel("tokens seen")
     return figure

@@ -180,9 +180,12 @@ def test_a_text_in_blocks_is_scored_as_the_whole_text_in_one_row(
     for piece_chars in (20, 1000):
         monkeypatch.setattr(evaluation, "PIECE_CHARS", piece_chars)
         blocks = (text[start : start + 5] for start in range(0, length, 5))
-        result = evaluate_text(text_model, blocks, tokenizer, batch_size=3)
+        scored: list[int] = []
+        result = evaluate_text(text_model, blocks, tokenizer, batch_size=3, show_progress=scored.append)
         assert (result.loss, result.num_tokens) == (expected.mean, expected.num_tokens)
-        assert result.num_bytes == len(text.encode())
+        assert result.num_bytes == len(text.encode()) == scored[-1]
+        assert scored == sorted(scored)
+        assert len(scored) == -(-len(TokenWindows(token_ids, 8)) // 3)
 
 
 def test_batch_is_not_filled_up(text_model: GPTScratchForCausalLM) -> None:

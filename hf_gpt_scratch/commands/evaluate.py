@@ -29,16 +29,24 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
     arguments = parse_arguments(words, prog)
     quiet_libraries()
 
+    from tqdm import tqdm
+
     from hf_gpt_scratch.data.windows import read_blocks
     from hf_gpt_scratch.evaluation import evaluate_text
     from hf_gpt_scratch.generation.quantization import quantize_int8
     from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
-    blocks = read_blocks([arguments.file], arguments.text_column, say)
+    num_bytes, blocks = read_blocks([arguments.file], arguments.text_column, say)
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)
-    result = evaluate_text(model, blocks, tokenizer, arguments.block_size, arguments.batch_size)
+    # On a terminal alone, and for what takes more than two seconds.
+    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="scoring", delay=2, leave=False, disable=None) as bar:
+
+        def show_progress(num_scored: int) -> None:
+            bar.update(num_scored - bar.n)
+
+        result = evaluate_text(model, blocks, tokenizer, arguments.block_size, arguments.batch_size, show_progress)
     print(f"tokens {result.num_tokens}, bytes {result.num_bytes}")
     print(f"loss {result.loss:.6f} nats per token")
     print(f"perplexity {result.perplexity:.4f}")

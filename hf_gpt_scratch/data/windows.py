@@ -75,16 +75,18 @@ def read_texts(paths: Sequence[str | Path], text_column: str = "text", say: Call
 
 def read_blocks(
     paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent
-) -> Iterator[str]:
-    """The text of `read_texts` in blocks, so that it is never all in memory; the files are checked at once.
+) -> tuple[int, Iterator[str]]:
+    """Check the files that `read_texts` reads, to give their text in blocks, so that it is never all in memory.
+
+    Returns:
+        Its bytes of UTF-8, and the blocks.
 
     Raises:
         FileNotFoundError, ValueError: as `read_texts`.
     """
     files = find_text_files(paths, say)
-    for _ in document_blocks(files, text_column):
-        pass
-    return document_blocks(files, text_column)
+    num_bytes = sum(len(block.encode("utf-8")) for block in document_blocks(files, text_column))
+    return num_bytes, document_blocks(files, text_column)
 
 
 def document_blocks(files: Sequence[Path], text_column: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, 
 from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.reporting.card import card_details
-from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, warn
+from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, evaluation_bar, warn
 from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -302,7 +302,8 @@ def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> No
 def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
     """Return the nats per token over the first batches of a loader, each process computing its share."""
     batches = islice(until_signal(run.accelerator, run.signals, loader), num_batches)
-    share = sum_losses(run.model, batches, run.settings.chunked_loss)
+    shown = evaluation_bar(batches, min(num_batches, len(loader)), run.accelerator.is_main_process)
+    share = sum_losses(run.model, shown, run.settings.chunked_loss)
     return sum(gather_object([share]), LossSum(0.0, 0)).mean
 
 

@@ -89,7 +89,7 @@ def test_rows_are_read_by_their_text_field(tmp_path: Path) -> None:
     )
     (tmp_path / "d.txt").write_text("five")
     expected = "<|endoftext|>".join(["one", "two", "one", "two", "three", "four", "five"])
-    assert read_texts([tmp_path]) == "".join(read_blocks([tmp_path])) == expected
+    assert read_texts([tmp_path]) == "".join(read_blocks([tmp_path])[1]) == expected
     (tmp_path / "e.jsonl").write_text(json.dumps({"body": "six"}))
     assert read_texts([tmp_path / "e.jsonl"], "body") == "six"
     with pytest.raises(ValueError, match=r"e\.jsonl line 1 has no text 'text' \(it has: body\); --text_column names"):
@@ -255,9 +255,11 @@ def test_separate_documents_have_the_losses_that_each_has_alone(attn_implementat
 def test_blocks_are_the_text_of_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n" + b"word \xc3\xa4\r\n" * 300_000)
     (tmp_path / "b.md").write_text("two", encoding="utf-8")
-    blocks = list(read_blocks([tmp_path]))
-    assert "".join(blocks) == read_texts([tmp_path])
-    assert max(map(len, blocks)) <= 1 << 20
+    num_bytes, blocks = read_blocks([tmp_path])
+    listed = list(blocks)
+    assert "".join(listed) == (text := read_texts([tmp_path]))
+    assert max(map(len, listed)) <= 1 << 20
+    assert num_bytes == len(text.encode())
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,13 @@
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from typing import TypeVar
 
 from tqdm import tqdm
 
+
+Item = TypeVar("Item")
 
 # Fits into 80 columns: the bar takes the space that is left.
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
@@ -88,6 +92,20 @@ class StepDisplay:
         """Keep the bar as it is and end its line."""
         self.worked.ended.set()
         self.bar.close()
+
+
+def evaluation_bar(batches: Iterable[Item], num_batches: int, enabled: bool) -> "tqdm[Item]":
+    """Show on a terminal how far an evaluation is, if it takes more than two seconds."""
+    return tqdm(
+        batches,
+        total=num_batches,
+        desc="evaluating",
+        unit="batch",
+        delay=2,
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if enabled else True,
+    )
 
 
 def warn(line: str) -> None:

@@ -106,3 +106,26 @@ def test_time_left_does_not_count_a_pause_of_the_process() -> None:
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate(timeout=60)
     assert 0.5 <= float(said) < 4  # with the pause it would be 8 and more
+
+
+EVALUATION = """
+import time
+from hf_gpt_scratch.training.reporting.progress_bar import evaluation_bar
+for _ in evaluation_bar(range(6), 6, enabled={enabled}):
+    time.sleep({pause})
+"""
+
+
+@pytest.mark.parametrize(
+    ("pause", "enabled", "is_shown"), [(0.5, True, True), (0.5, False, False), (0.1, True, False)]
+)
+def test_evaluation_of_more_than_two_seconds_is_shown(pause: float, enabled: bool, is_shown: bool) -> None:
+    shown = output_in_a_terminal(EVALUATION.format(pause=pause, enabled=enabled), 80)
+    assert bool(re.search(r"evaluating: +\d+%.* [1-6]/6 ", shown)) == is_shown
+    assert is_shown or not shown.strip()
+
+
+def test_log_file_has_no_bar() -> None:
+    command = [sys.executable, "-c", EVALUATION.format(pause=0.5, enabled=True)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout + result.stderr == ""
