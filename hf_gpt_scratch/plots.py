@@ -1,5 +1,6 @@
 """The pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -128,7 +129,10 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "p
     paths = []
     for suffix in suffixes:
         path = stem.with_name(f"{stem.name}.{suffix}")
+        # In memory first: on a full disk matplotlib's PDF writer fails with an AttributeError.
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=150)
         with atomic_file(path) as unfinished:
-            figure.savefig(unfinished, format=suffix, dpi=150)
+            unfinished.write_bytes(drawn.getvalue())
         paths.append(path)
     return paths
