@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -65,7 +64,7 @@ def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
-        color = f"C{index}" if len(runs) <= 10 else to_hex(colormaps["viridis"](index / len(runs)))
+        color = f"C{index}" if len(runs) <= 10 else colormaps["viridis"](index / len(runs))
         draw_losses(axes, curves, color, color, f"{name}: ")
     axes.set_xlabel(x)
     axes.set_ylabel("loss in nats per token")
@@ -75,7 +74,7 @@ def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
     return figure
 
 
-def draw_losses(axes: Axes, curves: LossCurves, train_color: str, val_color: str, prefix: str) -> None:
+def draw_losses(axes: Axes, curves: LossCurves, train_color: Any, val_color: Any, prefix: str) -> None:
     """Draw training (solid) and validation (dash-dotted) loss, and behind them that of each step, with its mean."""
     line: dict[str, Any] = {"marker": "o"} if len(curves.places) < 3 else {}  # a line through one point is invisible
     axes.plot(curves.places, curves.train_losses, color=train_color, label=f"{prefix}training", **line)

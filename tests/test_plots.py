@@ -1,5 +1,6 @@
 """Proves that the plots show what they say: curves, line styles, both axes, bars; and that files are whole."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,17 @@ def test_figures_are_saved_as_png_and_pdf_and_replaced_whole(tmp_path: Path) -> 
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_bytes().startswith(b"%PDF")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.pdf", "loss.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path: Path, suffix: str) -> None:
+    """As on a full disk; written by matplotlib itself, a PDF ends in an AttributeError of its stream."""
+    figure = loss_figure(LossCurves([0], [9.0], [9.1]), tokens_per_epoch=1.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_figure(figure, tmp_path / "loss", (suffix,))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -76,10 +76,10 @@ def read_texts(paths: Sequence[str | Path], text_column: str = "text", say: Call
 def read_blocks(
     paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent
 ) -> tuple[int, Iterator[str]]:
-    """Check the files that `read_texts` reads, to give their text in blocks, so that it is never all in memory.
+    """Read the text of `read_texts` in blocks, so that it is never all in memory; the files are checked at once.
 
     Returns:
-        Its bytes of UTF-8, and the blocks.
+        The number of bytes of the text in UTF-8, and its blocks.
 
     Raises:
         FileNotFoundError, ValueError: as `read_texts`.

@@ -62,7 +62,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
         f"text {train_windows.num_targets:,} training tokens an epoch, {validation_windows.num_targets:,} validation "
         f"tokens; {windows_a_step * settings.window_size:,} tokens a step, {steps_an_epoch:,} steps an epoch, "
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
-        f"memory of a process about {memory_estimate(config, settings, accelerator) / 1e9:.2f} GB at its peak",
+        f"memory of a process about {process_memory(config, settings, accelerator) / 1e9:.2f} GB at its peak",
         time,
         *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
@@ -76,7 +76,7 @@ def model_config(settings: TrainingSettings, base: BaseModel | None) -> Pretrain
     return config
 
 
-def memory_estimate(config: PretrainedConfig, settings: TrainingSettings, accelerator: Accelerator) -> int:
+def process_memory(config: PretrainedConfig, settings: TrainingSettings, accelerator: Accelerator) -> int:
     """Estimate the bytes at the peak of a run: allocated by PyTorch on a GPU, resident in a process on a CPU.
 
     DDP keeps a second copy of the gradients in its buckets. FSDP's shards are counted as whole tensors.

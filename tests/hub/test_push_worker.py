@@ -149,7 +149,8 @@ def test_a_push_removes_the_code_of_an_older_release(
     assert push_folder(folder, REPO).removed == [DROPPED]
     assert content(alice) == local(folder)
     shutil.rmtree(older / "notes")
-    with pytest.raises(ValueError, match=f"{DROPPED} is code of another release, bring it up to date by"):
+    line = f"{DROPPED} is code of another release, bring it up to date by --update_code"
+    with pytest.raises(ValueError, match=line):
         push_folder(older, REPO)
     update_code(str(older))
     push_folder(older, REPO)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch.plots import LossCurves
 from hf_gpt_scratch.training.reporting.history import MOST_ROWS, History
 
 
@@ -201,6 +202,9 @@ def test_plot_is_drawn_from_the_evaluations(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
     for step in range(3):
         history.append("evaluation", epoch=step / 2, tokens_seen=step * 10, train_loss=9 - step, validation_loss=9)
+        history.append("step", tokens_seen=step * 10 + 5, loss=9.5 - step if step else None)
+    curves = history.loss_curves("tokens_seen", unit=20)
+    assert curves == LossCurves([0, 0.5, 1], [9, 8, 7], [9, 9, 9], [0.75, 1.25], [8.5, 7.5])
     history.plot_losses()
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert (tmp_path / "loss.pdf").stat().st_size > 5000
