@@ -36,7 +36,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
     from hf_gpt_scratch.generation.quantization import quantize_int8
     from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 
-    num_bytes, blocks = read_blocks([arguments.file], arguments.text_column, say)
+    num_bytes, blocks = read_blocks([arguments.file], arguments.text_column or "text", say)
     model, tokenizer = load_model_and_tokenizer(arguments.model)
     if arguments.int8:
         model = quantize_int8(model)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_gpt_scratch.runtime.cli import folder_or_repository, number
+from hf_gpt_scratch.runtime.cli import filled, folder_or_repository, number
 
 
 def add_model_options(
@@ -32,4 +32,4 @@ def add_top_k(parser: argparse.ArgumentParser) -> None:
 
 def add_text_column(parser: argparse.ArgumentParser) -> None:
     """Add `--text_column`."""
-    parser.add_argument("--text_column", default="text", help="key or column that holds the text (default: text)")
+    parser.add_argument("--text_column", type=filled, help="key or column that holds the text (default: text)")

@@ -9,7 +9,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hf_gpt_scratch.commands.options import add_text_column
-from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files, warn_of_shared
+from hf_gpt_scratch.data.document_sources import (
+    Source,
+    dataset_source,
+    file_sources,
+    find_files,
+    hashes_of_equal_size,
+    refuse_unused_column,
+    warn_of_shared,
+)
 from hf_gpt_scratch.data.documents import DatasetName
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 from hf_gpt_scratch.data.token_folder import read_index, verify_folder
@@ -38,14 +46,12 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser.add_argument(
         "--shard_tokens",
         type=number(int, 1, 2**40),
-        default=1 << 26,
         help="tokens of a shard (default: 67108864, 128 MiB)",
     )
     parser.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenize (default: all cores)")
     parser.add_argument(
         "--bad_rows",
         choices=("stop", "skip"),
-        default="stop",
         help="rows that are not JSON or have no text: stop at the first (default), or count and skip them",
     )
     parser.add_argument(
@@ -73,17 +79,18 @@ def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     num_workers = arguments.num_workers or available_cores()
     if arguments.verify:
-        options = ["--source", "--dataset", "--output", "--validation_source", "--validation_fraction"]
+        options = ["--source", "--dataset", "--dataset_config", "--dataset_split", "--dataset_revision", "--output"]
+        options += ["--text_column", "--validation_source", "--validation_fraction", "--shard_tokens", "--bad_rows"]
         refuse_unused(arguments, options, "with --verify")
         if broken := verify_folder(arguments.verify, num_workers):
             raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them again")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
     choices = Choices(
-        text_column=arguments.text_column,
+        text_column=arguments.text_column or "text",
         validation_fraction=arguments.validation_fraction or 0.0,
-        shard_tokens=arguments.shard_tokens,
-        bad_rows=arguments.bad_rows,
+        shard_tokens=arguments.shard_tokens or 1 << 26,
+        bad_rows=arguments.bad_rows or "stop",
     )
     return prepare(arguments.output, find_sources(arguments, num_workers), choices, num_workers, say)
 
@@ -114,7 +121,9 @@ def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source
     files, validation_files = (
         find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
     )
-    warn_of_shared(files, validation_files, say)
+    if arguments.dataset is None:
+        refuse_unused_column([*files, *validation_files], arguments.text_column or "text")
+    warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say)
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
         validation = file_sources(validation_files, "validation", num_workers, bar.update)
         # Without a fraction all documents are for training.

@@ -129,12 +129,29 @@ def find_files(
     return [once[place] for place in counts]
 
 
-def warn_of_shared(files: Sequence[Path], validation_files: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Say which files are both trained on and validated on."""
-    trained = {path.resolve() for path in files}
-    if shared := [path for path in validation_files if path.resolve() in trained]:
+def hashes_of_equal_size(files: Sequence[Path], others: Sequence[Path]) -> set[str]:
+    """Return the SHA-256 of those files that have the size of one of the others: only they can be copies."""
+    sizes = {path.stat().st_size for path in others}
+    return {file_sha256(path) for path in files if path.stat().st_size in sizes}
+
+
+def warn_of_shared(trained: Collection[str], validation_files: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Say which files to validate on are trained on too, under whatever name.
+
+    Args:
+        trained: SHA-256 of the files to train on.
+        validation_files: to validate on.
+        say: hears the warning.
+    """
+    if shared := [path for path in validation_files if trained and file_sha256(path) in trained]:
         more = f" and {len(shared) - 1} more files" if len(shared) > 1 else ""
         say(f"warning: {shared[0]}{more}: trained on too, so the validation loss does not show overfitting")
+
+
+def refuse_unused_column(files: Sequence[Path], text_column: str) -> None:
+    """Raise ValueError for a column other than "text" where no file has columns."""
+    if text_column != "text" and not any(kind_of(path) in ("JSON lines", "parquet") for path in files):
+        raise ValueError(f"--text_column {text_column} would do nothing without JSON lines or parquet: leave it out")
 
 
 def refuse_unreadable(path: Path) -> None:

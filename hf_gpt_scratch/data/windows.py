@@ -14,7 +14,7 @@ import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_gpt_scratch.data.document_sources import Source, find_files, kind_of, silent
+from hf_gpt_scratch.data.document_sources import Source, find_files, kind_of, refuse_unused_column, silent
 from hf_gpt_scratch.data.documents import SkippedRows, decoded_blocks
 from hf_gpt_scratch.data.token_folder import ShardedTokens
 from hf_gpt_scratch.data.tokenizer import encode_to_numpy
@@ -85,6 +85,7 @@ def read_blocks(
         FileNotFoundError, ValueError: as `read_texts`.
     """
     files = find_text_files(paths, say)
+    refuse_unused_column(files, text_column)
     num_bytes = sum(len(block.encode("utf-8")) for block in document_blocks(files, text_column))
     return num_bytes, document_blocks(files, text_column)
 

@@ -19,9 +19,9 @@ from accelerate.utils import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_gpt_scratch.data.document_sources import warn_of_shared
+from hf_gpt_scratch.data.document_sources import hashes_of_equal_size, refuse_unused_column, warn_of_shared
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
-from hf_gpt_scratch.data.token_folder import ShardedTokens
+from hf_gpt_scratch.data.token_folder import ShardedTokens, read_index
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import (
     StepSampler,
@@ -176,14 +176,20 @@ def read_tokens(
     def read(paths: Sequence[str | Path]) -> str:
         return read_texts(paths, settings.text_column, say_once)
 
-    validation = to_ids(read(settings.validation_file), encoding) if settings.validation_file else None
+    files, validation_files = (
+        find_text_files(paths or [], say_once) for paths in (settings.train_file, settings.validation_file)
+    )
+    refuse_unused_column([*files, *validation_files], settings.text_column)
+    validation = to_ids(read(validation_files), encoding) if validation_files else None
     if settings.train_data:
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train")
+        sources = read_index(folder).get("sources", [])
+        trained = {source["sha256"] for source in sources if "sha256" in source and "split" not in source}
+        warn_of_shared(trained, validation_files, say_once)
         return training, ShardedTokens(folder, "validation") if validation is None else validation
-    if settings.train_file and settings.validation_file:
-        warn_of_shared(find_text_files(settings.train_file), find_text_files(settings.validation_file), say_once)
-    text = read(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
+    warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say_once)
+    text = read(files or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:
         return to_ids(text, encoding), validation
     train_text, validation_text = split_text(text, settings.train_split)

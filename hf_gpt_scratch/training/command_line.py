@@ -169,13 +169,16 @@ def given(parser: OneLineParser, words: Sequence[str]) -> dict[str, Any]:
     """Parse flags into the settings that they name, without any default.
 
     Raises:
-        ValueError: an unknown flag, or a value that cannot be parsed.
+        ValueError: an unknown flag, a value that cannot be parsed, or both `--x` and `--no_x`.
     """
     known = [option for action in parser._actions for option in action.option_strings]
     nothing = argparse.Namespace(**{action.dest: MISSING for action in parser._actions})
     found, unknown = parser.parse_known_args(words, nothing)
     if unknown:
         raise ValueError(f"unknown flag {unknown[0]}{nearest(unknown[0], known)}; --help lists all flags")
+    names = {word.partition("=")[0].removeprefix("--"): word for word in words if word[:2] == "--"}
+    if both := [name for name in names if f"no_{name}" in names]:
+        raise ValueError(f"{names[both[0]]} and {names['no_' + both[0]]} contradict each other: give one")
     return {name: value for name, value in vars(found).items() if value is not MISSING}
 
 

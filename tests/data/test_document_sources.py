@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources, find_files, warn_of_shared
+from hf_gpt_scratch.data.document_sources import (
+    Source,
+    dataset_source,
+    file_sources,
+    find_files,
+    hashes_of_equal_size,
+    refuse_unused_column,
+    warn_of_shared,
+)
 from hf_gpt_scratch.data.documents import DatasetName, SkippedRows
 from hf_gpt_scratch.data.windows import find_text_files
 
@@ -71,11 +79,20 @@ def test_file_for_training_and_validation_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     (tmp_path / "link.txt").symlink_to("a.txt")
     said = []
-    warn_of_shared([tmp_path / "a.txt", tmp_path / "b.txt"], [tmp_path / "link.txt", tmp_path / "c.txt"], said.append)
-    (line,) = said
-    assert line.startswith(f"warning: {tmp_path / 'link.txt'}: trained on too")
-    warn_of_shared([tmp_path / "a.txt"], [tmp_path / "c.txt"], said.append)
-    assert len(said) == 1
+    a, b, c, link, copy = (tmp_path / f"{name}.txt" for name in ("a", "b", "c", "link", "copy"))
+    copy.write_text("a.txt")
+    for file in (link, copy):
+        warn_of_shared(hashes_of_equal_size([a, b], [file, c]), [file, c], said.append)
+        assert said.pop().startswith(f"warning: {file}: trained on too")
+    warn_of_shared(hashes_of_equal_size([a], [c]), [c], said.append)
+    assert said == []
+
+
+def test_column_is_refused_where_no_file_has_columns(tmp_path: Path) -> None:
+    refuse_unused_column([tmp_path / "a.txt"], "text")
+    refuse_unused_column([tmp_path / "a.txt", tmp_path / "b.JSONL.gz"], "story")
+    with pytest.raises(ValueError, match="--text_column story would do nothing without JSON lines or parquet"):
+        refuse_unused_column([tmp_path / "a.txt", tmp_path / "b.ds"], "story")
 
 
 def test_what_is_no_file_or_cannot_be_listed_is_refused_by_its_name(tmp_path: Path) -> None:

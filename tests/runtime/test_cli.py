@@ -129,6 +129,7 @@ def test_unknown_option_is_one_line(run: Run) -> None:
         ),
         ("convert_gpt2.py", "--from-dir x --output y --mirror z", "--mirror would do nothing with --from_dir"),
         ("prepare_data.py", "--verify x --source notes.txt", "--source would do nothing with --verify"),
+        ("prepare_data.py", "--verify x --bad_rows stop", "--bad_rows would do nothing with --verify"),
         (
             "prepare_data.py",
             "--source notes.txt --output y --dataset_split z",

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,24 @@ def test_rows_are_trained_on_by_their_text_and_not_by_their_json(
 
 
 def test_text_that_is_trained_on_and_validated_on_is_named(
-    tiny_settings: Callable[..., TrainingSettings], short_text: Path, capsys: pytest.CaptureFixture
+    tiny_settings: Callable[..., TrainingSettings], short_text: Path, tokens: str, capsys: pytest.CaptureFixture
 ) -> None:
     settings = tiny_settings(validation_file=[str(short_text)])
     read_tokens(settings, load_encoding("gpt2"))
     assert capsys.readouterr().err.startswith(f"warning: {short_text}: trained on too")
+    read_tokens(replace(settings, train_file=None, train_data=tokens), load_encoding("gpt2"))
+    assert "trained on too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["train_file", "train_data"])
+def test_column_of_rows_is_refused_where_there_are_none(
+    tiny_settings: Callable[..., TrainingSettings], tokens: str, source: str
+) -> None:
+    settings = tiny_settings(
+        text_column="story", **({"train_file": None, "train_data": tokens} if source == "train_data" else {})
+    )
+    with pytest.raises(ValueError, match="--text_column story would do nothing"):
+        read_tokens(settings, load_encoding("gpt2"))
 
 
 def test_prepared_tokens_are_trained_on_like_the_same_text(

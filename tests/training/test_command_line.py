@@ -64,6 +64,8 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
         (["--validation_file", ""], "--validation_file is empty"),
         (["--train_data", ""], "--train_data is empty"),
         (["--model_name_or_path", ""], "--model_name_or_path is empty"),
+        (["--no_chunked_loss", "--chunked_loss"], "--chunked_loss and --no_chunked_loss contradict each other"),
+        (["--qkv-bias=true", "--no-qkv-bias"], "--qkv_bias=true and --no_qkv_bias contradict each other"),
     ],
 )
 def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], reason: str) -> None:
@@ -133,7 +135,7 @@ def test_folder_is_no_settings_file_and_a_pipe_is_one(tmp_path: Path) -> None:
         (["--recipe", "char-small", "--model_name_or_path", "m"], {"vocabulary": None, "num_hidden_layers": None}),
         (["--qkv_bias", "false"], {"qkv_bias": False}),
         (["--no-tie-word-embeddings"], {"tie_word_embeddings": False}),
-        (["--no_qkv_bias", "--qkv_bias"], {"qkv_bias": True}),
+        (["--recipe", "tutorial", "--qkv_bias"], {"qkv_bias": True}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
