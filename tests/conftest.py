@@ -15,6 +15,7 @@ from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.loopback_hub import LoopbackHub
+from tests.warm_interpreter import run_script
 
 
 TINY = [
@@ -143,8 +144,12 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(environment: dict[str, str], project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """Run a script of the project in an empty folder: through `accelerate launch`, or plainly with python."""
-    folder = tmp_path_factory.mktemp("cwd")
+    """Run a script of the project in an empty folder: through `accelerate launch`, or as python does, in a fork.
+
+    With another number of threads or other variables than the other runs it is a process of its own: both count from
+    the start of Python.
+    """
+    folder, usual = tmp_path_factory.mktemp("cwd"), dict(environment)
 
     def run(
         script: str,
@@ -153,10 +158,14 @@ def launch(environment: dict[str, str], project_root: Path, tmp_path_factory: py
         threads: int | None = 1,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess:
+        path, words = project_root / "scripts" / script, [*map(str, arguments)]
+        changed = {name for name in environment if environment[name] != usual.get(name)}
+        if launcher is None and threads == 1 and changed <= {"PYTHONIOENCODING"}:
+            return run_script(path, words, environment, folder, timeout)
         python = [sys.executable]
         if launcher is not None:
             python = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher]
-        command = [*python, str(project_root / "scripts" / script), *map(str, arguments)]
+        command = [*python, str(path), *words]
         env = {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"}
         if threads is not None:
             env["OMP_NUM_THREADS"] = str(threads)

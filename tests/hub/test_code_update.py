@@ -86,6 +86,7 @@ def test_what_is_up_to_date_is_not_touched(current: Path, tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == times
 
 
+@pytest.mark.resilience
 def test_a_kill_at_any_event_leaves_a_folder_that_loads(
     current: Path, folder: Path, project_root: Path, tmp_path: Path
 ) -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from hf_gpt_scratch.runtime.cli import OneLineParser
+from tests.warm_interpreter import run_script
 
 
 Run = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.fixture
-def run(tmp_path: Path, project_root: Path) -> Run:
+def run(tmp_path: Path, project_root: Path, environment: dict[str, str]) -> Run:
     """Run a script in a folder that holds a text, which an empty path would find."""
     (tmp_path / "notes.txt").write_text("The lamp went round. " * 50, encoding="utf-8")
 
     def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, project_root / "scripts" / script, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return run_script(project_root / "scripts" / script, [*map(str, arguments)], environment, tmp_path, 120)
 
     return run
 

@@ -19,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
+from tests.markers import nightly
 
 
 TINY = [
@@ -56,6 +57,7 @@ def free_port() -> int:
             return listener.getsockname()[1]
 
 
+@pytest.mark.commands
 def test_one_process_alone_in_a_group_trains_as_one_in_none(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +87,7 @@ def launched(launch: Callable, short_text: Path, folder: Path, launcher: str, *a
     return json.loads((folder / "settings.json").read_text(encoding="utf-8")), result.stderr
 
 
+@pytest.mark.commands
 def test_what_the_launcher_was_asked_for_is_heeded(launch: Callable, short_text: Path, tmp_path: Path) -> None:
     """Accelerate hands both numbers on to DeepSpeed alone; the script's own words are not taken for the launcher's."""
     launcher = "--cpu --num_processes 2 --gradient_accumulation_steps 3 --gradient_clipping 0.5"
@@ -124,6 +127,7 @@ def test_launcher_that_contradicts_a_flag_is_refused(
     assert line in said
 
 
+@pytest.mark.commands
 def test_two_machines_of_the_launcher_are_one_run(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path
 ) -> None:
@@ -245,9 +249,9 @@ def start(environment: dict, project_root: Path, short_text: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("launcher", "victim"),
     [
-        ([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], 1),
+        nightly([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], 1),
         ([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], 0),
-        (TORCHRUN, 1),
+        nightly(TORCHRUN, 1),
         ([*ACCELERATE, "scripts/configs/fsdp2.yaml"], 1),
     ],
     ids=["accelerate, CPU", "accelerate, CPU, main process", "torchrun", "accelerate, FSDP2"],

@@ -19,6 +19,7 @@ import pytest
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from tests.loopback_hub import LoopbackHub
+from tests.markers import nightly
 
 
 TINY = [
@@ -134,7 +135,7 @@ def start(environment: dict[str, str], project_root: Path, tmp_path: Path) -> It
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one process", "one of two"])
+@pytest.mark.parametrize("launcher", [PYTHON, nightly(TORCHRUN)], ids=["one process", "one of two"])
 def test_evaluation_is_left_and_done_again_bit_for_bit(start: Callable, texts: dict, launcher: list[str]) -> None:
     """An evaluation of seconds after step 4, which draws its windows; of two processes only the second is told."""
     arguments = ["--train_file", texts["middle"], "--validation_file", texts["short"], "--max_steps", "6"]
@@ -167,8 +168,10 @@ def test_sample_is_left_and_made_again(start: Callable, texts: dict) -> None:
     assert outcome(stopped.folder) == outcome(whole.folder)
 
 
+@pytest.mark.commands
 def test_first_and_last_evaluation_are_left_at_once(start: Callable, texts: dict) -> None:
     arguments = ["--train_file", texts["short"], "--validation_file", texts["long"], "--max_steps", "3"]
+    arguments += ["--eval_iter", "0"]
     last = start(PYTHON, *arguments).wait_for_steps(3)
     last.wait_until(lambda: (last.folder / "checkpoints" / "step-00000003").is_dir())
     last.process.send_signal(signal.SIGTERM)
@@ -208,8 +211,17 @@ def test_second_ctrl_c_ends_it_unsaved(start: Callable, texts: dict) -> None:
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("name", LAUNCHERS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("accelerate", signal.SIGTERM),
+        ("accelerate, two", signal.SIGKILL),
+        ("torchrun, two", signal.SIGTERM),
+        nightly("accelerate", signal.SIGKILL),
+        nightly("accelerate, two", signal.SIGTERM),
+        nightly("torchrun, two", signal.SIGKILL),
+    ],
+)
 def test_run_saves_and_ends_with_its_launcher(start: Callable, texts: dict, name: str, number: signal.Signals) -> None:
     run = start(LAUNCHERS[name], "--train_file", texts["short"], *ENDLESS).wait_for_steps(5)
     run.process.send_signal(number)
@@ -219,7 +231,7 @@ def test_run_saves_and_ends_with_its_launcher(start: Callable, texts: dict, name
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", [nightly("accelerate"), "accelerate, two", nightly("torchrun, two")])
 def test_signal_to_one_process_ends_the_launcher_with_an_error(start: Callable, texts: dict, name: str) -> None:
     run = start(LAUNCHERS[name], "--train_file", texts["short"], *ENDLESS).wait_for_steps(5)
     (run.everyone[-1] if name == "accelerate" else run.rank(1)).send_signal(signal.SIGTERM)
@@ -228,7 +240,7 @@ def test_signal_to_one_process_ends_the_launcher_with_an_error(start: Callable, 
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("launcher", [PYTHON, [*ACCELERATE, *TWO]], ids=["one process", "two"])
+@pytest.mark.parametrize("launcher", [nightly(PYTHON), [*ACCELERATE, *TWO]], ids=["one process", "two"])
 def test_nohup_keeps_a_run_alive(start: Callable, texts: dict, launcher: list[str]) -> None:
     run = start(["nohup", *launcher], "--train_file", texts["short"], *ENDLESS).wait_for_steps(5)
     for process in [psutil.Process(run.process.pid), *run.everyone]:
@@ -342,8 +354,17 @@ def test_ctrl_c_that_a_library_swallows_ends_a_script_all_the_same(environment: 
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("seconds", [0.5, 6])
-@pytest.mark.parametrize("script", ["evaluate.py", "generate.py", "prepare_data.py"])
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        ("evaluate.py", 6),
+        ("generate.py", 0.5),
+        ("prepare_data.py", 6),
+        nightly("evaluate.py", 0.5),
+        nightly("generate.py", 6),
+        nightly("prepare_data.py", 0.5),
+    ],
+)
 def test_ctrl_c_ends_any_script_with_one_line(
     environment: dict, project_root: Path, finished_folder: Path, texts: dict, tmp_path: Path, script: str,
     seconds: float,

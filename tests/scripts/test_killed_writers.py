@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from tests.markers import nightly
 
 
 MARK = ".hf_gpt_scratch-unfinished"
@@ -165,11 +166,19 @@ def writers(folder: Path, model: Path) -> dict[str, Writer]:
     }
 
 
-KINDS = ["export", "shards", "figures", "run", "checkpoint", "code"]
+OTHERS = ["shards", "figures", "checkpoint", "code"]
+KINDS = ["export", "run", *OTHERS]
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.resilience) for kind in KINDS[1:]] + KINDS[:1])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        *(("export", number) for number in SIGNALS),
+        *(pytest.param("run", number, marks=pytest.mark.resilience) for number in SIGNALS),
+        *(pytest.param(kind, signal.SIGKILL, marks=pytest.mark.resilience) for kind in OTHERS),
+        *(nightly(kind, number) for kind in OTHERS for number in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_end_in_mid_write(
     start: Callable, finished_folder: Path, tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:

@@ -77,6 +77,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=5, do_sample=Fals
     assert result.stdout.startswith("The lamp")
 
 
+@pytest.mark.commands
 def test_two_processes_give_the_losses_of_one(
     trained: tuple[Path, str], launch: Callable, short_text: Path, tmp_path: Path, project_root: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_two_processes_give_the_losses_of_one(
     assert "processes 2" in resumed.stdout
 
 
+@pytest.mark.commands
 def test_ctrl_c_saves_and_resume_goes_on_bit_for_bit(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path, launch: Callable
 ) -> None:

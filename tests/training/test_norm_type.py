@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TINY
 from tests.fresh_interpreter import run
 from tests.training.histories import step_losses
 
 
+@pytest.mark.commands
 def test_a_model_with_rmsnorm_is_trained_saved_and_loaded_without_the_package(
     launch: Callable, short_text: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def all_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.mark.commands
 def test_initial_losses_and_first_steps(shared_data: Path, tmp_path: Path) -> None:
     text, folder = str(shared_data / "the-verdict.txt"), str(tmp_path / "tutorial")
     arguments = ["--train_file", text, "--output_dir", folder, "--max_steps", "2", "--sample_tokens", "0"]

@@ -43,7 +43,7 @@ def damages(content: bytes) -> list[tuple[str, bytes | None]]:
     """Every way in which a file is damaged here: its name, and what the file holds then."""
     draw = random.Random(len(content))
     flips = []
-    for _ in range(20):
+    for _ in range(8):
         place, bit = draw.randrange(len(content)), draw.randrange(8)
         flipped = bytearray(content)
         flipped[place] ^= 1 << bit
