@@ -44,18 +44,39 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A sum of losses that knows how many tokens it is over, so that sums can be joined without losing weight."""
+    """A sum of losses that knows how many tokens it is over, so that sums can be joined without losing weight.
+
+    The sum over batches of squared mean losses, each times its tokens, tells how far the mean can be relied on.
+    """
 
     nats: float
     num_tokens: int
+    squares: float = 0.0
+    num_batches: int = 0
 
     @property
     def mean(self) -> float:
         """Cross-entropy in nats per token, NaN over no tokens."""
         return self.nats / self.num_tokens if self.num_tokens else math.nan
 
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean in nats per token, for batches drawn from a longer text; NaN for fewer than two.
+
+        It is that of the mean of `num_batches` independent values, each weighed by its tokens.
+        """
+        if self.num_batches < 2 or not self.num_tokens:
+            return math.nan
+        variance = max(0.0, self.squares / self.num_tokens - self.mean**2)
+        return math.sqrt(variance / (self.num_batches - 1))
+
     def __add__(self, other: "LossSum") -> "LossSum":
-        return LossSum(self.nats + other.nats, self.num_tokens + other.num_tokens)
+        return LossSum(
+            self.nats + other.nats,
+            self.num_tokens + other.num_tokens,
+            self.squares + other.squares,
+            self.num_batches + other.num_batches,
+        )
 
 
 @contextlib.contextmanager
@@ -85,7 +106,7 @@ def sum_losses(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], ski
             # Also without a label that counts: where the weights are spread, the other processes need this one's part.
             mean = model(**batch, use_cache=False, **kwargs).loss.item()
             if num_tokens:
-                total += LossSum(mean * num_tokens, num_tokens)
+                total += LossSum(mean * num_tokens, num_tokens, mean**2 * num_tokens, 1)
     return total
 
 

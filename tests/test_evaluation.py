@@ -95,6 +95,14 @@ def test_perplexity_is_infinite_rather_than_an_error() -> None:
     assert math.isnan(LossSum(0.0, 0).mean)
 
 
+def test_standard_error_is_that_of_the_mean_of_the_batches() -> None:
+    losses = [2.0, 3.5, 2.5, 4.0, 3.0]
+    total = sum((LossSum(loss * 7, 7, loss**2 * 7, 1) for loss in losses), LossSum(0.0, 0))
+    expected = torch.tensor(losses).std().item() / math.sqrt(5)
+    assert total.standard_error == pytest.approx(expected, rel=1e-6)
+    assert math.isnan(LossSum(14.0, 7, 28.0, 1).standard_error)
+
+
 @pytest.fixture
 def tiny_model(tiny_config: GPTScratchConfig) -> GPTScratchForCausalLM:
     torch.manual_seed(0)
@@ -250,6 +258,7 @@ def test_a_long_text_is_not_held_in_memory(text_model: GPTScratchForCausalLM, mo
     assert max(ahead) <= 16 * 8 + 2 * 1000 / len(" lamp")
 
 
+@pytest.mark.commands
 def test_initial_losses_of_the_tutorial(
     tutorial_model: GPTScratchForCausalLM, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

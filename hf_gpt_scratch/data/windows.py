@@ -208,7 +208,7 @@ class StepSampler(Sampler[list[int]]):
     The order is that of `torch.randperm` under `order_seed`, or ascending without one; `is_keyed` takes `KeyedOrder`
     instead, which needs no memory however many windows there are. All steps have `batch_size` indices; the last is
     filled up with `PADDING_WINDOW`, or left out if `drop_last`. With `first_step` the steps before it are skipped
-    without touching the data.
+    without touching the data. Without an order, `num_sampled` takes as many windows, spread evenly over all.
     """
 
     def __init__(self, num_windows: int, batch_size: int, drop_last: bool = False, is_keyed: bool = False) -> None:
@@ -218,12 +218,15 @@ class StepSampler(Sampler[list[int]]):
         self.is_keyed = is_keyed
         self.order_seed: int | None = None
         self.first_step = 0
+        self.num_sampled = num_windows
 
     def __len__(self) -> int:
-        full, rest = divmod(self.num_windows, self.batch_size)
+        full, rest = divmod(self.num_sampled, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def _order(self) -> range | torch.Tensor | KeyedOrder:
+    def _order(self) -> Sequence[int] | torch.Tensor | KeyedOrder:
+        if self.num_sampled < self.num_windows:  # the middle one of each of equal parts
+            return [(2 * part + 1) * self.num_windows // (2 * self.num_sampled) for part in range(self.num_sampled)]
         if self.order_seed is None:
             return range(self.num_windows)
         if self.is_keyed:

@@ -45,7 +45,14 @@ from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward, refuse_where_impossible
-from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluation_batch_size, fit_to_text
+from hf_gpt_scratch.training.plan import (
+    check_prompt,
+    cut_line,
+    evaluation_batch_size,
+    evaluations_line,
+    fit_to_text,
+    plan_evaluations,
+)
 from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
@@ -117,7 +124,9 @@ def prepare_run(
         build_loader(train_windows, micro_batch_size, settings.drop_last),
         build_loader(validation_windows, validation_batch_size),
     ]
-    train_sampler, train_eval_sampler, _ = (cast(StepSampler, loader.batch_sampler) for loader in loaders)
+    train_sampler, train_eval_sampler, validation_sampler = (
+        cast(StepSampler, loader.batch_sampler) for loader in loaders
+    )
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
     cpu_speedups = enable_cpu_speedups(model, settings, accelerator)
@@ -137,6 +146,8 @@ def prepare_run(
         validation_loader=loaders[2],
         train_sampler=train_sampler,
         train_eval_sampler=train_eval_sampler,
+        validation_sampler=validation_sampler,
+        evaluation_plan=plan_evaluations(settings, num_steps, len(validation_windows), num_processes),
         num_steps=num_steps,
         flops=flops,
         cpu_speedups=cpu_speedups,
@@ -326,5 +337,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
         f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, {facts['steps']:,} steps"
     )
+    if line := evaluations_line(run.evaluation_plan, settings):
+        run.say(line)
     if accelerator.is_main_process:
         warn_early(settings)

@@ -14,7 +14,7 @@ from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_
 from hf_gpt_scratch.training.build import build_accelerator, build_windows
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
 from hf_gpt_scratch.training.memory_estimate import estimate_memory
-from hf_gpt_scratch.training.plan import check_prompt, cut_line, fit_to_text
+from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
 from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
@@ -53,8 +53,11 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
+    plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
+    # A forward pass has a third of a step's operations.
+    computed = tokens + plan.num_scored * settings.window_size / 3
     # Before the memory, because it computes and so loads the libraries that a step will load.
-    time = time_estimate(tokens * flops_per_token(model, settings.window_size), settings, accelerator)
+    time = time_estimate(computed * flops_per_token(model, settings.window_size), settings, accelerator)
     cut = cut_line(asked, settings, num_windows)
     return [
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
@@ -63,6 +66,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
         f"tokens; {windows_a_step * settings.window_size:,} tokens a step, {steps_an_epoch:,} steps an epoch, "
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
         f"memory of a process about {process_memory(config, settings, accelerator) / 1e9:.2f} GB at its peak",
+        *([line] if (line := evaluations_line(plan, settings)) else []),
         time,
         *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
@@ -92,9 +96,9 @@ def process_memory(config: PretrainedConfig, settings: TrainingSettings, acceler
 
 
 def time_estimate(flops: float, settings: TrainingSettings, accelerator: Accelerator) -> str:
-    """Estimate the least time of training: at an MFU of 100 %, without any evaluation."""
+    """Estimate the least time of training and evaluations: at an MFU of 100 %."""
     dtype = product_dtype(accelerator.mixed_precision)
     peak = (settings.peak_flops or measure_peak_flops(accelerator.device, dtype)) * accelerator.num_processes
     seconds = flops / peak
     time = timedelta(seconds=round(seconds)) if seconds >= 1 else f"{seconds:.2g} s"
-    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {peak / 1e9:,.0f} GFLOP/s); evaluations come on top"
+    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {peak / 1e9:,.0f} GFLOP/s), evaluations included"

@@ -103,7 +103,8 @@ def train_run(run: Run) -> TrainingResult:
         # Restore the generators afterwards, so that the first evaluation does not affect training.
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            evaluate(run, settings.initial_eval_iter)
+            first = settings.eval_iter if settings.initial_eval_iter is None else settings.initial_eval_iter
+            evaluate(run, run.evaluation_plan.windows(first), first)
     elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
         record_evaluation(run, *progress.whole_losses)
     display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
@@ -142,8 +143,8 @@ def after_step(run: Run) -> None:
     is_best = False
     before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
     try:
-        if (step - settings.eval_first_step) % settings.eval_steps == 0:
-            _, validation_loss = evaluate(run, settings.eval_iter)
+        if settings.eval_steps and (step - settings.eval_first_step) % settings.eval_steps == 0:
+            _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
             is_best = settings.load_best_model_at_end and progress.note_if_best(validation_loss)
         if ends_epoch or is_last:
             write_sample(run)
@@ -262,49 +263,65 @@ def record_step(
     run.accelerator.log(known, step=progress.global_step)
 
 
-def evaluate(run: Run, num_batches: int) -> tuple[float, float]:
-    """Compute, print and record training and validation loss, over `num_batches` batches each.
+def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tuple[float, float]:
+    """Compute, print and record training and validation loss.
 
-    0 batches means the whole validation text, and as many batches of the training text.
+    Args:
+        run: the run.
+        num_windows: of the validation text, spread over it, and as many of the training text.
+        num_batches: instead of all of them: as many batches, the first ones.
 
     Raises:
         WorkStopped: a process got a signal; nothing was recorded.
     """
-    progress, is_whole = run.progress, num_batches == 0
-    num_batches = num_batches or len(run.validation_loader)
+    progress, sampler = run.progress, run.validation_sampler
+    sampler.num_sampled = num_windows
+    taken = num_batches or len(run.validation_loader)
     run.shuffle_train_eval()
-    train_loss = mean_loss(run, run.train_eval_loader, num_batches)
+    train_loss = sum_of_losses(run, run.train_eval_loader, taken).mean
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
-    validation_loss = mean_loss(run, run.validation_loader, num_batches)
-    record_evaluation(run, train_loss, validation_loss)
-    run.accelerator.log({"train_loss": train_loss, "validation_loss": validation_loss}, step=progress.global_step)
+    validation = sum_of_losses(run, run.validation_loader, taken)
+    losses = [train_loss, validation.mean]
+    if num_windows < sampler.num_windows and math.isfinite(validation.standard_error):
+        losses.append(validation.standard_error)
+    record_evaluation(run, *losses)
+    known = {"train_loss": train_loss, "validation_loss": validation.mean}
+    run.accelerator.log(known, step=progress.global_step)
     run.loss_plot.refresh()
-    progress.set_losses([train_loss, validation_loss] if is_whole else None)
-    return train_loss, validation_loss
+    progress.set_losses(losses if num_windows == run.evaluation_plan.at_end and not num_batches else None)
+    return train_loss, validation.mean
 
 
-def record_evaluation(run: Run, train_loss: float, validation_loss: float) -> None:
-    """Show the losses of this moment, and record them unless they are the last ones in the history already."""
+def record_evaluation(
+    run: Run, train_loss: float, validation_loss: float, standard_error: float | None = None
+) -> None:
+    """Show the losses of this moment, and record them unless they are the last ones in the history already.
+
+    The standard error is that of a validation loss over a part of the text.
+    """
     step = run.progress.global_step
+    about = "" if standard_error is None else f" ± {standard_error:.3f}"
     with tqdm.external_write_mode():
         run.say(
             f"epoch {run.epoch:.2f}, step {step}: "
-            f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}"
+            f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}{about}"
         )
     losses = {"train_loss": train_loss, "validation_loss": validation_loss}
+    if standard_error is not None:
+        losses["standard_error"] = standard_error
     values = {"global_step": step, "epoch": run.epoch, "tokens_seen": run.progress.tokens_seen, **losses}
     last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
     if last != [{"event": "evaluation", **values}]:
         run.history.append("evaluation", **values)
 
 
-def mean_loss(run: Run, loader: DataLoader, num_batches: int) -> float:
-    """Return the nats per token over the first batches of a loader, each process computing its share."""
+def sum_of_losses(run: Run, loader: DataLoader, num_batches: int) -> LossSum:
+    """Sum the losses over the first batches of a loader, each process computing its share."""
     batches = islice(until_signal(run.accelerator, run.signals, loader), num_batches)
     shown = evaluation_bar(batches, min(num_batches, len(loader)), run.accelerator.is_main_process)
     share = sum_losses(run.model, shown, run.settings.chunked_loss)
-    return sum(gather_object([share]), LossSum(0.0, 0)).mean
+    return sum(gather_object([share]), LossSum(0.0, 0))
 
 
 def write_sample(run: Run) -> None:
@@ -339,9 +356,9 @@ def write_sample(run: Run) -> None:
 
 
 def finish(run: Run) -> TrainingResult:
-    """Evaluate on the whole validation text and write the repository folder."""
+    """Evaluate, on the whole validation text where that takes a small part of the run, and write the repository."""
     run.load_best_weights()
-    train_loss, validation_loss = run.progress.whole_losses or evaluate(run, 0)
+    train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
@@ -371,7 +388,8 @@ def write_repository(run: Run, folder: Path) -> None:
         for row in run.history.rows("evaluation")[-1:]:  # none if the history of an unfinished model was lost
             loss = row["validation_loss"]
             facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
-            facts["validation loss"] = f"{loss:.3f} nats per token, perplexity {perplexity(loss):.1f}"
+            about = f" ± {row['standard_error']:.3f}" if "standard_error" in row else ""
+            facts["validation loss"] = f"{loss:.3f}{about} nats per token, perplexity {perplexity(loss):.1f}"
         with name_file_in_errors(folder):
             build_repository(
                 model,

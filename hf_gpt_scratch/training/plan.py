@@ -1,7 +1,7 @@
-"""The steps of a run and a batch no larger than the text: what depends on the length of the text."""
+"""Steps, evaluations and a batch no larger than the text: what depends on the length of the text."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hf_gpt_scratch.data.tokenizer import text_to_token_ids
@@ -11,6 +11,55 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
+
+
+# Windows that are scored even where they take longer than their part of a short run.
+MIN_EVALUATED = 8
+# By default, the parts of the training time that all evaluations of a run and its last one take.
+EVALUATIONS_SHARE, LAST_SHARE = 0.06, 0.05
+# A token scored takes this part of the time of a token trained on: measured with the default model, two windows at a
+# time. By operations alone it would be a third.
+COST_OF_SCORING = 0.65
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How many windows of the validation text an evaluation scores, and as many of the training text."""
+
+    during: int
+    at_end: int
+    num_windows: int  # of the whole validation text
+    num_scored: int  # windows that all evaluations of the run score together, of both texts
+
+    def windows(self, num_batches: int | None) -> int:
+        """Return the windows of an evaluation that is asked for so many batches: see `TrainingSettings.eval_iter`."""
+        return self.during if num_batches is None else self.num_windows
+
+
+def plan_evaluations(
+    settings: TrainingSettings, num_steps: int, num_windows: int, num_processes: int
+) -> EvaluationPlan:
+    """Choose how much of the validation text is scored, so that evaluations take a small part of the run.
+
+    Args:
+        settings: fitted to the text.
+        num_steps: of the run.
+        num_windows: of the validation text.
+        num_processes: of the run.
+    """
+    steps_between = settings.eval_steps or num_steps
+    windows_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    # Training and validation windows are scored.
+    affordable = num_steps * windows_a_step / (2 * COST_OF_SCORING)
+    num_evaluations = num_steps // steps_between + 1
+    during = min(num_windows, max(MIN_EVALUATED, int(EVALUATIONS_SHARE * affordable / num_evaluations)))
+    at_end = num_windows if settings.eval_iter == 0 else min(num_windows, max(during, int(LAST_SHARE * affordable)))
+    each = during if settings.eval_iter is None else num_windows
+    if settings.eval_iter:
+        each = min(num_windows, settings.eval_iter * evaluation_batch_size(settings, num_windows, num_processes))
+    # The evaluation after the last step need not be repeated where it was of as many windows.
+    again = 0 if each == at_end and num_steps % steps_between == 0 else at_end
+    return EvaluationPlan(during, at_end, num_windows, 2 * (each * num_evaluations + again))
 
 
 def fit_to_text(settings: TrainingSettings, num_windows: int, num_processes: int) -> tuple[TrainingSettings, int, int]:
@@ -66,6 +115,17 @@ def evaluation_batch_size(settings: TrainingSettings, num_windows: int, num_proc
     """Return the windows of a batch of an evaluation over all processes, no more than would be filled."""
     windows = min(settings.per_device_train_batch_size, math.ceil(num_windows / num_processes))
     return windows * num_processes
+
+
+def evaluations_line(plan: EvaluationPlan, settings: TrainingSettings) -> str | None:
+    """Describe how much of the validation text is scored; return None if it is all of it."""
+    during = plan.windows(settings.eval_iter)
+    if during == plan.at_end == plan.num_windows:
+        return None
+    return (
+        f"evaluations score {during:,} of the {plan.num_windows:,} windows of the validation text, every "
+        f"{settings.eval_steps:,} steps, and {plan.at_end:,} at the end"
+    )
 
 
 def check_prompt(settings: TrainingSettings, encoding: "AnyTokenizer") -> None:

@@ -30,6 +30,7 @@ from hf_gpt_scratch.training.checkpoints.manifest import digest, find_corruption
 from hf_gpt_scratch.training.command_line import settings_json
 from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
+from hf_gpt_scratch.training.plan import EvaluationPlan
 from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes
@@ -65,6 +66,8 @@ class Run:
     validation_loader: DataLoader
     train_sampler: StepSampler  # of all processes, before Accelerate split it
     train_eval_sampler: StepSampler
+    validation_sampler: StepSampler
+    evaluation_plan: EvaluationPlan
     num_steps: int
     flops: ModelFlops
     cpu_speedups: list[str]  # those that are on, each with its reason

@@ -38,6 +38,7 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
 WARMUP_STEPS = 20  # by default, in a run of at least twice as many
+EVAL_STEPS, MAX_EVALUATIONS = 20, 50  # by default: the steps between evaluations, unless there would be more of them
 
 
 def setting(default: Any, help_text: str, may_change_on_resume: bool = False) -> Any:
@@ -205,9 +206,20 @@ class TrainingSettings:
     output_dir: str = setting(
         "runs/gpt-scratch", "new folder for everything the run writes", may_change_on_resume=True
     )
-    eval_steps: PositiveInt = setting(20, "optimizer steps between evaluations")
-    eval_iter: NonNegativeInt = setting(0, "batches per evaluated loss; 0: the whole validation text")
-    initial_eval_iter: NonNegativeInt = setting(0, "the same for the evaluation before the first step")
+    eval_steps: PositiveInt | None = setting(
+        None,
+        "optimizer steps between evaluations; none: 20, or a fiftieth of a longer run",
+        may_change_on_resume=True,
+    )
+    eval_iter: NonNegativeInt | None = setting(
+        None,
+        "batches per evaluated loss, the first ones; 0: the whole validation text; none: windows spread over it, as "
+        "many as take a small part of the run",
+        may_change_on_resume=True,
+    )
+    initial_eval_iter: NonNegativeInt | None = setting(
+        None, "the same for the evaluation before the first step; none: eval_iter", may_change_on_resume=True
+    )
     eval_first_step: bool = setting(False, "count eval_steps from the first step, as the tutorial does")
     sample_prompt: str = setting("The lamp", "start of the sample written after every epoch")
     sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
@@ -353,7 +365,7 @@ class TrainingSettings:
         return self.block_size or self.context
 
     def with_num_steps(self, num_steps: int) -> "TrainingSettings":
-        """Return the settings of a run of that many steps, with its warm-up.
+        """Return the settings of a run of that many steps, with its warm-up and the steps between evaluations.
 
         Raises:
             ValueError: warm-up would be the whole run.
@@ -363,7 +375,8 @@ class TrainingSettings:
             warmup_steps = min(WARMUP_STEPS, num_steps // 2)
         elif warmup_steps >= num_steps:
             raise ValueError(f"--warmup_steps {warmup_steps} leaves none of the {num_steps} steps for training")
-        return replace(self, warmup_steps=warmup_steps)
+        eval_steps = self.eval_steps or max(EVAL_STEPS, math.ceil(num_steps / MAX_EVALUATIONS))
+        return replace(self, warmup_steps=warmup_steps, eval_steps=eval_steps)
 
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""

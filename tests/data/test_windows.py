@@ -170,6 +170,19 @@ def test_sampler_gives_every_window_once_and_fills_the_last_step() -> None:
     assert len(list(StepSampler(10, 4, drop_last=True))) == len(StepSampler(10, 4, drop_last=True)) == 2
 
 
+@pytest.mark.parametrize("num_windows", [3, 10, 1001])
+@pytest.mark.parametrize("num_sampled", [1, 2, 3])
+def test_sample_is_spread_over_all_windows(num_windows: int, num_sampled: int) -> None:
+    """One of each of equal parts, its middle one; all windows in order where each is asked for."""
+    sampler = StepSampler(num_windows, batch_size=2)
+    sampler.num_sampled = num_sampled
+    taken = [index for step in sampler for index in step if index != PADDING_WINDOW]
+    assert len(list(sampler)) == len(sampler) == -(-num_sampled // 2)
+    assert taken == [int((part + 0.5) * num_windows / num_sampled) for part in range(num_sampled)]
+    sampler.num_sampled = num_windows
+    assert [index for step in sampler for index in step if index != PADDING_WINDOW] == list(range(num_windows))
+
+
 def test_order_is_a_function_of_the_seed_and_can_start_in_the_middle() -> None:
     sampler = StepSampler(num_windows=100, batch_size=8)
     sampler.order_seed = epoch_order_seed(seed=1, epoch=3)

@@ -75,7 +75,7 @@ def test_prepared_tokens_are_trained_on_like_the_same_text(
     """Without any learning the losses are those of the text, but for the <|endoftext|> after it."""
 
     def losses(name: str, **changes: object) -> tuple[float, float]:
-        still = {"max_steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
+        still = {"max_steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0, "eval_iter": 0}
         result = train(tiny_settings(**still, **changes, output_dir=str(tmp_path / name)))
         return result.train_loss, result.validation_loss
 

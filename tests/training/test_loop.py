@@ -1,6 +1,7 @@
 """Proves the loop against a plain PyTorch loop. Resume: checkpoints/test_resume.py; processes: test_distributed.py."""
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, read_text, split_text
 from hf_gpt_scratch.evaluation import perplexity
@@ -183,3 +185,25 @@ def test_step_is_short_enough_to_be_read() -> None:
     source = inspect.getsource(loop.optimizer_step)
     code = source.split('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
+
+
+def test_long_validation_text_is_sampled_with_its_error_shown(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    """Eight windows of many; the mean of all lies within four standard errors, and the training is the same."""
+    text = [str(bundled_text_path())]
+    sampled = tiny_settings(validation_file=text)
+    result = train(sampled)
+    shown = capsys.readouterr().out
+    assert re.search(r"evaluations score 8 of the \d+ windows of the validation text, every 3 steps, and 8 at", shown)
+    evaluations = rows(sampled.output_dir, "evaluation")
+    assert [row["global_step"] for row in evaluations] == [0, 3, 6]
+    assert f"validation loss {result.validation_loss:.3f} ± {evaluations[-1]['standard_error']:.3f}\n" in shown
+    assert "±" in (result.repository / "README.md").read_text(encoding="utf-8")
+    whole = tiny_settings(validation_file=text, eval_iter=0, output_dir=sampled.output_dir + "-whole")
+    train(whole)
+    assert step_losses(whole.output_dir) == step_losses(sampled.output_dir)
+    for part, all_of_it in zip(evaluations, rows(whole.output_dir, "evaluation"), strict=True):
+        assert "standard_error" not in all_of_it
+        assert abs(part["validation_loss"] - all_of_it["validation_loss"]) < 4 * part["standard_error"]
+        assert part["validation_loss"] != all_of_it["validation_loss"]

@@ -1,4 +1,4 @@
-"""Proves that a batch is no larger than the text, that the step stays the same by it, and that a prompt fits."""
+"""Proves that a batch is no larger than the text, how much of it evaluations score, and that a prompt fits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,9 @@ from hf_gpt_scratch.training.plan import (
     check_prompt,
     cut_line,
     evaluation_batch_size,
+    evaluations_line,
     fit_to_text,
+    plan_evaluations,
     with_fitting_batch,
 )
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -45,6 +47,39 @@ def test_batch_is_cut_to_the_windows_that_there_are(
     assert (cut_line(asked, cut, 47) is None) == (expected == (windows, micro_batches))
     _, steps_per_epoch, num_steps = fit_to_text(asked, 47, processes)
     assert num_steps == 10 * steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_windows", "batch", "expected"),
+    [
+        (200, 5, 2, (20, 5, 5)),  # the bundled story: all of it, always
+        (6, 1000, 4, (20, 8, 8)),  # however short the run
+        (10_560, 235, 2, (212, 19, 235)),  # ten epochs of 1 MB: all of it at the end
+        (10_560, 23_500, 2, (212, 19, 812)),  # one epoch of 10 MB at a tenth of the text
+        (10_560, 235_000, 32, (212, 311, 12_996)),
+    ],
+)
+def test_evaluations_take_a_small_part_of_any_run(
+    num_steps: int, num_windows: int, batch: int, expected: tuple[int, int, int]
+) -> None:
+    """Counted in tokens: at most 11 % of what is trained on, at the cost that a scored token has."""
+    settings = TrainingSettings(per_device_train_batch_size=batch).with_num_steps(num_steps)
+    plan = plan_evaluations(settings, num_steps, num_windows, 1)
+    assert (settings.eval_steps, plan.during, plan.at_end) == expected
+    num_evaluations = 1 + num_steps // settings.eval_steps
+    assert num_evaluations <= 51
+    is_last_whole = plan.during == plan.at_end and num_steps % settings.eval_steps == 0
+    assert plan.num_scored == 2 * (plan.during * num_evaluations + (0 if is_last_whole else plan.at_end))
+    if plan.during > 8:
+        assert 0.65 * plan.num_scored <= 0.11 * num_steps * batch
+    assert (evaluations_line(plan, settings) is None) == (plan.during == num_windows)
+
+
+def test_asked_evaluations_are_made() -> None:
+    for eval_iter, at_end, num_scored in ((0, 23_500, 2 * 23_500 * 49), (3, 81, 2 * (6 * 49 + 81))):
+        settings = TrainingSettings(eval_iter=eval_iter).with_num_steps(1056)
+        plan = plan_evaluations(settings, 1056, 23_500, 1)
+        assert (plan.windows(eval_iter), plan.at_end, plan.num_scored) == (23_500, at_end, num_scored)
 
 
 def test_batch_of_an_evaluation_is_cut_too() -> None:
