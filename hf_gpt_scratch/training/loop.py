@@ -124,7 +124,7 @@ def train_epoch(run: Run, display: StepDisplay) -> None:
     for batch in islice(run.train_loader, run.num_steps - progress.global_step):
         started = time.perf_counter()
         num_tokens = int(run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
-        learning_rate = learning_rate_at(progress.global_step, run.num_steps, run.settings)
+        learning_rate = learning_rate_at(progress.global_step, progress.schedule_steps or run.num_steps, run.settings)
         figures = optimizer_step(run, batch, num_tokens, learning_rate)
         progress.finish_step(num_tokens)
         record_step(run, display, *figures, learning_rate, num_tokens / (time.perf_counter() - started))

@@ -81,14 +81,14 @@ def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> f
     """Compute the learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
 
     A pure function of the step: there is no scheduler whose state could be lost or stepped once per process. The
-    cosine is that of arXiv:1608.03983 without restarts.
+    cosine is that of arXiv:1608.03983 without restarts; after its `num_steps` the rate stays the lowest.
     """
     warmup_steps, lowest = settings.warmup_steps or 0, settings.min_learning_rate or 0.0
     if step < warmup_steps:
         return settings.learning_rate * (step + 1) / (warmup_steps + 1)
     if settings.lr_scheduler_type == "constant":
         return settings.learning_rate
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
     amplitude = (settings.learning_rate - lowest) / 2
     return lowest + amplitude * (1 + math.cos(math.pi * progress))
 

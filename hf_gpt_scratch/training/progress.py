@@ -22,6 +22,7 @@ class Progress:
     recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
     whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text
     history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
+    schedule_steps: int | None = None  # of a run that was lengthened: its steps before, at which the rate is lowest
 
     def restore(self, saved: "Progress") -> None:
         """Take over all values of another moment."""

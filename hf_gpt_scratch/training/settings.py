@@ -130,8 +130,12 @@ class TrainingSettings:
     weight_init: Literal["gpt2", "torch"] = setting("gpt2", "fresh weights: GPT-2's, or PyTorch's layer defaults")
 
     # optimization
-    num_train_epochs: PositiveInt = setting(10, "passes over the training text")
-    max_steps: int = setting(-1, "optimizer steps to stop after; -1: as many as the epochs have")
+    num_train_epochs: PositiveInt = setting(
+        10, "passes over the training text; more of them continue a run", may_change_on_resume=True
+    )
+    max_steps: int = setting(
+        -1, "optimizer steps to stop after; -1: as many as the epochs have", may_change_on_resume=True
+    )
     per_device_train_batch_size: PositiveInt = setting(
         2, "windows of a micro-batch on each device", may_change_on_resume=True
     )

@@ -56,6 +56,9 @@ def resume(run: Run, path: Path) -> None:
         *run.settings.differences(saved.settings),
         *incompatibilities(saved, now, run.train_sampler.num_windows),
     ]
+    steps_before = steps_of(saved, len(run.train_sampler))
+    if run.num_steps < steps_before:
+        differences.append(f"the run had {steps_before:,} steps, has {run.num_steps:,}: it can only become longer")
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
@@ -69,17 +72,39 @@ def resume(run: Run, path: Path) -> None:
             f"{run.bare_model.dtype}"
         )
     run.progress.restore(saved.progress)
-    on_main_process(run.accelerator, lambda: restore_records(run))
+    is_longer = run.num_steps > steps_before
+    if is_longer:
+        run.progress.schedule_steps = saved.progress.schedule_steps or steps_before
+    on_main_process(run.accelerator, lambda: restore_records(run, write_settings=is_longer))
     run.say(f"resumed from {path}")
+    if is_longer:
+        run.say(longer_line(run, steps_before))
     for notice in nondeterminism_warnings(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
 
 
-def restore_records(run: Run) -> None:
-    """Restore history and settings.json to the moment of a checkpoint; write what is missing or broken."""
+def steps_of(state: SavedState, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of the run that a checkpoint is of."""
+    max_steps = state.settings["max_steps"]
+    return max_steps if max_steps > 0 else state.settings["num_train_epochs"] * steps_per_epoch
+
+
+def longer_line(run: Run, steps_before: int) -> str:
+    """Describe what becomes of the learning rate in a run that was lengthened."""
+    settings, schedule_steps = run.settings, run.progress.schedule_steps
+    line = f"the run becomes longer, {run.num_steps:,} steps in place of {steps_before:,}; the learning rate"
+    if settings.lr_scheduler_type == "constant":
+        return f"{line} stays {settings.learning_rate:g}"
+    return f"{line} is {settings.min_learning_rate:g} from step {schedule_steps:,} on, and before that as it was"
+
+
+def restore_records(run: Run, write_settings: bool) -> None:
+    """Restore history and settings.json to the moment of a checkpoint; write what is missing, broken or asked for."""
     progress = run.progress
     run.history.go_back(progress.history_bytes, progress.history_sha256, progress.global_step)
+    if write_settings:
+        run.write_settings()
     try:
         read_json(run.output_dir / "settings.json")
     except FileNotFoundError:

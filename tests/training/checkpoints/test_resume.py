@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_gpt_scratch.training.checkpoints import resume as resume_module
 from hf_gpt_scratch.training.checkpoints.checkpoint import SavedState, random_state
@@ -229,6 +229,47 @@ def test_evaluations_are_the_same_after_a_resume_at_the_end(
         assert rows(settings.output_dir, "evaluation") == expected
         assert (again.train_loss, again.validation_loss) == (first.train_loss, first.validation_loss)
         assert f"validation loss {first.validation_loss:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
+def test_finished_run_becomes_longer_as_if_it_had_been_asked_for_at_once(
+    tiny_settings: Callable[..., TrainingSettings], data_order: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With a constant rate; from the end of an epoch and from its middle, with dropout and accumulation."""
+    changes = {**RESUME_SETTINGS, "lr_scheduler_type": "constant", "data_order": data_order, "eval_steps": 3}
+    whole = tiny_settings(**changes, output_dir=str(tmp_path / "whole"))
+    train(whole)
+    steps_per_epoch = rows(whole.output_dir, "run")[0]["steps_per_epoch"]
+    longer = tiny_settings(**{**changes, "max_steps": steps_per_epoch}, output_dir=str(tmp_path / "longer"))
+    train(longer)
+    for max_steps in (12, 15):
+        capsys.readouterr()
+        train(replace(longer, max_steps=max_steps, resume=True))
+        before = steps_per_epoch if max_steps == 12 else 12
+        said = f"the run becomes longer, {max_steps} steps in place of {before}; the learning rate stays 0.0015"
+        assert said in capsys.readouterr().out
+    assert step_losses(longer.output_dir) == step_losses(whole.output_dir)
+    weights = [load_file(Path(s.output_dir) / "model" / "model.safetensors") for s in (longer, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert json.loads((Path(longer.output_dir) / "settings.json").read_text())["max_steps"] == 15
+
+
+def test_rate_of_a_lengthened_run_stays_where_its_cosine_ended(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also when it is lengthened again, and when it is stopped in the added part."""
+    settings = tiny_settings(max_steps=6, save_steps=1, save_total_limit=9)
+    train(settings)
+    first = [row["learning_rate"] for row in rows(settings.output_dir, "step")]
+    train(replace(settings, max_steps=8, resume=True))
+    assert "the learning rate is 0.00015 from step 6 on, and before that as it was" in capsys.readouterr().out
+    resumed_run(replace(settings, max_steps=8), 7, tmp_path / "stopped")
+    train(replace(settings, max_steps=9, resume=True))
+    for folder, added in ((settings.output_dir, 3), (tmp_path / "stopped", 2)):
+        assert [row["learning_rate"] for row in rows(folder, "step")] == [*first, *([1.5e-4] * added)]
+    assert step_losses(tmp_path / "stopped") == step_losses(settings.output_dir)[:8]
+    with pytest.raises(ValueError, match="the run had 9 steps, has 7: it can only become longer"):
+        train(replace(settings, max_steps=7, resume=True))
 
 
 def test_resume_refuses_what_would_be_another_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
