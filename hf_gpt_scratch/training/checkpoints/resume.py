@@ -93,10 +93,10 @@ def steps_of(state: SavedState, steps_per_epoch: int) -> int:
 def longer_line(run: Run, steps_before: int) -> str:
     """Describe what becomes of the learning rate in a run that was lengthened."""
     settings, schedule_steps = run.settings, run.progress.schedule_steps
-    line = f"the run becomes longer, {run.num_steps:,} steps in place of {steps_before:,}; the learning rate"
+    line = f"the run becomes longer: {run.num_steps:,} steps in place of {steps_before:,}, at the learning rate"
     if settings.lr_scheduler_type == "constant":
-        return f"{line} stays {settings.learning_rate:g}"
-    return f"{line} is {settings.min_learning_rate:g} from step {schedule_steps:,} on, and before that as it was"
+        return f"{line} {settings.learning_rate:g}"
+    return f"{line} {settings.min_learning_rate:g} from step {schedule_steps:,} on"
 
 
 def restore_records(run: Run, write_settings: bool) -> None:

@@ -246,7 +246,7 @@ def test_finished_run_becomes_longer_as_if_it_had_been_asked_for_at_once(
         capsys.readouterr()
         train(replace(longer, max_steps=max_steps, resume=True))
         before = steps_per_epoch if max_steps == 12 else 12
-        said = f"the run becomes longer, {max_steps} steps in place of {before}; the learning rate stays 0.0015"
+        said = f"the run becomes longer: {max_steps} steps in place of {before}, at the learning rate 0.0015"
         assert said in capsys.readouterr().out
     assert step_losses(longer.output_dir) == step_losses(whole.output_dir)
     weights = [load_file(Path(s.output_dir) / "model" / "model.safetensors") for s in (longer, whole)]
@@ -262,7 +262,7 @@ def test_rate_of_a_lengthened_run_stays_where_its_cosine_ended(
     train(settings)
     first = [row["learning_rate"] for row in rows(settings.output_dir, "step")]
     train(replace(settings, max_steps=8, resume=True))
-    assert "the learning rate is 0.00015 from step 6 on, and before that as it was" in capsys.readouterr().out
+    assert "8 steps in place of 6, at the learning rate 0.00015 from step 6 on" in capsys.readouterr().out
     resumed_run(replace(settings, max_steps=8), 7, tmp_path / "stopped")
     train(replace(settings, max_steps=9, resume=True))
     for folder, added in ((settings.output_dir, 3), (tmp_path / "stopped", 2)):
