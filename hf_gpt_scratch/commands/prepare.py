@@ -16,6 +16,7 @@ from hf_gpt_scratch.data.document_sources import (
     find_files,
     hashes_of_equal_size,
     refuse_unused_column,
+    warn_of_copies,
     warn_of_shared,
 )
 from hf_gpt_scratch.data.documents import DatasetName
@@ -123,6 +124,7 @@ def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source
     )
     if arguments.dataset is None:
         refuse_unused_column([*files, *validation_files], arguments.text_column or "text")
+    warn_of_copies(files, say)
     warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say)
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:
         validation = file_sources(validation_files, "validation", num_workers, bar.update)

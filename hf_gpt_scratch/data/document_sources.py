@@ -148,6 +148,17 @@ def warn_of_shared(trained: Collection[str], validation_files: Sequence[Path], s
         say(f"warning: {shared[0]}{more}: trained on too, so the validation loss does not show overfitting")
 
 
+def warn_of_copies(files: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Say which files have the content of another one, so that their text counts twice."""
+    sizes = Counter(path.stat().st_size for path in files)
+    first: dict[str, Path] = {}
+    for path in files:
+        if sizes[path.stat().st_size] > 1:
+            original = first.setdefault(file_sha256(path), path)
+            if original != path:
+                say(f"warning: {path} has the same content as {original}: the text is taken twice")
+
+
 def refuse_unused_column(files: Sequence[Path], text_column: str) -> None:
     """Raise ValueError for a column other than "text" where no file has columns."""
     if text_column != "text" and not any(kind_of(path) in ("JSON lines", "parquet") for path in files):

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch import registration as registration  # what loads without trust_remote_code
+from hf_gpt_scratch.hub.pushable_files import corrupt_files
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 
 
@@ -47,7 +48,7 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot load {name_or_path}: {reason}") from None
-    if problems := "; ".join(wrong_weights(report)):
+    if problems := "; ".join([*wrong_weights(report), *wrong_values(model, tokenizer)]):
         raise OSError(f"cannot load {name_or_path}: {problems}")
     # By the class that config.json names, the library makes a tokenizer without its settings, which pads to the right.
     is_ours = Path(name_or_path).is_dir() and model.config.model_type == "gpt_scratch"
@@ -58,7 +59,10 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
 
 
 def refuse_absent(name_or_path: str) -> None:
-    """Raise OSError where there is nothing to load; the library would ask the Hub six times, which takes 30 s."""
+    """Raise OSError where nothing can be loaded, with the file that is damaged.
+
+    For a name of nothing the library would ask the Hub six times, which takes 30 s.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -68,6 +72,8 @@ def refuse_absent(name_or_path: str) -> None:
             raise FileNotFoundError(
                 f"{folder} holds no tokenizer: save the one that the model was trained with there, as tokenizer.json"
             )
+        if problems := corrupt_files(folder):
+            raise OSError(f"cannot load {folder}: {'; '.join(problems)}")
         return
     try:
         if not isinstance(try_to_load_from_cache(name_or_path, "config.json"), str):
@@ -103,6 +109,20 @@ def wrong_weights(report: dict[str, Any]) -> Iterator[str]:
     if mismatched := sorted(report["mismatched_keys"]):
         shapes = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in mismatched]
         yield f"its weights have other shapes than its config.json says: {some_of(shapes)}"
+
+
+def wrong_values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Say which weights are not finite, which special tokens are no ids, and whether the tokenizer is another's."""
+    if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        yield f"its weights are not finite in {some_of(broken)}"
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(model.generation_config, name, None)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token_id, int) for token_id in ids):
+            yield f"its generation_config.json has {name} {value!r}, which is no token id"
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= model.config.vocab_size:
+        yield f"its tokenizer has the token id {largest}, its model {model.config.vocab_size} embeddings"
 
 
 def some_of(names: list[str]) -> str:

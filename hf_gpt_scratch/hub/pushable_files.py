@@ -1,5 +1,6 @@
 """The check of a model folder before a push: it is complete, and holds nothing else."""
 
+import codecs
 import re
 import stat
 from pathlib import Path
@@ -24,6 +25,7 @@ SECRET = re.compile(
     rb"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,}|sk-[A-Za-z0-9_-]{40,}"
     rb"|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|xox[abprs]-[\w-]{20,})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
+LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 
 
@@ -114,14 +116,13 @@ def code_files(folder: Path) -> set[str]:
 
 def corrupt_files(folder: Path) -> list[str]:
     """List invalid JSON files, and weights that safetensors does not accept or the index describes wrongly."""
-    problems = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            read_json(path)
-        except ValueError:
-            problems.append(f"{path.name} is not valid JSON")
+    problems = [f"{path.name} {fault}" for path in sorted(folder.glob("*.json")) if (fault := fault_of_json(path))]
     shards = shards_by_tensor(folder)
     for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                problems.append(f"{path.name} is a pointer of Git LFS, fetch the file itself with git lfs pull")
+                continue
         try:
             with safe_open(path, framework="numpy") as file:
                 names = set(file.keys())
@@ -131,6 +132,19 @@ def corrupt_files(folder: Path) -> list[str]:
         if shards and names != {name for name, shard in shards.items() if shard == path.name}:
             problems.append(f"{path.name} does not hold the tensors that {WEIGHTS_INDEX} says")
     return problems
+
+
+def fault_of_json(path: Path) -> str | None:
+    """Say what keeps the libraries from reading a JSON file of a model; None for a good one."""
+    if path.read_bytes()[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8:
+        return "begins with a byte order mark, save it as UTF-8 without one"
+    try:
+        content = read_json(path)
+    except ValueError:
+        return "is not valid JSON"
+    if path.name == WEIGHTS_INDEX and not isinstance(content.get("weight_map"), dict):
+        return "has no weight_map"
+    return None
 
 
 def files_with_secrets(paths: list[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def build_repository(
     card: CardDetails | None = None,
     max_shard_size: int | str = "5GB",
     replace: bool = False,
+    kept: Collection[str] = (),
 ) -> Path:
     """Write config, safetensors, generation config, tokenizer, the code files and a card.
 
@@ -46,7 +48,8 @@ def build_repository(
         base_model: folder or Hub name of the model that training began with; none: fresh weights.
         card: what else the card says; its pictures are copied into the folder.
         max_shard_size: largest weight file, in bytes or like "5GB".
-        replace: put it in the place of a folder that is there already.
+        replace: put it in the place of a folder that is there already; files that are not of a model stay in it.
+        kept: names of files that stay as they are in that folder.
 
     Raises:
         FileExistsError: the folder is there and `replace` is not set.
@@ -66,7 +69,20 @@ def build_repository(
         umask = current_umask()
         for file in unfinished.iterdir():
             file.chmod(0o666 & ~umask)  # safetensors makes files that only the user may read
+        if replace and folder.is_dir():
+            copy_others(folder, unfinished, kept)
     return folder
+
+
+def copy_others(old: Path, new: Path, kept: Collection[str]) -> None:
+    """Copy what somebody has put into the old folder of a model, such as a license, and the files that are kept."""
+    for path in old.iterdir():
+        is_of_model = path.suffix in (".safetensors", ".json", ".py") or path.name in ("merges.txt", "__pycache__")
+        if path.name in kept or not (is_of_model or (new / path.name).exists()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def settle_tokenizer(folder: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
-from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
+from hf_gpt_scratch.hub.loading import load_model_and_tokenizer, refuse_absent
 from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings, Vocabulary
 
 
@@ -53,15 +53,17 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
         return None
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the kind depends on what the files hold
+        refuse_absent(name)  # knows the file
         raise OSError(f"cannot read --model_name_or_path {name}: {' '.join(str(error).split())}") from None
     if config.model_type != "gpt_scratch":
         raise ValueError(
             f"--model_name_or_path {name} is a {config.model_type} model: convert it with hf-gpt-scratch convert"
         )
+    refuse_absent(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise OSError(f"cannot read the tokenizer of --model_name_or_path {name}: {reason}") from None
     if tokenizer.eos_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):

@@ -19,7 +19,12 @@ from accelerate.utils import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_gpt_scratch.data.document_sources import hashes_of_equal_size, refuse_unused_column, warn_of_shared
+from hf_gpt_scratch.data.document_sources import (
+    hashes_of_equal_size,
+    refuse_unused_column,
+    warn_of_copies,
+    warn_of_shared,
+)
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.data.token_folder import ShardedTokens, read_index
 from hf_gpt_scratch.data.tokenizer import load_encoding
@@ -166,14 +171,17 @@ def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
     """
     separator = end_of_text_id(encoding) if settings.separate_documents else None
+    is_split = settings.validation_file is None and settings.train_data is None
     windows = []
     for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
         # Training wants one full window; a short validation text is scored as it is.
         needed = settings.window_size + 1 if part == "training" or settings.drop_last else 2
         if len(token_ids) < needed:
+            split = f" after --train_split {settings.train_split}" if is_split else ""
+            smaller = " or a smaller --block_size" if needed > 2 else ""
             raise ValueError(
-                f"the {part} text is too short: it has {len(token_ids)} tokens and needs {needed} for one window; "
-                "give a longer text or a smaller --block_size"
+                f"the {part} text is too short{split}: it has {len(token_ids)} tokens and needs {needed} for one "
+                f"window; give a longer text{smaller}"
             )
         windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last, separator))
     return windows[0], windows[1]
@@ -199,6 +207,7 @@ def read_tokens(
         trained = {source["sha256"] for source in sources if "sha256" in source and "split" not in source}
         warn_of_shared(trained, validation_files, say_once)
         return training, ShardedTokens(folder, "validation") if validation is None else validation
+    warn_of_copies(files, say_once)
     warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say_once)
     text = read(files or [SAMPLE_TEXTS[settings.sample_text]()])
     if validation is not None:

@@ -6,7 +6,7 @@ divided by their number, whatever the split: the same on one process or many, in
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -363,7 +363,11 @@ def finish(run: Run) -> TrainingResult:
     run.history.note_lost_output(run.progress.global_step)
     run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
     repository = run.output_dir / "model"
-    write_repository(run, repository)
+    kept = ["README.md"] if run.history.is_edited(repository / "README.md") else []
+    write_repository(run, repository, kept)
+    if kept:
+        run.say(f"{repository / 'README.md'} was edited since the run ended: kept as it is")
+    run.history.note_card(repository / "README.md")
     if not run.accelerator.state.fork_launched:  # otherwise the process group belongs to the caller
         leave_process_group()
     run.accelerator.end_training()
@@ -374,8 +378,11 @@ def finish(run: Run) -> TrainingResult:
     )
 
 
-def write_repository(run: Run, folder: Path) -> None:
-    """Plot the losses and write the folder that loads without this package. Collective: call on every process."""
+def write_repository(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
+    """Plot the losses and write the folder that loads without this package, but for the files that are kept.
+
+    Collective: call on every process.
+    """
     settings = run.settings
     dtype = getattr(torch, settings.result_dtype or settings.weights_dtype)
     model = unsharded_model(run.accelerator, run.bare_model, dtype)
@@ -399,6 +406,7 @@ def write_repository(run: Run, folder: Path) -> None:
                 base_model=settings.model_name_or_path,
                 card=card_details(settings, run.history),
                 replace=True,
+                kept=kept,
             )
 
     on_main_process(run.accelerator, write)

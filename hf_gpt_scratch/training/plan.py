@@ -24,7 +24,7 @@ COST_OF_SCORING = 0.65
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How many windows of the validation text an evaluation scores, and as many of the training text."""
+    """Windows of the validation text that an evaluation scores, and as many of the training text."""
 
     during: int
     at_end: int

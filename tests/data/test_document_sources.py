@@ -13,6 +13,7 @@ from hf_gpt_scratch.data.document_sources import (
     find_files,
     hashes_of_equal_size,
     refuse_unused_column,
+    warn_of_copies,
     warn_of_shared,
 )
 from hf_gpt_scratch.data.documents import DatasetName, SkippedRows
@@ -86,6 +87,15 @@ def test_file_for_training_and_validation_is_named(tmp_path: Path) -> None:
         assert said.pop().startswith(f"warning: {file}: trained on too")
     warn_of_shared(hashes_of_equal_size([a], [c]), [c], said.append)
     assert said == []
+
+
+def test_copies_are_named(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one"), ("b.txt", "two"), ("c.txt", "one"), ("d.txt", "another")):
+        (tmp_path / name).write_text(text)
+    said = []
+    warn_of_copies(sorted(tmp_path.iterdir()), said.append)
+    a, c = tmp_path / "a.txt", tmp_path / "c.txt"
+    assert said == [f"warning: {c} has the same content as {a}: the text is taken twice"]
 
 
 def test_column_is_refused_where_no_file_has_columns(tmp_path: Path) -> None:

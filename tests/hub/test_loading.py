@@ -145,6 +145,48 @@ def test_a_file_cut_off_is_refused(folder: Path, file: str) -> None:
     one_line(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("generation_config.json", b'{"eos_token_id": ', "generation_config.json is not valid JSON"),
+        ("generation_config.json", b"", "generation_config.json is not valid JSON"),
+        ("generation_config.json", b'{"eos_token_id": "x"}', "has eos_token_id 'x', which is no token id"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json is not valid JSON"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not valid JSON"),
+        ("config.json", b"\xef\xbb\xbf{}", "config.json begins with a byte order mark"),
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "model.safetensors is a pointer of Git",
+        ),
+        ("model.safetensors", b"", "model.safetensors is truncated or corrupt"),
+        ("model.safetensors.index.json", b"{}", "model.safetensors.index.json has no weight_map"),
+    ],
+)
+def test_damaged_file_is_named(folder: Path, file: str, content: bytes, fault: str) -> None:
+    """Some of these the library reads as if they were not there."""
+    (folder / file).write_bytes(content)
+    with pytest.raises(OSError, match=f"cannot load {folder}: .*{fault}") as error:
+        load_model_and_tokenizer(str(folder))
+    one_line(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 2] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match="its weights are not finite in model.layers.1.mlp.up_proj.weight") as error:
+        load_model_and_tokenizer(str(folder))
+    one_line(error.value)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = GPTScratchConfig(vocab_size=257, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    folder = build_repository(GPTScratchForCausalLM(config), tmp_path / "model", tokenizer=build_tokenizer())
+    with pytest.raises(OSError, match="its tokenizer has the token id 50256, its model 257 embeddings"):
+        load_model_and_tokenizer(str(folder))
+
+
 def test_missing_weights_are_refused(folder: Path) -> None:
     """The library would draw them at random and only print a table."""
     weights = load_file(folder / "model.safetensors")

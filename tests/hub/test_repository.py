@@ -297,12 +297,22 @@ def test_what_exists_is_refused_in_one_line_and_left_alone(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_replace_leaves_nothing_of_the_old_folder(tiny_model: PreTrainedModel, tmp_path: Path) -> None:
+def test_replace_leaves_nothing_of_the_old_model_and_all_else(tiny_model: PreTrainedModel, tmp_path: Path) -> None:
     build_repository(tiny_model, tmp_path / "place", max_shard_size="1KB")
-    (tmp_path / "place" / "notes.txt").write_text("old")
+    (tmp_path / "place" / "LICENSE").write_text("somebody's")
+    (tmp_path / "place" / "README.md").write_text("somebody's")
+    (tmp_path / "place" / "older_gpt_scratch.py").write_text("# of an older release")
+    (tmp_path / "place" / "figures").mkdir()
+    (tmp_path / "place" / "figures" / "a.png").write_bytes(b"x")
     assert len(list((tmp_path / "place").glob("model-*.safetensors"))) > 1
-    build_repository(tiny_model, tmp_path / "place", replace=True)
+    build_repository(tiny_model, tmp_path / "place", replace=True, kept=["README.md"])
     assert list(tmp_path.iterdir()) == [tmp_path / "place"]
+    assert (tmp_path / "place" / "README.md").read_text() == "somebody's"
+    assert (tmp_path / "place" / "figures" / "a.png").read_bytes() == b"x"
+    shutil.rmtree(tmp_path / "place" / "figures")
+    build_repository(tiny_model, tmp_path / "place", replace=True)
+    assert (tmp_path / "place" / "LICENSE").read_text() == "somebody's"
+    (tmp_path / "place" / "LICENSE").unlink()
     new = build_repository(tiny_model, tmp_path / "elsewhere" / "place")
     assert content(tmp_path / "place") == content(new)
 

@@ -101,8 +101,11 @@ def refuse_used_folder(settings: TrainingSettings) -> None:
         NotADirectoryError: it is a file.
     """
     folder = Path(settings.output_dir)
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError(f"--output_dir {folder} is a link to nothing: name a folder")
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output_dir {folder} is a file: name a folder")
+    refuse_inner_folder(settings)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if settings.resume:
         if not names & {LOCK_NAME, "checkpoints"}:
@@ -111,8 +114,35 @@ def refuse_used_folder(settings: TrainingSettings) -> None:
         raise FileExistsError(
             f"--output_dir {folder} holds another run: continue it with --resume, or name a new folder"
         )
-    elif names - {LOCK_NAME}:
+    elif names - ({LOCK_NAME} if is_lock(folder / LOCK_NAME) else set()):
         raise FileExistsError(f"--output_dir {folder} is not empty: name a new folder")
+
+
+def refuse_inner_folder(settings: TrainingSettings) -> None:
+    """Refuse a folder in another run's, which replaces its own, and in a folder of texts, which would grow by it.
+
+    Raises:
+        FileExistsError: it lies there.
+    """
+    folder = Path(settings.output_dir).absolute()
+    for outer in folder.resolve().parents:
+        if (outer / "history.jsonl").is_file() and is_lock(outer / LOCK_NAME):
+            raise FileExistsError(f"--output_dir {folder} lies in that of another run, {outer}: name one beside it")
+    for text in (*(settings.train_file or ()), *(settings.validation_file or ())):
+        if Path(text).is_dir() and Path(text).resolve() in folder.resolve().parents:
+            raise FileExistsError(
+                f"--output_dir {folder} lies in {text}, whose files are texts to train on: name a folder elsewhere"
+            )
+
+
+def is_lock(path: Path) -> bool:
+    """Return True if a file is the lock of a run, held or left."""
+    try:
+        return path.read_text(encoding="utf-8").startswith("process ") or path.stat().st_size == 0
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # Windows does not let a locked file be read
+        return True
 
 
 def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> None:
@@ -126,7 +156,7 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
     Raises:
         OSError: the folder is in use, holds something else, or cannot be created.
     """
-    if not lock.path.exists():
+    if not is_lock(lock.path):
         refuse_used_folder(settings)  # not even a lock is written into somebody else's folder
     folder = lock.path.parent
     if make:

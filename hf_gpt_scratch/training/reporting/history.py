@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_gpt_scratch.plots import LossCurves, loss_figure, save_figure
 from hf_gpt_scratch.runtime.cli import lost_streams
-from hf_gpt_scratch.runtime.files import atomic_file, flush, name_file_in_errors, update_hash
+from hf_gpt_scratch.runtime.files import atomic_file, file_sha256, flush, name_file_in_errors, update_hash
 from hf_gpt_scratch.training.reporting.progress_bar import warn
 
 
@@ -70,6 +70,7 @@ class History:
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
+        self.card_sha256: str | None = None  # of the model card that this run wrote when it ended before
         self._is_read = False
         self._lost: set[str] = set()
         self._forget()
@@ -131,6 +132,8 @@ class History:
         """
         if not self.writes:
             return
+        last = self._last_row()
+        self.card_sha256 = last.get("sha256") if last and last["event"] == "card" else None
         self._forget()
         self._is_read = True
         if not self.path.is_file():
@@ -163,6 +166,22 @@ class History:
             [row[key] / unit for row in steps],
             [row["loss"] for row in steps],
         )
+
+    def note_card(self, path: Path) -> None:
+        """Add a row with the hash of the model card that was written; of one that was kept, that of what it was."""
+        if self.writes:
+            self.append("card", sha256=self.card_sha256 if self.is_edited(path) else file_sha256(path))
+
+    def is_edited(self, card: Path) -> bool:
+        """Return True if a model card is not the one that this run wrote when it ended before."""
+        return self.card_sha256 is not None and card.is_file() and file_sha256(card) != self.card_sha256
+
+    def _last_row(self) -> Row | None:
+        if not self.path.is_file():
+            return None
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - 4096))
+            return parse_row(b"".join(file.read().splitlines(keepends=True)[-1:]))
 
     def _forget(self) -> None:
         self._rows: defaultdict[str, SomeRows] = defaultdict(SomeRows)
@@ -222,7 +241,7 @@ class History:
         with atomic_file(self.path) as rebuilt, aside.open("rb") as source, rebuilt.open("wb") as target:
             for line in source:
                 row = parse_row(line)
-                if row is not None and row["event"] != "end" and moment(row) <= global_step:
+                if row is not None and row["event"] not in ("end", "card") and moment(row) <= global_step:
                     target.write(line if line.endswith(b"\n") else line + b"\n")
         self._forget()
         for _ in self._lines():

@@ -61,6 +61,33 @@ def test_foreign_folder_gets_no_lock_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photo"]
 
 
+def test_foreign_file_of_the_lock_s_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    with FolderLock(tmp_path) as lock, pytest.raises(FileExistsError, match="is not empty"):
+        claim_folder(TrainingSettings(output_dir=str(tmp_path)), lock, make=True)
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("inner", ["model", "model/new", "checkpoints/b", "sub"])
+def test_folder_in_that_of_another_run_is_refused(tmp_path: Path, inner: str) -> None:
+    """The outer run replaces its own `model/` whole."""
+    with FolderLock(tmp_path) as outer:
+        outer.take()
+    (tmp_path / "history.jsonl").touch()
+    folder = tmp_path / inner
+    with FolderLock(folder) as lock, pytest.raises(FileExistsError, match=f"lies in that of another run, {tmp_path}"):
+        claim_folder(TrainingSettings(output_dir=str(folder)), lock, make=True)
+    assert not folder.exists()
+
+
+def test_folder_among_the_texts_is_refused(tmp_path: Path) -> None:
+    """Its history and card would be texts of the next run."""
+    settings = TrainingSettings(output_dir=str(tmp_path / "runs" / "a"), train_file=[str(tmp_path)])
+    with FolderLock(tmp_path / "runs" / "a") as lock, pytest.raises(FileExistsError, match="lies in .* are texts to"):
+        claim_folder(settings, lock, make=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_is_made_only_when_asked(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
     settings = TrainingSettings(output_dir=str(folder))

@@ -254,6 +254,24 @@ def test_finished_run_becomes_longer_as_if_it_had_been_asked_for_at_once(
     assert json.loads((Path(longer.output_dir) / "settings.json").read_text())["max_steps"] == 15
 
 
+def test_what_was_written_into_the_result_stays_when_a_run_goes_on(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    """A card that was edited, a license; a card as it was is made anew."""
+    settings = tiny_settings()
+    model = train(settings).repository
+    card = (model / "README.md").read_text()
+    (model / "LICENSE").write_text("MIT")
+    train(replace(settings, max_steps=7, resume=True))
+    assert (model / "LICENSE").read_text() == "MIT"
+    assert (model / "README.md").read_text() != card
+    for max_steps in (8, 9):
+        (model / "README.md").write_text("my words")
+        train(replace(settings, max_steps=max_steps, resume=True))
+        assert (model / "README.md").read_text() == "my words"
+        assert f"{model / 'README.md'} was edited since the run ended: kept as it is" in capsys.readouterr().out
+
+
 def test_rate_of_a_lengthened_run_stays_where_its_cosine_ended(
     tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
