@@ -47,6 +47,8 @@ def load_model_and_tokenizer(name_or_path: str, **changes: Any) -> tuple[PreTrai
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:  # the library's advice, which no command here can follow
+            reason = "the model_type in its config.json is none that is known here, and code of a model is never run"
         raise OSError(f"cannot load {name_or_path}: {reason}") from None
     if problems := "; ".join([*wrong_weights(report), *wrong_values(model, tokenizer)]):
         raise OSError(f"cannot load {name_or_path}: {problems}")

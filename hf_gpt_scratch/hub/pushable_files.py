@@ -118,6 +118,11 @@ def corrupt_files(folder: Path) -> list[str]:
     """List invalid JSON files, and weights that safetensors does not accept or the index describes wrongly."""
     problems = [f"{path.name} {fault}" for path in sorted(folder.glob("*.json")) if (fault := fault_of_json(path))]
     shards = shards_by_tensor(folder)
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if any(map(SHARD_NAME.fullmatch, weights)) and not {WEIGHTS, WEIGHTS_INDEX} & {
+        path.name for path in folder.iterdir()
+    }:
+        problems.append(f"the shards of its weights are there without {WEIGHTS_INDEX}")
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:

@@ -18,6 +18,7 @@ from hf_gpt_scratch.runtime.signals import EndSignals, Stopped, Terminated, leav
 
 
 LAUNCHER_SECONDS = 10  # torchrun notices a dead process within one
+NO_THREAD = "can't start new thread"  # what Python says, in a RuntimeError
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -225,7 +226,7 @@ def run(main: Callable[[], None], shows_result: bool = False, memory_advice: str
             raise
         if is_out_of_memory(error):
             say(f"error: {out_of_memory_line(error, memory_advice)}")
-        elif isinstance(error, ValueError | OSError):
+        elif isinstance(error, ValueError | OSError) or NO_THREAD in str(error):
             say(f"error: {describe(error)}")
         elif isinstance(error, RuntimeError) and is_lost_process(error):
             # The launcher reports the process that died and ends this one. Only if it does not, this one speaks.
@@ -241,6 +242,8 @@ def run(main: Callable[[], None], shows_result: bool = False, memory_advice: str
 
 def is_lost_process(error: Exception) -> bool:
     """Return True if another process of this run did not answer; gloo's error has no type of its own."""
+    if "torch" not in sys.modules:
+        return False
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)
@@ -248,6 +251,8 @@ def is_lost_process(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     """Return one line for an exception; of an operating-system error the path and the system's own words."""
+    if NO_THREAD in str(error):
+        return "no thread can be started: raise the limits of processes and memory (ulimit -u, -v)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

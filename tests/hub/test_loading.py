@@ -171,6 +171,21 @@ def test_damaged_file_is_named(folder: Path, file: str, content: bytes, fault: s
     one_line(error.value)
 
 
+def test_shards_without_their_index_are_named(models: dict[str, PreTrainedModel], tmp_path: Path) -> None:
+    folder = build_repository(models["AutoModelForCausalLM"], tmp_path / "model", max_shard_size="20KB")
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(OSError, match="shards of its weights are there without model.safetensors.index.json") as error:
+        load_model_and_tokenizer(str(folder))
+    one_line(error.value)
+
+
+def test_other_code_is_never_asked_for(folder: Path) -> None:
+    """The library would advise an option that no command here has."""
+    change_config(folder, model_type="odd")
+    with pytest.raises(OSError, match="the model_type in its config.json is none that is known here"):
+        load_model_and_tokenizer(str(folder))
+
+
 def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 2] = float("nan")

@@ -232,3 +232,23 @@ def test_character_that_the_console_lacks_is_escaped(tmp_path: Path, encoding: s
     assert (tmp_path / "code").read_text() == "code 0\n", result.stderr
     shown = "日本 😀" if encoding == "utf-8" else r"\u65e5\u672c \U0001f600"
     assert result.stdout.decode(encoding).splitlines()[0] == rf"lamp {shown} \udcff 0"
+
+
+STARTS_THREADS = """
+import resource, sys, threading, time
+from hf_gpt_scratch.runtime.cli import run
+
+def main():
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, -1))
+    while True:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+run(main)
+"""
+
+
+def test_no_thread_left_is_one_line() -> None:
+    """As under `ulimit -u` and `ulimit -v`, where not even PyTorch can be imported any more."""
+    result = subprocess.run([sys.executable, "-c", STARTS_THREADS], capture_output=True, text=True, timeout=60)
+    assert only_line(result).startswith("error: no thread can be started: raise the limits")
