@@ -150,7 +150,7 @@ def evaluate_text(
     context = model.config.max_position_embeddings
     block_size = block_size or context
     if not 0 < block_size <= context:
-        raise ValueError(f"windows of {block_size} tokens do not fit the context of the model, {context} tokens")
+        raise ValueError(f"--block_size {block_size} is longer than the context of the model, {context} tokens")
     num_bytes = num_tokens = 0  # that the tokenizer has read and given
 
     def parts() -> Iterator[torch.Tensor]:

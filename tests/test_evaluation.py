@@ -162,7 +162,7 @@ def test_text_evaluation_scores_every_token_with_full_context() -> None:
     assert result.loss == pytest.approx(nats / result.num_tokens, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(nats / result.num_tokens), rel=1e-4)
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
-    with pytest.raises(ValueError, match="windows of 9 tokens do not fit the context of the model, 8 tokens"):
+    with pytest.raises(ValueError, match="--block_size 9 is longer than the context of the model, 8 tokens"):
         evaluate_text(model, text, tokenizer, block_size=9)
 
 

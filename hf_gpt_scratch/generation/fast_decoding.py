@@ -91,7 +91,9 @@ class GrowingLayer(DynamicLayer):
         stop = start + key_states.shape[-2]
         # Other views than those handed out: the cache was cropped, or its rows were reordered.
         is_ours = self.views is not None and self.keys is self.views[0] and self.values is self.views[1]
-        if not is_ours or stop > self.room.shape[-2]:
+        # PyTorch lets nothing be written into what was made under inference_mode(), once that has ended.
+        is_sealed = is_ours and self.room.is_inference() and not torch.is_inference_mode_enabled()
+        if not is_ours or is_sealed or stop > self.room.shape[-2]:
             rows, heads, _, head_size = key_states.shape
             room = key_states.new_empty(2, rows, heads, stop + SPARE_SLOTS, head_size)
             room[0, :, :, :start], room[1, :, :, :start] = self.keys, self.values

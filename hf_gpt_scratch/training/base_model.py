@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -51,6 +52,8 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
     name = settings.model_name_or_path
     if name is None:
         return None
+    if not Path(name).is_dir():
+        refuse_absent(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the kind depends on what the files hold

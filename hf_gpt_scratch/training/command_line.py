@@ -211,6 +211,8 @@ def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, An
         recipe["min_learning_rate"] = float(f"{lowest:.12g}")
     if user.get("max_steps", 0) > 0 and "warmup_steps" in recipe:
         recipe["warmup_steps"] = min(recipe["warmup_steps"], user["max_steps"] // 2)
+    elif "num_train_epochs" in user and recipe.get("warmup_steps"):
+        del recipe["warmup_steps"]  # how many steps that makes is not known yet
     heads = recipe.get("num_attention_heads", 1)
     if "hidden_size" in user and user["hidden_size"] % heads:
         del recipe["num_attention_heads"]

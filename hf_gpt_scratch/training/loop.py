@@ -296,17 +296,11 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
 def record_evaluation(
     run: Run, train_loss: float, validation_loss: float, standard_error: float | None = None
 ) -> None:
-    """Show the losses of this moment, and record them unless they are the last ones in the history already.
+    """Record the losses of this moment, unless they are the last ones in the history already, and show them.
 
     The standard error is that of a validation loss over a part of the text.
     """
     step = run.progress.global_step
-    about = "" if standard_error is None else f" ± {standard_error:.3f}"
-    with tqdm.external_write_mode():
-        run.say(
-            f"epoch {run.epoch:.2f}, step {step}: "
-            f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}{about}"
-        )
     losses = {"train_loss": train_loss, "validation_loss": validation_loss}
     if standard_error is not None:
         losses["standard_error"] = standard_error
@@ -314,6 +308,12 @@ def record_evaluation(
     last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
     if last != [{"event": "evaluation", **values}]:
         run.history.append("evaluation", **values)
+    about = "" if standard_error is None else f" ± {standard_error:.3f}"
+    with tqdm.external_write_mode():
+        run.say(
+            f"epoch {run.epoch:.2f}, step {step}: "
+            f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}{about}"
+        )
 
 
 def sum_of_losses(run: Run, loader: DataLoader, num_batches: int) -> LossSum:
@@ -325,7 +325,7 @@ def sum_of_losses(run: Run, loader: DataLoader, num_batches: int) -> LossSum:
 
 
 def write_sample(run: Run) -> None:
-    """Continue the sample prompt greedily; print and record the text in one line.
+    """Continue the sample prompt greedily; record the text, and print it in one line.
 
     All processes generate it, because none alone has all weights of a sharded model.
 
@@ -350,9 +350,9 @@ def write_sample(run: Run) -> None:
         )
     stop_at_signal(run.accelerator, run.signals)
     text = token_ids_to_text(token_ids.cpu(), run.encoding)
+    run.history.append("sample", global_step=run.progress.global_step, epoch=run.progress.epoch, text=text)
     with tqdm.external_write_mode():
         run.say(f"sample: {text.replace(chr(10), ' ')}")
-    run.history.append("sample", global_step=run.progress.global_step, epoch=run.progress.epoch, text=text)
 
 
 def finish(run: Run) -> TrainingResult:
@@ -388,8 +388,7 @@ def write_repository(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
     model = unsharded_model(run.accelerator, run.bare_model, dtype)
 
     def write() -> None:
-        with name_file_in_errors(run.output_dir / "loss.png"):
-            run.history.plot_losses()
+        run.loss_plot.draw()
         progress = run.progress
         facts = {"training": f"{progress.global_step:,} of {run.num_steps:,} steps, {progress.tokens_seen:,} tokens"}
         for row in run.history.rows("evaluation")[-1:]:  # none if the history of an unfinished model was lost

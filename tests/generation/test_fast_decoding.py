@@ -241,6 +241,22 @@ def test_never_stale(model: GPTScratchForCausalLM, change: Weights, num_rows: in
         assert (stale(ids).logits - model(ids).logits).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("road", [generate, GPTScratchForCausalLM.generate], ids=["fast", "shipped"])
+def test_cache_of_inference_mode_goes_on_outside_of_it(model: GPTScratchForCausalLM, road: Callable) -> None:
+    """PyTorch lets nothing be written into tensors of that mode once it has ended; the ids are those of one text."""
+    ids = prompts(1)
+    whole = model.generate(ids, max_new_tokens=12, do_sample=False)
+    with torch.inference_mode():
+        output = road(model, ids, max_new_tokens=8, do_sample=False, return_dict_in_generate=True)
+    sequences, cache = output.sequences.clone(), output.past_key_values
+    assert torch.equal(sequences, whole[:, : sequences.shape[1]])
+    for position in range(sequences.shape[1], whole.shape[1]):
+        with torch.no_grad():
+            logits = model(sequences[:, -1:], past_key_values=cache).logits
+        sequences = torch.cat([sequences, logits[:, -1:].argmax(-1)], dim=1)
+        assert torch.equal(sequences, whole[:, : position + 1])
+
+
 @pytest.mark.usefixtures("two_threads")
 class TestTheModelIsLeftAlone:
     @pytest.mark.parametrize("num_rows", [1, 3])

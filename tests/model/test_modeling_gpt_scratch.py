@@ -1168,3 +1168,12 @@ class TestAttentionFromOutside:
         assert model.config._attn_implementation == "eager"
         assert model(input_ids, output_attentions=True).attentions[0].shape == (3, 4, 12, 12)
         assert_equal(model(input_ids).logits, expected)
+
+
+def test_mask_without_the_cached_tokens_is_refused(build_model: Callable[..., GPTScratchForCausalLM]) -> None:
+    """Captum hands over such a one; it ended in an IndexError of the depths."""
+    model = build_model()
+    with torch.no_grad():
+        cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        with pytest.raises(ValueError, match=r"attention_mask \[1, 2\] lacks the 3 cached tokens"):
+            model(torch.tensor([[4, 5]]), past_key_values=cache, attention_mask=torch.ones(1, 2, dtype=torch.long))

@@ -360,6 +360,7 @@ def test_ctrl_c_that_a_library_swallows_ends_a_script_all_the_same(environment: 
         ("evaluate.py", 6),
         ("generate.py", 0.5),
         ("prepare_data.py", 6),
+        ("convert_gpt2.py", 0.5),
         nightly("evaluate.py", 0.5),
         nightly("generate.py", 6),
         nightly("prepare_data.py", 0.5),
@@ -375,6 +376,7 @@ def test_ctrl_c_ends_any_script_with_one_line(
         "evaluate.py": ["--model", finished_folder, "--file", tmp_path / "source.txt"],
         "generate.py": ["--model", finished_folder, "--prompt", "The", "--max-new-tokens", "1000000"],
         "prepare_data.py": ["--source", tmp_path / "source.txt", "--output", tmp_path / "tokens"],
+        "convert_gpt2.py": ["--export-stock", "--from-dir", finished_folder, "--output", tmp_path / "stock"],
     }
     process = subprocess.Popen(
         [sys.executable, str(project_root / "scripts" / script), *map(str, arguments[script])],

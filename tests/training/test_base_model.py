@@ -109,6 +109,14 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_name_of_nothing_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library would try again and again, for 47 seconds where the network is dead."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("hf_gpt_scratch.training.base_model.AutoConfig", None)
+    with pytest.raises(OSError, match="cannot load runs/mine: there is no such folder"):
+        read_base_model(TrainingSettings(model_name_or_path="runs/mine"))
+
+
 def test_rules_are_those_of_the_base_model(converted: Path) -> None:
     """Its context, not that of a fresh model, which block_size may be longer than and the prompt too."""
     config = json.loads((converted / "config.json").read_text())

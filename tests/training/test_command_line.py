@@ -136,6 +136,9 @@ def test_folder_is_no_settings_file_and_a_pipe_is_one(tmp_path: Path) -> None:
         (["--qkv_bias", "false"], {"qkv_bias": False}),
         (["--no-tie-word-embeddings"], {"tie_word_embeddings": False}),
         (["--recipe", "tutorial", "--qkv_bias"], {"qkv_bias": True}),
+        (["--recipe", "char-small", "--num_train_epochs", "3"], {"warmup_steps": None}),
+        (["--recipe", "tutorial", "--num_train_epochs", "3"], {"warmup_steps": 0}),
+        (["--recipe", "char-small", "--num_train_epochs", "3", "--warmup_steps", "7"], {"warmup_steps": 7}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gpt_scratch.plots import runs_figure, save_figure
+from hf_gpt_scratch.runtime.cli import describe
+from hf_gpt_scratch.runtime.files import name_file_in_errors
 from hf_gpt_scratch.training.reporting.history import History
+from hf_gpt_scratch.training.reporting.progress_bar import warn
 
 
 LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
@@ -18,13 +21,25 @@ class LossPlot:
         self.history = history
         self.started = time.perf_counter()
         self.drawing_seconds = 0.5  # spent so far, and expected of the first plot
+        self.has_failed = False
 
     def refresh(self) -> None:
         """Draw the losses so far as PNG, unless drawing has taken more than its share of the run's time."""
         started = time.perf_counter()
         if self.drawing_seconds <= LARGEST_SHARE * (started - self.started):
-            self.history.plot_losses(("png",))
+            self.draw(("png",))
             self.drawing_seconds += time.perf_counter() - started
+
+    def draw(self, suffixes: Sequence[str] = ("png", "pdf")) -> None:
+        """Draw the losses, or say why not: no picture is worth a run or its result."""
+        picture = self.history.path.with_name("loss.png")
+        try:
+            with name_file_in_errors(picture):
+                self.history.plot_losses(suffixes)
+        except OSError as error:
+            if not self.has_failed:
+                warn(f"the losses are not drawn: {describe(error)}")
+            self.has_failed = True
 
 
 def plot_runs(folders: Sequence[Path], output: Path, x: str) -> Path:

@@ -51,7 +51,7 @@ def test_drawing_takes_a_twentieth_of_the_time_at_most(
     monkeypatch.setattr(loss_plot, "LARGEST_SHARE", 0.0001)
     settings = tiny_settings(max_steps=4, eval_steps=1)
     train(settings)
-    assert drawn == [()]
+    assert drawn == [(("png", "pdf"),)]
     assert sorted(path.name for path in Path(settings.output_dir).glob("loss*")) == ["loss.pdf", "loss.png"]
 
 
@@ -135,3 +135,17 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         plot_runs([tmp_path], tmp_path / "x.png", "steps")
     with pytest.raises(ValueError, match="neither .png nor .pdf"):
         plot_runs([tmp_path], tmp_path / "x.jpg", "steps")
+
+
+def test_picture_that_cannot_be_written_costs_no_result(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Said once; before, a finished run had no model/, and each --resume ended alike."""
+    settings = tiny_settings(max_steps=4, eval_steps=1)
+    (Path(settings.output_dir) / "loss.png").mkdir(parents=True)
+    monkeypatch.setattr("hf_gpt_scratch.training.build.claim_folder", lambda settings, lock, make: None)
+    result = train(settings)
+    assert (result.repository / "model.safetensors").is_file()
+    said = capsys.readouterr().err
+    assert said.count("the losses are not drawn: ") == 1
+    assert f"{settings.output_dir}/.loss.png" in said
