@@ -4,6 +4,7 @@ The outputs are compared bit by bit with the model that was saved. A folder that
 that names it; loading half of a model in silence would spoil every number computed from it.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -117,6 +118,15 @@ def test_a_missing_file_is_refused(folder: Path, file: str) -> None:
     with pytest.raises(OSError, match=str(folder)) as error:
         load_model_and_tokenizer(str(folder))
     one_line(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_model_computes_in_the_dtype_of_the_folder(
+    models: dict[str, PreTrainedModel], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    stored = copy.deepcopy(models["AutoModelForCausalLM"]).to(dtype)
+    model, _ = load_model_and_tokenizer(str(build_repository(stored, tmp_path / "model")))
+    assert model.dtype == dtype
 
 
 def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
