@@ -174,6 +174,13 @@ class StopSignals(SignalListener):
         if self.received:
             raise Interrupted(self.message, self.received)
 
+    @contextmanager
+    def heeded(self, message: str) -> Iterator[None]:
+        """End the work at a signal inside, with that message, as outside of `noted()`."""
+        before, self.message, self._is_noting = self.message, message, False
+        yield
+        self.message, self._is_noting = before, True
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._is_noting and not self._raised:
             self._raised = number

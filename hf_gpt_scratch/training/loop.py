@@ -157,11 +157,13 @@ def after_step(run: Run) -> None:
     if ends_epoch:
         progress.finish_epoch()
     # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
-    is_due = progress.skipped_in_a_row == 0 and settings.save_steps > 0 and step % settings.save_steps == 0
-    checkpoint = run.save() if is_last or is_due or is_best else None
-    is_pushed = settings.push_steps and step % settings.push_steps == 0 and not is_last
-    if is_pushed and not agreed_signal(run.accelerator, run.signals):
-        push_unfinished(run)
+    may_be_broken = progress.skipped_in_a_row > 0
+    is_due = not may_be_broken and settings.save_steps > 0 and step % settings.save_steps == 0
+    is_pushed = not may_be_broken and settings.push_steps > 0 and step % settings.push_steps == 0 and not is_last
+    checkpoint = run.save() if is_last or is_due or is_best or is_pushed else None
+    if checkpoint and is_pushed and not agreed_signal(run.accelerator, run.signals):
+        with run.signals.heeded(saved_line(run, checkpoint)):  # a large model takes many seconds to write
+            push_unfinished(run)
     # All processes save or none does, whichever of them got the signal.
     if number := agreed_signal(run.accelerator, run.signals):
         raise stopped(run, checkpoint or run.save(), number)
@@ -169,7 +171,12 @@ def after_step(run: Run) -> None:
 
 def stopped(run: Run, checkpoint: Path, signal_number: int) -> Interrupted:
     """Build the exception that ends a run after a signal, once it is saved."""
-    return Interrupted(f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}", signal_number)
+    return Interrupted(saved_line(run, checkpoint), signal_number)
+
+
+def saved_line(run: Run, checkpoint: Path) -> str:
+    """Describe the end of a run after a signal, once it is saved."""
+    return f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}"
 
 
 def optimizer_step(

@@ -1,9 +1,13 @@
 """Proves that a run pushes what it has, and that no trouble with that ends the run or loses its result."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.runtime.signals import Interrupted
+from hf_gpt_scratch.training import loop
+from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes, push_result, warn_early
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.loopback_hub import LoopbackHub
+from tests.training.histories import step_losses
 
 
 TINY = [
@@ -158,3 +167,28 @@ def test_what_will_fail_is_said_at_the_start(
     warn_early(settings_for())
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the result will not be pushed to alice/lamp: no token for http")
+
+
+def test_signal_while_an_unfinished_model_is_written_ends_it_at_once(
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model takes many seconds; the checkpoint is written before it, and the run goes on from there."""
+    whole = tiny_settings(output_dir=str(tmp_path / "whole"))
+    train(whole)
+    write = loop.write_repository
+
+    def write_for_long(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
+        if folder.name == UNFINISHED_MODEL:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        write(run, folder, kept)
+
+    monkeypatch.setattr(loop, "write_repository", write_for_long)
+    settings = tiny_settings(push_to_hub="alice/lamp", push_steps=4)
+    begun = time.perf_counter()
+    with pytest.raises(Interrupted, match="stopped by signal: saved .*step-00000004 at step 4; continue") as caught:
+        train(settings)
+    assert time.perf_counter() - begun < 30
+    assert caught.value.exit_code == 143
+    train(replace(settings, push_steps=0, push_to_hub=None, resume=True))
+    assert step_losses(settings.output_dir) == step_losses(whole.output_dir)
