@@ -99,7 +99,12 @@ LIMIT = 40 * 2**30  # of which PyTorch takes 2 GiB, or with CUDA 12
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="sets the limit")
 @pytest.mark.parametrize(
     "command",
-    [["generate.py", "--prompt", "The lamp"], ["evaluate.py", "--file", "text.txt"], ["demo.py", "--port", "0"]],
+    [
+        ["generate.py", "--prompt", "The lamp", "--model"],
+        ["evaluate.py", "--file", "text.txt", "--model"],
+        ["demo.py", "--port", "0", "--model"],
+        ["convert_gpt2.py", "--export-stock", "--output", "stock", "--from-dir"],
+    ],
     ids=lambda command: command[0],
 )
 def test_model_that_does_not_fit_is_one_line(
@@ -118,10 +123,11 @@ def test_model_that_does_not_fit_is_one_line(
         file.truncate(8 + len(packed) + size)
     (tmp_path / "text.txt").write_text("The lamp went round", encoding="utf-8")
     script, *arguments = command
-    script = [sys.executable, str(project_root / "scripts" / script), "--model", str(folder)]
-    limited = ["prlimit", f"--as={LIMIT}", *script, *arguments]
+    command = [sys.executable, str(project_root / "scripts" / script), *arguments, str(folder)]
+    limited = ["prlimit", f"--as={LIMIT}", *command]
     result = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: out of memory: ")
     assert "turn down" in line
+    assert not (tmp_path / "stock").exists()
