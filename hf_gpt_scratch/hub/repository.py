@@ -13,7 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.vocabulary import join_merges
 from hf_gpt_scratch.hub.model_card import CardDetails, render_card
+from hf_gpt_scratch.hub.pushable_files import may_be_pushed
 from hf_gpt_scratch.runtime.files import atomic_folder, read_json, write_file, write_json
+from hf_gpt_scratch.runtime.remote_code import is_code
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig:
@@ -77,7 +79,8 @@ def build_repository(
 def copy_others(old: Path, new: Path, kept: Collection[str]) -> None:
     """Copy what somebody has put into the old folder of a model, such as a license, and the files that are kept."""
     for path in old.iterdir():
-        is_of_model = path.suffix in (".safetensors", ".json", ".py") or path.name in ("merges.txt", "__pycache__")
+        is_of_model = may_be_pushed(path.name) and path.name != "LICENSE"
+        is_of_model = is_of_model or is_code(path.name) or path.name == "__pycache__"
         if path.name in kept or not (is_of_model or (new / path.name).exists()):
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, new / path.name, symlinks=True)

@@ -374,7 +374,7 @@ def finish(run: Run) -> TrainingResult:
     write_repository(run, repository, kept)
     if kept:
         run.say(f"{repository / 'README.md'} was edited since the run ended: kept as it is")
-    run.history.note_card(repository / "README.md")
+    run.history.note_card(repository / "README.md", is_kept=bool(kept))
     if not run.accelerator.state.fork_launched:  # otherwise the process group belongs to the caller
         leave_process_group()
     run.accelerator.end_training()

@@ -300,6 +300,7 @@ def test_what_exists_is_refused_in_one_line_and_left_alone(
 def test_replace_leaves_nothing_of_the_old_model_and_all_else(tiny_model: PreTrainedModel, tmp_path: Path) -> None:
     build_repository(tiny_model, tmp_path / "place", max_shard_size="1KB")
     (tmp_path / "place" / "LICENSE").write_text("somebody's")
+    (tmp_path / "place" / "scores.json").write_text("{}")
     (tmp_path / "place" / "README.md").write_text("somebody's")
     (tmp_path / "place" / "older_gpt_scratch.py").write_text("# of an older release")
     (tmp_path / "place" / "figures").mkdir()
@@ -312,7 +313,9 @@ def test_replace_leaves_nothing_of_the_old_model_and_all_else(tiny_model: PreTra
     shutil.rmtree(tmp_path / "place" / "figures")
     build_repository(tiny_model, tmp_path / "place", replace=True)
     assert (tmp_path / "place" / "LICENSE").read_text() == "somebody's"
+    assert (tmp_path / "place" / "scores.json").read_text() == "{}"
     (tmp_path / "place" / "LICENSE").unlink()
+    (tmp_path / "place" / "scores.json").unlink()
     new = build_repository(tiny_model, tmp_path / "elsewhere" / "place")
     assert content(tmp_path / "place") == content(new)
 

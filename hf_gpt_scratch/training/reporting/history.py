@@ -167,10 +167,10 @@ class History:
             [row["loss"] for row in steps],
         )
 
-    def note_card(self, path: Path) -> None:
+    def note_card(self, card: Path, is_kept: bool) -> None:
         """Add a row with the hash of the model card that was written; of one that was kept, that of what it was."""
         if self.writes:
-            self.append("card", sha256=self.card_sha256 if self.is_edited(path) else file_sha256(path))
+            self.append("card", sha256=self.card_sha256 if is_kept else file_sha256(card))
 
     def is_edited(self, card: Path) -> bool:
         """Return True if a model card is not the one that this run wrote when it ended before."""
