@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,10 @@ def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them again")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
-    choices = Choices(
-        text_column=arguments.text_column or "text",
-        validation_fraction=arguments.validation_fraction or 0.0,
-        shard_tokens=arguments.shard_tokens or 1 << 26,
-        bad_rows=arguments.bad_rows or "stop",
-    )
-    return prepare(arguments.output, find_sources(arguments, num_workers), choices, num_workers, say)
+    given = {item.name: getattr(arguments, item.name) for item in fields(Choices)}
+    choices = Choices(**{name: value for name, value in given.items() if value is not None})
+    sources = find_sources(arguments, choices.text_column, num_workers)
+    return prepare(arguments.output, sources, choices, num_workers, say)
 
 
 def available_cores() -> int:
@@ -117,13 +115,13 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise ValueError("; ".join(problems))
 
 
-def find_sources(arguments: argparse.Namespace, num_workers: int) -> list[Source]:
+def find_sources(arguments: argparse.Namespace, text_column: str, num_workers: int) -> list[Source]:
     """The sources that the options name, with the hashes of files."""
     files, validation_files = (
         find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
     )
     if arguments.dataset is None:
-        refuse_unused_column([*files, *validation_files], arguments.text_column or "text")
+        refuse_unused_column([*files, *validation_files], text_column)
     warn_of_copies(files, say)
     warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say)
     with tqdm(unit="B", unit_scale=True, disable=None, desc="hashing the sources", leave=False) as bar:

@@ -26,14 +26,14 @@ COST_OF_SCORING = 0.65
 class EvaluationPlan:
     """Windows of the validation text that an evaluation scores, and as many of the training text."""
 
-    during: int
+    each: int  # during the run
     at_end: int
     num_windows: int  # of the whole validation text
     num_scored: int  # windows that all evaluations of the run score together, of both texts
 
     def windows(self, num_batches: int | None) -> int:
         """Return the windows of an evaluation that is asked for so many batches: see `TrainingSettings.eval_iter`."""
-        return self.during if num_batches is None else self.num_windows
+        return self.each if num_batches is None else self.num_windows
 
 
 def plan_evaluations(
@@ -52,14 +52,13 @@ def plan_evaluations(
     # Training and validation windows are scored.
     affordable = num_steps * windows_a_step / (2 * COST_OF_SCORING)
     num_evaluations = num_steps // steps_between + 1
-    during = min(num_windows, max(MIN_EVALUATED, int(EVALUATIONS_SHARE * affordable / num_evaluations)))
-    at_end = num_windows if settings.eval_iter == 0 else min(num_windows, max(during, int(LAST_SHARE * affordable)))
-    each = during if settings.eval_iter is None else num_windows
-    if settings.eval_iter:
-        each = min(num_windows, settings.eval_iter * evaluation_batch_size(settings, num_windows, num_processes))
+    sampled = max(MIN_EVALUATED, int(EVALUATIONS_SHARE * affordable / num_evaluations))
+    asked = (settings.eval_iter or num_windows) * evaluation_batch_size(settings, num_windows, num_processes)
+    each = min(num_windows, sampled if settings.eval_iter is None else asked)
+    at_end = num_windows if settings.eval_iter == 0 else min(num_windows, max(sampled, int(LAST_SHARE * affordable)))
     # The evaluation after the last step need not be repeated where it was of as many windows.
     again = 0 if each == at_end and num_steps % steps_between == 0 else at_end
-    return EvaluationPlan(during, at_end, num_windows, 2 * (each * num_evaluations + again))
+    return EvaluationPlan(each, at_end, num_windows, 2 * (each * num_evaluations + again))
 
 
 def fit_to_text(settings: TrainingSettings, num_windows: int, num_processes: int) -> tuple[TrainingSettings, int, int]:
@@ -119,11 +118,10 @@ def evaluation_batch_size(settings: TrainingSettings, num_windows: int, num_proc
 
 def evaluations_line(plan: EvaluationPlan, settings: TrainingSettings) -> str | None:
     """Describe how much of the validation text is scored; return None if it is all of it."""
-    during = plan.windows(settings.eval_iter)
-    if during == plan.at_end == plan.num_windows:
+    if plan.each == plan.at_end == plan.num_windows:
         return None
     return (
-        f"evaluations score {during:,} of the {plan.num_windows:,} windows of the validation text, every "
+        f"evaluations score {plan.each:,} of the {plan.num_windows:,} windows of the validation text, every "
         f"{settings.eval_steps:,} steps, and {plan.at_end:,} at the end"
     )
 

@@ -20,7 +20,7 @@ class Progress:
     is_step_open: bool = False  # a signal cut off evaluation and sample after the last step: both are still due
     skipped_in_a_row: int = 0  # newest skipped steps without an applied one in between
     recent_steps: list[list[float]] = field(default_factory=list)  # loss and gradient norm, if spikes are looked for
-    whole_losses: list[float] | None = None  # training and validation loss of these weights, if known over all text
+    whole_losses: list[float] | None = None  # of these weights: see set_losses
     history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
     schedule_steps: int | None = None  # of a run that was lengthened: its steps before, at which the rate is lowest
 
@@ -60,7 +60,7 @@ class Progress:
         self.skipped_in_a_row += 1
 
     def set_losses(self, losses: Sequence[float] | None) -> None:
-        """Set training and validation loss of these weights over all text, or forget them."""
+        """Set training loss, validation loss and its standard error over as much text as the end scores, or forget."""
         self.whole_losses = None if losses is None else list(losses)
 
     def note_if_best(self, validation_loss: float) -> bool:

@@ -65,14 +65,14 @@ def test_evaluations_take_a_small_part_of_any_run(
     """Counted in tokens: at most 11 % of what is trained on, at the cost that a scored token has."""
     settings = TrainingSettings(per_device_train_batch_size=batch).with_num_steps(num_steps)
     plan = plan_evaluations(settings, num_steps, num_windows, 1)
-    assert (settings.eval_steps, plan.during, plan.at_end) == expected
+    assert (settings.eval_steps, plan.each, plan.at_end) == expected
     num_evaluations = 1 + num_steps // settings.eval_steps
     assert num_evaluations <= 51
-    is_last_whole = plan.during == plan.at_end and num_steps % settings.eval_steps == 0
-    assert plan.num_scored == 2 * (plan.during * num_evaluations + (0 if is_last_whole else plan.at_end))
-    if plan.during > 8:
+    is_last_whole = plan.each == plan.at_end and num_steps % settings.eval_steps == 0
+    assert plan.num_scored == 2 * (plan.each * num_evaluations + (0 if is_last_whole else plan.at_end))
+    if plan.each > 8:
         assert 0.65 * plan.num_scored <= 0.11 * num_steps * batch
-    assert (evaluations_line(plan, settings) is None) == (plan.during == num_windows)
+    assert (evaluations_line(plan, settings) is None) == (plan.each == num_windows)
 
 
 def test_asked_evaluations_are_made() -> None:
@@ -80,6 +80,8 @@ def test_asked_evaluations_are_made() -> None:
         settings = TrainingSettings(eval_iter=eval_iter).with_num_steps(1056)
         plan = plan_evaluations(settings, 1056, 23_500, 1)
         assert (plan.windows(eval_iter), plan.at_end, plan.num_scored) == (23_500, at_end, num_scored)
+    line = "evaluations score 6 of the 23,500 windows of the validation text, every 22 steps, and 81 at the end"
+    assert evaluations_line(plan, settings) == line
 
 
 def test_batch_of_an_evaluation_is_cut_too() -> None:

@@ -125,7 +125,7 @@ def refuse_inner_folder(settings: TrainingSettings) -> None:
         FileExistsError: it lies there.
     """
     folder = Path(settings.output_dir).absolute()
-    for outer in folder.resolve().parents:
+    for outer in () if settings.resume else folder.resolve().parents:  # one that is there already may go on
         if (outer / "history.jsonl").is_file() and is_lock(outer / LOCK_NAME):
             raise FileExistsError(f"--output_dir {folder} lies in that of another run, {outer}: name one beside it")
     for text in (*(settings.train_file or ()), *(settings.validation_file or ())):
