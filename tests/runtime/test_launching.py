@@ -261,12 +261,12 @@ def test_killed_process_takes_the_job_down_with_one_message(start: Callable, lau
     job.rank(victim).send_signal(signal.SIGKILL)
     assert job.wait() < 30
     assert job.process.returncode != 0
-    messages = job.messages()
+    # The launcher's SIGTERM may come before the other process sees that one is gone: then it answers that first.
+    early = ("SIGTERM: stopping", "error: another process of the run died")
+    messages = [line for line in job.messages() if not line.startswith(early)]
     if "scripts/configs/ddp_cpu.yaml" in launcher:
         how = "was killed by SIGKILL and the others stopped: continue with the same command and --resume"
-        # The launcher's SIGTERM may come before the other process sees that one is gone: then it answers that first.
-        early = ("SIGTERM: stopping", "error: another process of the run died")
-        assert [line for line in messages if not line.startswith(early)] == [f"process {victim} {how}"]
+        assert messages == [f"process {victim} {how}"]
     else:  # torchrun's own report; the process that was left alone adds nothing to it
         assert sum("Root Cause" in line for line in messages) == 1
         assert sum(f"rank      : {victim} " in line for line in messages) == 1
