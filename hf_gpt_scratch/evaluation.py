@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
@@ -13,12 +14,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.data.pieces import cut_text
+from hf_gpt_scratch.data.token_folder import ShardedTokens
 from hf_gpt_scratch.data.tokenizer import text_to_token_ids
+from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.data.windows import IGNORE_INDEX, TokenWindows
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 
 
 PIECE_CHARS = 1 << 16  # tokenized at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token
+COUNTED_STRETCHES, STRETCH_TOKENS = 64, 1 << 16  # of a longer text, for the bytes of a token
 
 
 def token_log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -40,6 +44,29 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def perplexity(loss: float) -> float:
     """exp(loss): the number of equally likely tokens that would be as hard to guess. Infinite beyond float range."""
     return math.exp(loss) if loss < math.log(torch.finfo(torch.float64).max) else math.inf
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Bits needed for a byte of text, from nats per token: comparable between models with different vocabularies."""
+    return loss / math.log(2) / bytes_per_token
+
+
+def mean_token_bytes(token_ids: torch.Tensor | ShardedTokens, vocabulary: Vocabulary) -> float:
+    """Return the bytes of UTF-8 of a token, on average over those that are predicted: all but the first.
+
+    `<|endoftext|>` counts with its spelling, as in a text that `evaluate_text` scores. Of more than four million
+    tokens, stretches are counted that are spread over them.
+
+    Args:
+        token_ids: a text of at least two tokens, int64 [N] or the tokens of a folder of shards.
+        vocabulary: of these ids.
+    """
+    lengths, num_targets = np.array(vocabulary.byte_lengths), len(token_ids) - 1
+    if num_targets <= COUNTED_STRETCHES * STRETCH_TOKENS:
+        return float(lengths[np.asarray(token_ids[1:])].mean())
+    starts = [1 + number * num_targets // COUNTED_STRETCHES for number in range(COUNTED_STRETCHES)]
+    stretches = [np.asarray(token_ids[start : start + STRETCH_TOKENS]) for start in starts]
+    return float(lengths[np.concatenate(stretches)].mean())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
+from hf_gpt_scratch.data.vocabulary_training import TextSample, train_vocabulary
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.loopback_hub import LoopbackHub
 from tests.warm_interpreter import run_script
@@ -140,6 +142,15 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "short.txt"
     path.write_text(bundled_text_path().read_text(encoding="utf-8")[:2300], encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def own_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary of 400 tokens, trained on the bundled story."""
+    folder = tmp_path_factory.mktemp("vocabulary") / "mine"
+    folder.mkdir()
+    write_tokenizer(folder, train_vocabulary(TextSample([bundled_text_path()]), 400))
+    return folder
 
 
 @pytest.fixture(scope="session")

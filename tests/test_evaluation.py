@@ -9,13 +9,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, evaluation
-from hf_gpt_scratch.data.tokenizer import build_tokenizer, text_to_token_ids
+from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding, text_to_token_ids
+from hf_gpt_scratch.data.vocabulary import named_vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.data.windows import TokenWindows, build_loader
 from hf_gpt_scratch.evaluation import (
     LossSum,
+    bits_per_byte,
     cross_entropy,
     evaluate_text,
     evaluation_mode,
+    mean_token_bytes,
     perplexity,
     sum_losses,
     token_log_probabilities,
@@ -87,6 +91,28 @@ def test_initial_text_of_the_tutorial(tutorial_model: GPTScratchForCausalLM) -> 
     )
     text = build_tokenizer().decode(token_ids[0])
     assert text == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "own"])
+def test_bits_per_byte_of_tokens_are_those_of_their_text(own_vocabulary: Path, name: str) -> None:
+    vocabulary = load_vocabulary(str(own_vocabulary) if name == "own" else name)
+    text = "The lamp² went <|endoftext|>über 日本 " * 9
+    encoding = load_encoding(vocabulary)
+    token_ids = text_to_token_ids(text, encoding)[0]
+    predicted = text.encode()[len(encoding.decode_single_token_bytes(int(token_ids[0]))) :]
+    mean = mean_token_bytes(token_ids, vocabulary)
+    assert mean == pytest.approx(len(predicted) / (len(token_ids) - 1))
+    nats = 2.5 * (len(token_ids) - 1)
+    assert bits_per_byte(2.5, mean) == pytest.approx(nats / math.log(2) / len(predicted))
+
+
+def test_bytes_of_a_long_text_are_counted_in_parts_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of one byte, then in the second half one of three: the parts are spread over both."""
+    monkeypatch.setattr(evaluation, "COUNTED_STRETCHES", 8)
+    monkeypatch.setattr(evaluation, "STRETCH_TOKENS", 10)
+    vocabulary = named_vocabulary("gpt2")
+    short, long = (vocabulary.ids[token] for token in ("a", "the"))
+    assert mean_token_bytes(torch.tensor([long] + [short] * 500 + [long] * 500), vocabulary) == 2
 
 
 def test_perplexity_is_infinite_rather_than_an_error() -> None:

@@ -22,6 +22,8 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 import hf_gpt_scratch
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
+from hf_gpt_scratch.data.vocabulary import named_vocabulary
 from hf_gpt_scratch.runtime.cli import snake_case
 from hf_gpt_scratch.training.command_line import parse_settings
 from scripts.benchmarks.command import RESULTS
@@ -169,6 +171,8 @@ def test_options_are_taken_by_the_real_parsers(command: str, tmp_path: Path, mon
     for name, value in {"HEAD": "first-node", "SLURM_NNODES": "2", "SLURM_NODEID": "0"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "settings.yaml").write_text("hidden_size: 96\n", encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    write_tokenizer(tmp_path / "mine", named_vocabulary("bytes"))
     monkeypatch.chdir(tmp_path)
     for words in script_calls(command):
         script, *arguments = parse_launcher(words)

@@ -30,6 +30,9 @@ COMMANDS = {
     "prepare": Command(
         "prepare", "turn texts into token shards to train on", False, "turn down --num_workers or --shard_tokens"
     ),
+    "train-tokenizer": Command(
+        "train_tokenizer", "make a vocabulary of your own from texts", False, "turn down --sample_bytes"
+    ),
     "push": Command("push", "push a model folder to the Hub"),
     "plot history": Command("plot_history", "the losses of several runs in one picture"),
     "plot decoding": Command("plot_decoding", "next-token probabilities at several temperatures"),

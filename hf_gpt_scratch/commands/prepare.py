@@ -23,6 +23,8 @@ from hf_gpt_scratch.data.document_sources import (
 from hf_gpt_scratch.data.documents import DatasetName
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare
 from hf_gpt_scratch.data.token_folder import read_index, verify_folder
+from hf_gpt_scratch.data.vocabulary import OWN
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 
 
@@ -41,6 +43,11 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
     parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
     add_text_column(parser)
+    parser.add_argument(
+        "--vocabulary",
+        metavar="NAME",
+        help="gpt2 (default), bytes, or a folder made by hf-gpt-scratch train-tokenizer",
+    )
     parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
     parser.add_argument(
         "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
@@ -66,7 +73,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
     """Prepare or verify a folder, and print what it holds."""
     arguments = parse_arguments(words, prog)
     index = prepare_or_verify(arguments)
-    print("\n".join(describe(index, arguments.verify or arguments.output)))
+    print("\n".join(describe(index, arguments.verify or arguments.output, arguments.vocabulary)))
 
 
 def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,15 +90,17 @@ def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.verify:
         options = ["--source", "--dataset", "--dataset_config", "--dataset_split", "--dataset_revision", "--output"]
         options += ["--text_column", "--validation_source", "--validation_fraction", "--shard_tokens", "--bad_rows"]
+        options += ["--vocabulary"]
         refuse_unused(arguments, options, "with --verify")
         if broken := verify_folder(arguments.verify, num_workers):
             raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them again")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
+    vocabulary = load_vocabulary(arguments.vocabulary or "gpt2")
     given = {item.name: getattr(arguments, item.name) for item in fields(Choices)}
     choices = Choices(**{name: value for name, value in given.items() if value is not None})
     sources = find_sources(arguments, choices.text_column, num_workers)
-    return prepare(arguments.output, sources, choices, num_workers, say)
+    return prepare(arguments.output, sources, choices, num_workers, say, vocabulary)
 
 
 def available_cores() -> int:
@@ -133,8 +142,8 @@ def find_sources(arguments: argparse.Namespace, text_column: str, num_workers: i
     return [dataset_source(DatasetName(*names)), *validation]
 
 
-def describe(index: dict[str, Any], folder: Path) -> list[str]:
-    """Describe a folder in a few lines."""
+def describe(index: dict[str, Any], folder: Path, vocabulary: str | None) -> list[str]:
+    """Describe a folder in a few lines; the vocabulary is the one that was given."""
     lines = [
         f"{split}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, {len(facts['shards'])} shards"
         for split, facts in index["splits"].items()
@@ -144,4 +153,6 @@ def describe(index: dict[str, Any], folder: Path) -> list[str]:
         lines.append(f"left out: {skipped['empty_documents']:,} empty documents")
     if skipped["bad_rows"]:
         lines.append(f"left out: {skipped['bad_rows']:,} bad rows, the first: {skipped['first_bad_row']}")
-    return [*lines, f"train on it: hf-gpt-scratch train --train_data {folder}"]
+    name = index["vocabulary"]["name"]
+    option = "" if name == "gpt2" else f" --vocabulary {vocabulary or ('FOLDER' if name == OWN else name)}"
+    return [*lines, f"train on it: hf-gpt-scratch train --train_data {folder}{option}"]

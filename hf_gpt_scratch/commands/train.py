@@ -26,9 +26,10 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
     result = train(settings)
     if not result.is_main_process:
         return
+    bits = "" if result.bits_per_byte is None else f"bits per byte {result.bits_per_byte:.3f}, "
     print(
         f"validation loss {result.validation_loss:.3f} nats per token, perplexity "
-        f"{perplexity(result.validation_loss):.1f}, after {result.seconds:.0f} s"
+        f"{perplexity(result.validation_loss):.1f}, {bits}after {result.seconds:.0f} s"
     )
     if result.skipped_steps:
         print(f"{result.skipped_steps} steps were skipped: their loss or gradient was not finite or a spike")

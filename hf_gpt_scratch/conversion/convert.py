@@ -37,6 +37,8 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
 )
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
+from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256
 
 
@@ -53,6 +55,7 @@ class Conversion:
     format: Format
     config: dict[str, Any]  # fields of GPTScratchConfig
     plan: MappingPlan
+    vocabulary: Vocabulary | None  # of the tokenizer to write
     notes: list[str]
 
 
@@ -89,9 +92,20 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
         raise ValueError(f"weights have to be float32, float16 or bfloat16, but {name_some(wrong, '; ')}")
     if plan.zeros:
         notes.append(f"the model has no biases: {len(plan.zeros)} of ours are zero, which computes the same")
-    if not has_gpt2_vocabulary(config):
+    vocabulary = find_vocabulary(source.path.parent, config)
+    if vocabulary is None:
         notes.append(f"no tokenizer is written: {config['vocab_size']} tokens are not the vocabulary of GPT-2")
-    return Conversion(source, format_, config, plan, notes)
+    return Conversion(source, format_, config, plan, vocabulary, notes)
+
+
+def find_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary | None:
+    """Return the vocabulary of the `tokenizer.json` beside a checkpoint; without one GPT-2's, if it fits the model."""
+    try:
+        vocabulary = load_vocabulary(str(folder))
+    except (ValueError, OSError):  # there is none, or it is of a kind that is not known here
+        vocabulary = named_vocabulary("gpt2")
+    fits = has_gpt2_vocabulary(config) if vocabulary.name == "gpt2" else vocabulary.size <= config["vocab_size"]
+    return vocabulary if fits else None
 
 
 def _settle_head(
@@ -207,7 +221,7 @@ def convert_checkpoint(
     with atomic_folder(output) as folder:
         conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
         source, format_, config, plan = conversion.source, conversion.format, conversion.config, conversion.plan
-        has_tokenizer = has_gpt2_vocabulary(config)
+        has_tokenizer = conversion.vocabulary is not None
         if text is not None and not has_tokenizer:
             raise ValueError(
                 f"--text {text} needs GPT-2's vocabulary, but this model has {config['vocab_size']} tokens"
@@ -216,7 +230,7 @@ def convert_checkpoint(
             check_size(config, size)
         say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
         weights = write_model(folder, plan.shapes, tensor_blocks(plan, source.tensors), dtype, max_shard_size)
-        write_model_files(folder, config, dtype)
+        write_model_files(folder, config, dtype, conversion.vocabulary)
         verification = None
         if verify:
             say(VERIFYING)

@@ -21,10 +21,11 @@ from hf_gpt_scratch.conversion.writers.repository_files import (
     transformers_version,
     write_generation_config,
     write_json,
-    write_tokenizer,
 )
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blocks
+from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
+from hf_gpt_scratch.data.vocabulary import named_vocabulary
 from hf_gpt_scratch.runtime import remote_code
 from hf_gpt_scratch.runtime.files import atomic_folder
 
@@ -128,7 +129,7 @@ def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any],
     if (folder / "tokenizer.json").is_file():
         return True
     if has_gpt2_vocabulary(config):
-        write_tokenizer(folder, config["max_position_embeddings"])
+        write_tokenizer(folder, named_vocabulary("gpt2"), config["max_position_embeddings"])
         return True
     notes.append("the model has no tokenizer, so the exported folder has none")
     return False

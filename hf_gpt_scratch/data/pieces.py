@@ -30,7 +30,8 @@ def cut_text(blocks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[
     """Cut one document, given in blocks of any length, into pieces of at most `piece_chars` characters.
 
     The cuts depend on the document alone, not on its blocks. A stretch of that length without any place to cut is cut
-    at its end: a run of line ends keeps its tokens, a word or a run of no-break spaces may get others than in one go.
+    at its end: a run of line ends keeps its tokens of GPT-2, a word or a run of no-break spaces may get others than in
+    one go, and so may any white space of that length with another vocabulary.
 
     Returns:
         Each piece, and whether it is the last; an empty document is one empty piece.

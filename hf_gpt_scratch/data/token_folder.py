@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, VOCAB_SIZE, Shard
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
+from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
+from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256, Vocabulary, named_vocabulary
 from hf_gpt_scratch.runtime.files import file_sha256, read_json
 
 
@@ -17,8 +17,12 @@ INDEX_NAME = "index.json"
 UNFINISHED_NAME = "unfinished.json"
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
     """Read what a folder of shards says of itself.
+
+    Args:
+        folder: made by `hf-gpt-scratch prepare`.
+        vocabulary: that the tokens must be of; none: of any.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing prepared in it, or it is not finished.
@@ -32,16 +36,21 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = read_json(path)
         known = index["format"] == FORMAT and index["version"] == VERSION
-        vocab_sha256 = index["vocabulary"]["sha256"]
+        of_tokens = index["vocabulary"]
+        vocab_sha256 = of_tokens["sha256"]
         shards = [shard for split in index["splits"].values() for shard in split["shards"]]
         files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
-        faults = wrong_facts(index)
+        faults = wrong_facts(index, named_vocabulary("gpt2") if vocab_sha256 == VOCAB_SHA256 else vocabulary)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: {REMEDY}") from None
     if not known:
         raise ValueError(f"{path} is of another version than {VERSION}: {REMEDY}")
-    if vocab_sha256 != VOCAB_SHA256:
-        raise ValueError(f"{path} is of another vocabulary, sha256 {vocab_sha256} and not {VOCAB_SHA256}: {REMEDY}")
+    if vocabulary is not None and vocab_sha256 != vocabulary.sha256:
+        size = f"{of_tokens['size']:,} tokens, " if isinstance(of_tokens.get("size"), int) else ""
+        raise ValueError(
+            f"{path} is of another vocabulary, {of_tokens.get('name')} ({size}sha256 {vocab_sha256}), and not of "
+            f"{vocabulary}: name its own with --vocabulary, or {REMEDY}"
+        )
     if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
         raise ValueError(f"{path} names the file {outside[0]!r}: the shards must lie beside the index")
     if faults:
@@ -49,16 +58,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def wrong_facts(index: dict[str, Any]) -> list[str]:
-    """List what an index says that is not true of any folder, or not of the shards that it names."""
+def wrong_facts(index: dict[str, Any], vocabulary: Vocabulary | None) -> list[str]:
+    """List what an index says that is not true of any folder or of its vocabulary, or not of the shards it names."""
+    separator, size = index["separator"], index["vocabulary"]["size"]
     faults = []
-    for name, found, expected in (
-        ("separator", index["separator"], END_OF_TEXT_ID),
-        ("vocabulary.size", index["vocabulary"]["size"], VOCAB_SIZE),
-    ):
-        if found != expected:
-            faults.append(f"{name} is {found!r}, not {expected}")
-    counts = {name: index["skipped"][name] for name in ("empty_documents", "bad_rows")}
+    if vocabulary is not None:
+        for name, found, expected in (
+            ("separator", separator, vocabulary.end_of_text_id),
+            ("vocabulary.size", size, vocabulary.size),
+        ):
+            if found != expected:
+                faults.append(f"{name} is {found!r}, not {expected}")
+    counts = {"separator": separator, "vocabulary.size": size}
+    counts |= {name: index["skipped"][name] for name in ("empty_documents", "bad_rows")}
     for split, facts in index["splits"].items():
         for name in ("num_tokens", "num_documents"):
             of_shards = {shard["file"]: shard[name] for shard in facts["shards"]}
@@ -70,14 +82,14 @@ def wrong_facts(index: dict[str, Any]) -> list[str]:
     return faults + [f"{name} is {count!r}" for name, count in counts.items() if type(count) is not int or count < 0]
 
 
-def open_shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    """Open a shard of a folder, by what the index says of it.
+def open_shard(folder: Path, entry: dict[str, Any], vocab_sha256: str) -> Shard:
+    """Open a shard of a folder, by what the index says of it and of its vocabulary.
 
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is damaged, or not the one that the index describes; the line names it.
     """
-    shard = Shard(folder / entry["file"])
+    shard = Shard(folder / entry["file"], vocab_sha256)
     if (shard.num_tokens, shard.num_documents) != (entry["num_tokens"], entry["num_documents"]):
         raise ValueError(f"{shard.path} is not the shard that {INDEX_NAME} describes: {REMEDY}")
     return shard
@@ -91,21 +103,24 @@ class ShardedTokens:
     Args:
         folder: made by `hf-gpt-scratch prepare`.
         split: "train" or "validation".
+        vocabulary: of the tokens; none: GPT-2's.
 
     Raises:
         OSError: the folder or a shard is not there.
-        ValueError: the folder has no such split, or a file of it is damaged; the line names it.
+        ValueError: the folder has no such split, is of another vocabulary, or a file of it is damaged; the line names
+            it.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        splits = read_index(folder)["splits"]
+    def __init__(self, folder: Path, split: str, vocabulary: Vocabulary | None = None) -> None:
+        vocabulary = vocabulary or named_vocabulary("gpt2")
+        splits = read_index(folder, vocabulary)["splits"]
         if split not in splits:
             raise ValueError(f"{folder} has no {split} tokens, only {' and '.join(splits)}")
         self.shards: list[Shard] = []
         self.ends: list[int] = []
         self.hashes: list[str] = [entry["sha256"] for entry in splits[split]["shards"]]
         for entry in splits[split]["shards"]:
-            shard = open_shard(folder, entry)
+            shard = open_shard(folder, entry, vocabulary.sha256)
             self.shards.append(shard)
             self.ends.append(len(self) + shard.num_tokens)
 
@@ -141,7 +156,8 @@ def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
     Raises:
         OSError, ValueError: the index cannot be used.
     """
-    shards = [shard for split in read_index(folder)["splits"].values() for shard in split["shards"]]
+    index = read_index(folder)
+    shards = [shard for split in index["splits"].values() for shard in split["shards"]]
 
     def look_at(entry: dict[str, Any]) -> str | None:
         path = folder / entry["file"]
@@ -150,7 +166,7 @@ def verify_folder(folder: Path, num_workers: int = 1) -> list[str]:
         if (digest := file_sha256(path)) != entry["sha256"]:
             return f"{path} has sha256 {digest} and not {entry['sha256']}"
         try:
-            open_shard(folder, entry)
+            open_shard(folder, entry, index["vocabulary"]["sha256"])
         except ValueError as error:
             return str(error)
         return None

@@ -1,7 +1,7 @@
-"""The GPT-2 vocabulary as tiktoken encoding and as transformers tokenizer, and text to token ids and back.
+"""A vocabulary as tiktoken encoding and as transformers tokenizer, and text to token ids and back.
 
-Both are built from the packaged `assets/vocab.bpe`, so nothing is ever downloaded. A token's printable spelling writes
-each byte as one character; tiktoken works on the bytes, transformers on the spelling, and the ids are the same.
+GPT-2's is built from the packaged `assets/vocab.bpe`, so nothing is ever downloaded. A token's printable spelling
+writes each byte as one character; tiktoken works on the bytes, transformers on the spelling, and the ids are the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import tiktoken
 
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, END_OF_TEXT_IDS, byte_alphabet, read_merges, spell_tokens
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, Vocabulary, byte_alphabet
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 
 
 if TYPE_CHECKING:
@@ -27,24 +28,33 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\
 LONG_WHITE_SPACE = re.compile(r"[^\S\x1c-\x1f]{1000,}")  # the four are white space for Python alone
 
 
-@functools.cache
-def load_encoding(vocabulary: str = "gpt2") -> tiktoken.Encoding:
-    """Build the encoding that tiktoken calls "gpt2", without a download.
+def load_encoding(vocabulary: str | Vocabulary = "gpt2") -> tiktoken.Encoding:
+    """Build the encoding that tiktoken calls "gpt2", without a download, or that of another vocabulary.
 
-    Every call returns the same object, with 50,257 ids; or with 257 if `vocabulary` is "bytes": GPT-2's first 256
+    Every call returns the same object: with 50,257 ids; or with 257 if `vocabulary` is "bytes": GPT-2's first 256
     tokens, the single bytes, and `<|endoftext|>`.
 
+    Args:
+        vocabulary: from `load_vocabulary`, or what that takes.
+
     Raises:
-        ValueError: `vocab.bpe` is not the file OpenAI published.
+        ValueError, OSError: see `load_vocabulary`.
     """
+    return build_encoding(load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary)
+
+
+@functools.lru_cache(maxsize=4)
+def build_encoding(vocabulary: Vocabulary) -> tiktoken.Encoding:
+    """Build the tiktoken encoding of a vocabulary, with its ids as ranks."""
     byte_of = byte_alphabet()
-    tokens = spell_tokens(read_merges() if vocabulary == "gpt2" else [])
+    ids = vocabulary.ids
+    end_of_text_id = ids.pop(END_OF_TEXT)
     return tiktoken.Encoding(
-        vocabulary,
+        vocabulary.name,
         pat_str=SPLIT_PATTERN,
-        mergeable_ranks={bytes(byte_of[char] for char in token): rank for rank, token in enumerate(tokens)},
-        special_tokens={END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
-        explicit_n_vocab=END_OF_TEXT_IDS[vocabulary] + 1,
+        mergeable_ranks={bytes(byte_of[char] for char in token): rank for token, rank in ids.items()},
+        special_tokens={END_OF_TEXT: end_of_text_id},
+        explicit_n_vocab=vocabulary.size,
     )
 
 
@@ -77,7 +87,7 @@ def encode_to_numpy(text: str, encoding: tiktoken.Encoding, special: bool) -> np
         return np.concatenate([*parts, encode(text[start:])])
 
 
-def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> GPT2Tokenizer:
+def build_tokenizer(model_max_length: int = 1024, vocabulary: str | Vocabulary = "gpt2") -> GPT2Tokenizer:
     """Build a new transformers tokenizer with the ids of `load_encoding`, ready for `save_pretrained`.
 
     `<|endoftext|>` is the bos, eos, unk and pad token. Padding goes to the left, where batched generation needs it.
@@ -85,18 +95,18 @@ def build_tokenizer(model_max_length: int = 1024, vocabulary: str = "gpt2") -> G
 
     Args:
         model_max_length: Longest input of the model in tokens; longer texts are warned about and kept whole.
-        vocabulary: "gpt2" or "bytes", as in `load_encoding`.
+        vocabulary: as in `load_encoding`.
 
     Raises:
-        ValueError: `vocab.bpe` is not the file OpenAI published.
+        ValueError, OSError: see `load_vocabulary`.
     """
     # Imported here, because preparing data needs tiktoken only.
     from transformers import GPT2Tokenizer
 
-    merges: Any = read_merges() if vocabulary == "gpt2" else []  # the library's annotation lacks pairs
-    vocab = {token: token_id for token_id, token in enumerate(spell_tokens(merges))}
+    known = load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
+    merges: Any = list(known.merges)  # the library's annotation lacks pairs
     return GPT2Tokenizer(
-        vocab=vocab | {END_OF_TEXT: END_OF_TEXT_IDS[vocabulary]},
+        vocab=known.ids,
         merges=merges,
         unk_token=END_OF_TEXT,
         bos_token=END_OF_TEXT,

@@ -1,15 +1,79 @@
-"""The packaged vocabulary of GPT-2, read without any library of tokenizers: merges, and the spelling of each token."""
+"""Byte-level vocabularies, and the packaged one of GPT-2: merges, the spelling of each token, without any library."""
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
-# Of each vocabulary the id of its last token: GPT-2's, and that of single bytes, which is GPT-2's without any merge.
-END_OF_TEXT_IDS = {"gpt2": END_OF_TEXT_ID, "bytes": 256}
+NAMES = ("gpt2", "bytes")  # of the vocabularies that need no folder
+OWN = "own"  # the name of all others, which a path would tie to one machine
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a byte-level BPE and its merges; two are equal if every text has the same ids.
+
+    Args:
+        sha256: of all that ids depend on; for GPT-2's that of `vocab.bpe`.
+        name: "gpt2", "bytes" or "own".
+        tokens: spelling of each token in order of the ids, `<|endoftext|>` among them.
+        merges: pairs of spellings, in order of the ids of what they make.
+        end_of_text_id: id of `<|endoftext|>`.
+    """
+
+    sha256: str
+    name: str = field(compare=False)
+    tokens: tuple[str, ...] = field(compare=False, repr=False)
+    merges: tuple[tuple[str, str], ...] = field(compare=False, repr=False)
+    end_of_text_id: int = field(compare=False)
+
+    @property
+    def size(self) -> int:
+        """Return the number of tokens."""
+        return len(self.tokens)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Return the id of each spelling, in order of the ids."""
+        return {token: token_id for token_id, token in enumerate(self.tokens)}
+
+    @property
+    def byte_lengths(self) -> list[int]:
+        """Return the bytes of each token in order of the ids; those of `<|endoftext|>` are those of its spelling."""
+        return [len(token) for token in self.tokens]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what an index or a history says of it, JSON-ready."""
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size:,} tokens, sha256 {self.sha256})"
+
+
+@functools.cache
+def named_vocabulary(name: str) -> Vocabulary:
+    """Return the vocabulary of one of `NAMES`: GPT-2's, or single bytes, which is GPT-2's without any merge.
+
+    Raises:
+        ValueError: `vocab.bpe` is not the file OpenAI published.
+    """
+    merges = read_merges() if name == "gpt2" else []
+    tokens = [*spell_tokens(merges), END_OF_TEXT]
+    digest = VOCAB_SHA256 if name == "gpt2" else hash_rules(tokens, merges)
+    return Vocabulary(digest, name, tuple(tokens), tuple(merges), len(tokens) - 1)
+
+
+def hash_rules(tokens: Sequence[str], merges: Iterable[tuple[str, str]]) -> str:
+    """Hash all that ids depend on: the spellings in order of the ids, and the merges in order."""
+    content = json.dumps([list(tokens), join_merges(merges)])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_merges() -> list[tuple[str, str]]:
@@ -43,7 +107,7 @@ def join_merges(merges: Iterable[Sequence[str]]) -> list[str]:
 
 
 def spell_tokens(merges: list[tuple[str, str]]) -> list[str]:
-    """Spell the 50,256 ordinary tokens in order of their ids: the bytes first, then one token per merge."""
+    """Spell the ordinary tokens in GPT-2's order of ids: the bytes first, then one token per merge."""
     return [*byte_alphabet(), *(first + second for first, second in merges)]
 
 

@@ -1,17 +1,17 @@
 """Start from an existing model: its architecture and vocabulary go into the settings, its weights into the run."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.vocabulary import NAMES, Vocabulary, named_vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary, parse_vocabulary
 from hf_gpt_scratch.hub.loading import load_model_and_tokenizer, refuse_absent
-from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings, Vocabulary
+from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class BaseModel:
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: Vocabulary | None  # None: a tokenizer of its own
+    vocabulary: Vocabulary | None  # None: tiktoken does not give the ids of its tokenizer
 
     @property
     def stored_dtype(self) -> str | None:
@@ -81,22 +81,15 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
 
 
 def known_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
-    """Return the vocabulary of this package with the same ids for every text, or None."""
-    for name in get_args(Vocabulary):
-        if len(tokenizer) == END_OF_TEXT_IDS[name] + 1 and text_rules(tokenizer) == text_rules(
-            build_tokenizer(vocabulary=name)
-        ):
-            return name
-    return None
-
-
-def text_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """Read the parts of a tokenizer that ids depend on; return None unless it is a fast one."""
+    """Return the vocabulary of a tokenizer, if tiktoken gives the same ids for every text, or None."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    rules = json.loads(backend.to_str())
-    return {name: rules[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    try:
+        vocabulary = parse_vocabulary(backend.to_str(), "the tokenizer")
+    except ValueError:
+        return None
+    return vocabulary if vocabulary.end_of_text_id == tokenizer.eos_token_id else None
 
 
 def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> TrainingSettings:
@@ -114,16 +107,26 @@ def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> Train
         for field, value in own.items()
         if getattr(settings, field) not in (None, value)
     ]
-    if settings.vocabulary not in (None, base.vocabulary):
+    if settings.vocabulary is not None and load_vocabulary(settings.vocabulary) != base.vocabulary:
         has = f"the vocabulary {base.vocabulary}" if base.vocabulary else "a tokenizer of its own"
         wrong.append(f"--vocabulary {settings.vocabulary} contradicts {name}, which has {has}: leave it out")
     if settings.train_data is not None and base.vocabulary is None:
-        known = build_tokenizer().get_vocab().items()
+        known = named_vocabulary("gpt2").ids.items()
         if not known <= base.tokenizer.get_vocab().items():
             wrong.append(f"--train_data holds GPT-2's tokens, which are not those of {name}: use --train_file")
     if wrong:
         raise ValueError("; ".join(wrong))
-    return replace(settings, vocabulary=base.vocabulary, **own)
+    name = base.vocabulary.name if base.vocabulary else None
+    return replace(settings, vocabulary=name if name in NAMES else settings.vocabulary, **own)
+
+
+def vocabulary_of(settings: TrainingSettings, base: BaseModel | None) -> Vocabulary | None:
+    """Return the vocabulary of a run; None if it has the tokenizer of a base model that is no such vocabulary.
+
+    Raises:
+        ValueError, OSError: see `load_vocabulary`.
+    """
+    return base.vocabulary if base is not None else load_vocabulary(settings.vocabulary or "gpt2")
 
 
 def load_base_model(name: str, settings: TrainingSettings) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from hf_gpt_scratch.data.document_sources import (
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.data.token_folder import ShardedTokens, read_index
 from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.data.windows import (
     StepSampler,
     TokenWindows,
@@ -37,13 +38,19 @@ from hf_gpt_scratch.data.windows import (
     read_texts,
     split_text,
 )
-from hf_gpt_scratch.evaluation import tokenize_in_pieces
+from hf_gpt_scratch.evaluation import mean_token_bytes, tokenize_in_pieces
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.runtime.cli import say_once
 from hf_gpt_scratch.runtime.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
-from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
+from hf_gpt_scratch.training.base_model import (
+    BaseModel,
+    load_base_model,
+    read_base_model,
+    vocabulary_of,
+    with_base_model,
+)
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
 from hf_gpt_scratch.training.checkpoints.resume import find_resumable, resume
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
@@ -91,7 +98,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals) -
     base = read_base_model(settings)
     asked = settings = with_base_model(settings, base)
     encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
-    train_windows, validation_windows = build_windows(settings, encoding)
+    train_windows, validation_windows = build_windows(settings, encoding, vocabulary_of(settings, base))
     check_prompt(settings, encoding)
     settings, _, num_steps = fit_to_text(settings, len(train_windows), accelerator.num_processes)
     run = prepare_run(settings, accelerator, base, encoding, train_windows, validation_windows, num_steps, signals)
@@ -139,11 +146,13 @@ def prepare_run(
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
+    vocabulary = vocabulary_of(settings, base)
     return Run(
         settings=settings,
         accelerator=accelerator,
         base=base,
         encoding=encoding,
+        vocabulary=vocabulary,
         model=prepared_model,
         optimizer=prepared_optimizer,
         train_loader=loaders[0],
@@ -157,6 +166,7 @@ def prepare_run(
         flops=flops,
         cpu_speedups=cpu_speedups,
         text_sha256=text_sha256(train_windows, validation_windows),
+        bytes_per_token=mean_token_bytes(validation_windows.token_ids, vocabulary) if vocabulary else None,
         steps_in_backward=StepsInBackward(model, optimizer) if settings.optimizer_in_backward else None,
         history=history,
         loss_plot=LossPlot(history),
@@ -164,8 +174,15 @@ def prepare_run(
     )
 
 
-def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple[TokenWindows, TokenWindows]:
+def build_windows(
+    settings: TrainingSettings, encoding: "AnyTokenizer", vocabulary: Vocabulary | None = None
+) -> tuple[TokenWindows, TokenWindows]:
     """Read, split and cut the tokens: training and validation windows.
+
+    Args:
+        settings: of the run.
+        encoding: of texts.
+        vocabulary: of prepared tokens; none: GPT-2's.
 
     Raises:
         ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
@@ -173,7 +190,7 @@ def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple
     separator = end_of_text_id(encoding) if settings.separate_documents else None
     is_split = settings.validation_file is None and settings.train_data is None
     windows = []
-    for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding), strict=True):
+    for part, token_ids in zip(("training", "validation"), read_tokens(settings, encoding, vocabulary), strict=True):
         # Training wants one full window; a short validation text is scored as it is.
         needed = settings.window_size + 1 if part == "training" or settings.drop_last else 2
         if len(token_ids) < needed:
@@ -188,7 +205,7 @@ def build_windows(settings: TrainingSettings, encoding: "AnyTokenizer") -> tuple
 
 
 def read_tokens(
-    settings: TrainingSettings, encoding: "AnyTokenizer"
+    settings: TrainingSettings, encoding: "AnyTokenizer", vocabulary: Vocabulary | None = None
 ) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
     """Read the tokens to train and to validate on: texts into memory, shards by memory map."""
 
@@ -202,11 +219,11 @@ def read_tokens(
     validation = to_ids(read(validation_files), encoding) if validation_files else None
     if settings.train_data:
         folder = Path(settings.train_data)
-        training = ShardedTokens(folder, "train")
+        training = ShardedTokens(folder, "train", vocabulary)
         sources = read_index(folder).get("sources", [])
         trained = {source["sha256"] for source in sources if "sha256" in source and "split" not in source}
         warn_of_shared(trained, validation_files, say_once)
-        return training, ShardedTokens(folder, "validation") if validation is None else validation
+        return training, ShardedTokens(folder, "validation", vocabulary) if validation is None else validation
     warn_of_copies(files, say_once)
     warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say_once)
     text = read(files or [SAMPLE_TEXTS[settings.sample_text]()])
@@ -321,6 +338,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "base_dtype": run.base.stored_dtype if run.base else None,
         "versions": key_versions(),
+        "vocabulary": run.vocabulary.facts() if run.vocabulary else None,
         "parameters": run.bare_model.num_parameters(),
         "train_tokens": len(train_windows.token_ids),
         "validation_tokens": len(validation_windows.token_ids),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.runtime.environment import describe_device
-from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
+from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocabulary_of, with_base_model
 from hf_gpt_scratch.training.build import build_accelerator, build_windows
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
 from hf_gpt_scratch.training.memory_estimate import estimate_memory
@@ -40,8 +40,8 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     check_trackers(settings.report_to or [])
     base = read_base_model(settings)
     settings = with_base_model(settings, base)
-    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary)
-    train_windows, validation_windows = build_windows(settings, encoding)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
+    train_windows, validation_windows = build_windows(settings, encoding, vocabulary_of(settings, base))
     check_prompt(settings, encoding)
     accelerator = build_accelerator(settings)
     num_windows, num_processes, asked = len(train_windows), accelerator.num_processes, settings

@@ -53,6 +53,7 @@ class TrainingResult:
     seconds: float
     skipped_steps: int
     is_main_process: bool
+    bits_per_byte: float | None = None  # of the validation text; None: its bytes are not known
 
 
 def train(settings: TrainingSettings) -> TrainingResult:
@@ -293,7 +294,7 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     if num_windows < sampler.num_windows and math.isfinite(validation.standard_error):
         losses.append(validation.standard_error)
     record_evaluation(run, *losses)
-    known = {"train_loss": train_loss, "validation_loss": validation.mean}
+    known = {"train_loss": train_loss, "validation_loss": validation.mean} | run.in_bits_per_byte(validation.mean)
     run.accelerator.log(known, step=progress.global_step)
     run.loss_plot.refresh()
     progress.set_losses(losses if num_windows == run.evaluation_plan.at_end and not num_batches else None)
@@ -311,6 +312,7 @@ def record_evaluation(
     losses = {"train_loss": train_loss, "validation_loss": validation_loss}
     if standard_error is not None:
         losses["standard_error"] = standard_error
+    losses |= run.in_bits_per_byte(validation_loss)
     values = {"global_step": step, "epoch": run.epoch, "tokens_seen": run.progress.tokens_seen, **losses}
     last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
     if last != [{"event": "evaluation", **values}]:
@@ -320,6 +322,7 @@ def record_evaluation(
         run.say(
             f"epoch {run.epoch:.2f}, step {step}: "
             f"training loss {train_loss:.3f}, validation loss {validation_loss:.3f}{about}"
+            + (f", bits per byte {losses['bits_per_byte']:.3f}" if "bits_per_byte" in losses else "")
         )
 
 
@@ -368,7 +371,9 @@ def finish(run: Run) -> TrainingResult:
     train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
-    run.history.append("end", validation_loss=validation_loss, perplexity=perplexity(validation_loss), seconds=seconds)
+    bits = run.in_bits_per_byte(validation_loss)
+    figures = {"validation_loss": validation_loss, "perplexity": perplexity(validation_loss), **bits}
+    run.history.append("end", **figures, seconds=seconds)
     repository = run.output_dir / "model"
     kept = ["README.md"] if run.history.is_edited(repository / "README.md") else []
     write_repository(run, repository, kept)
@@ -381,7 +386,7 @@ def finish(run: Run) -> TrainingResult:
     run.pushes.close()
     skipped_steps = run.progress.skipped_steps
     return TrainingResult(
-        repository, train_loss, validation_loss, seconds, skipped_steps, run.accelerator.is_main_process
+        repository, train_loss, validation_loss, seconds, skipped_steps, run.accelerator.is_main_process, **bits
     )
 
 
@@ -403,6 +408,8 @@ def write_repository(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
             facts["training loss"] = f"{row['train_loss']:.3f} nats per token"
             about = f" ± {row['standard_error']:.3f}" if "standard_error" in row else ""
             facts["validation loss"] = f"{loss:.3f}{about} nats per token, perplexity {perplexity(loss):.1f}"
+            if "bits_per_byte" in row:
+                facts["validation loss"] += f", {row['bits_per_byte']:.3f} bits per byte"
         with name_file_in_errors(folder):
             build_repository(
                 model,

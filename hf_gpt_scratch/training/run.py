@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.data.windows import StepSampler, draw_like_torch_loader, epoch_order_seed
+from hf_gpt_scratch.evaluation import bits_per_byte
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
 from hf_gpt_scratch.runtime.files import write_file
 from hf_gpt_scratch.runtime.signals import StopSignals
@@ -59,6 +61,7 @@ class Run:
     accelerator: Accelerator
     base: BaseModel | None
     encoding: "AnyTokenizer"
+    vocabulary: Vocabulary | None  # None: a base model's tokenizer that tiktoken cannot stand for
     model: nn.Module
     optimizer: AcceleratedOptimizer
     train_loader: DataLoader  # a batch is this process's share of one optimizer step
@@ -72,6 +75,7 @@ class Run:
     flops: ModelFlops
     cpu_speedups: list[str]  # those that are on, each with its reason
     text_sha256: str  # of the token ids
+    bytes_per_token: float | None  # of the validation text; None: the vocabulary is not known
     steps_in_backward: StepsInBackward | None
     history: History
     loss_plot: LossPlot
@@ -95,7 +99,7 @@ class Run:
         """The tokenizer of the result: a base model's own."""
         if self.base is not None:
             return self.base.tokenizer
-        return build_tokenizer(self.settings.context, self.settings.vocabulary or "gpt2")
+        return build_tokenizer(self.settings.context, self.vocabulary or "gpt2")
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -111,6 +115,12 @@ class Run:
     def sharding(self) -> str:
         """The way weights and optimizer state are sharded over the processes."""
         return "FSDP2" if self.accelerator.is_fsdp2 else "none"
+
+    def in_bits_per_byte(self, validation_loss: float) -> dict[str, float]:
+        """Return a validation loss as the history's figure in bits per byte; none if the bytes are not known."""
+        if self.bytes_per_token is None:
+            return {}
+        return {"bits_per_byte": bits_per_byte(validation_loss, self.bytes_per_token)}
 
     def say(self, line: str) -> None:
         """Print a line, on the main process only; Accelerate's own `print` does so on every node."""
@@ -165,6 +175,7 @@ class Run:
             },
             text_sha256=self.text_sha256,
             model_sha256=model_sha256(self.bare_model.config),
+            vocabulary_sha256=self.vocabulary.sha256 if self.vocabulary else "",
         )
 
     def load_best_weights(self) -> None:

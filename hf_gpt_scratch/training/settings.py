@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_IDS
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.hub.push import check_names
 from hf_gpt_scratch.runtime.cli import Range
 
@@ -22,7 +22,6 @@ Seconds = Annotated[int, Range(1, below=2**31)]
 Seed = Annotated[int, Range(0, below=2**32)]  # numpy takes no other
 NonNegativeFloat = Annotated[float, Range(0)]
 UnitFloat = Annotated[float, Range(0, below=1)]
-Vocabulary = Literal["gpt2", "bytes"]
 
 # Settings that an existing model brings with it, and the defaults of a fresh one.
 FRESH_ARCHITECTURE: dict[str, Any] = {
@@ -87,8 +86,11 @@ class TrainingSettings:
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
 
     # model
-    vocabulary: Vocabulary | None = setting(
-        None, "GPT-2's 50,257 tokens, or one token for each byte; none: that of model_name_or_path, or gpt2"
+    vocabulary: str | None = setting(
+        None,
+        "gpt2: GPT-2's 50,257 tokens; bytes: one token for each byte; or a folder made by hf-gpt-scratch "
+        "train-tokenizer; none: that of model_name_or_path, or gpt2",
+        may_change_on_resume=True,
     )
     model_name_or_path: str | None = setting(
         None,
@@ -315,8 +317,6 @@ class TrainingSettings:
             )
         if self.train_data is not None and self.train_file is not None:
             yield "give --train_file or --train_data, not both"
-        if self.train_data is not None and self.vocabulary not in (None, "gpt2"):
-            yield f"--train_data holds GPT-2's tokens: --vocabulary {self.vocabulary} needs --train_file"
         if self.train_data is not None and self.data_order == "torch_dataloader":
             yield "--data_order torch_dataloader is the order of texts: with --train_data use seeded"
         if self.model_name_or_path is not None and self.weight_init != "gpt2":
@@ -384,14 +384,14 @@ class TrainingSettings:
 
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""
+        vocabulary = load_vocabulary(self.vocabulary or "gpt2")
         # Imported here, because --help and most mistakes must not wait seconds for torch; from there, because the
         # scripts leave the registration to the code that needs it.
         from hf_gpt_scratch.registration import GPTScratchConfig
 
-        end_of_text_id = END_OF_TEXT_IDS[self.vocabulary or "gpt2"]
-        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text_id)
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary.end_of_text_id)
         values = {name: getattr(self, name) for name in ARCHITECTURE}
-        return GPTScratchConfig(**values, vocab_size=end_of_text_id + 1, dropout=self.dropout, **ids)
+        return GPTScratchConfig(**values, vocab_size=vocabulary.size, dropout=self.dropout, **ids)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values, JSON-ready."""

@@ -29,7 +29,13 @@ from hf_gpt_scratch.data.tokenizer import (
     text_to_token_ids,
     token_ids_to_text,
 )
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, VOCAB_SHA256, join_merges
+from hf_gpt_scratch.data.vocabulary import (
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    VOCAB_SHA256,
+    join_merges,
+    named_vocabulary,
+)
 
 
 PACKAGE = Path(hf_gpt_scratch.__file__).parent
@@ -154,7 +160,7 @@ def test_tampered_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
     vocab_file = tmp_path / "assets" / "vocab.bpe"
     vocab_file.write_bytes(vocab_file.read_bytes().replace("Ġ t\nĠ a\n".encode(), "Ġ a\nĠ t\n".encode()))
-    load_encoding.cache_clear()
+    named_vocabulary.cache_clear()
     for build in (load_encoding, build_tokenizer):
         with pytest.raises(ValueError, match=f"has sha256 [0-9a-f]{{64}}, not {VOCAB_SHA256}: reinstall") as refusal:
             build()

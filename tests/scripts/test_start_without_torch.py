@@ -34,6 +34,7 @@ def test_help(path):
         (("--learning_rat", "1"), "did you mean --learning_rate"),
         (("--dropout", "1.5"), "--dropout must be at least 0 and below 1"),
         (("--config", "nowhere.yaml"), "nowhere.yaml does not exist"),
+        (("--vocabulary", "nowhere"), "the vocabulary nowhere is neither gpt2, bytes nor a folder"),
     ],
 )
 def test_mistakes_in_settings(arguments, words):

@@ -28,7 +28,9 @@ def step_losses(folder: Path) -> list[float]:
 def test_launched_training_says_what_it_does_and_where_things_lie(trained: tuple[Path, str]) -> None:
     folder, output = trained
     assert output.startswith("device cpu")
-    assert re.search(r"validation loss \d+\.\d{3} nats per token, perplexity [\d.]+, after \d+ s", output)
+    assert re.search(
+        r"validation loss \d+\.\d{3} nats per token, perplexity [\d.]+, bits per byte \d\.\d{3}, after \d+ s", output
+    )
     assert f'AutoModelForCausalLM.from_pretrained("{folder}/model", trust_remote_code=True)' in output
     assert len(step_losses(folder)) == 6
 

@@ -14,6 +14,7 @@ from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import encode_text
 from hf_gpt_scratch.training import build, loop
 from hf_gpt_scratch.training.build import read_tokens
+from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -94,7 +95,6 @@ def test_prepared_tokens_are_trained_on_like_the_same_text(
     ("changes", "words"),
     [
         ({}, "give --train_file or --train_data, not both"),
-        ({"train_file": None, "vocabulary": "bytes"}, "--train_data holds GPT-2's tokens: --vocabulary bytes needs"),
         ({"train_file": None, "data_order": "torch_dataloader"}, "with --train_data use seeded"),
     ],
 )
@@ -103,6 +103,18 @@ def test_contradictions_are_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         tiny_settings(train_data="tokens", **changes)
+
+
+def test_tokens_of_another_vocabulary_are_refused(
+    tiny_settings: Callable[..., TrainingSettings], tokens: str, tmp_path: Path
+) -> None:
+    settings = tiny_settings(train_file=None, train_data=tokens, vocabulary="bytes")
+    for run in (train, dry_run):
+        with pytest.raises(
+            ValueError, match=r"of another vocabulary, gpt2 \(50,257 .*, and not of bytes \(257 tokens"
+        ):
+            run(settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_folder_that_is_not_prepared_leaves_nothing_behind(

@@ -198,7 +198,10 @@ def test_long_validation_text_is_sampled_with_its_error_shown(
     assert re.search(r"evaluations score 8 of the \d+ windows of the validation text, every 3 steps, and 8 at", shown)
     evaluations = rows(sampled.output_dir, "evaluation")
     assert [row["global_step"] for row in evaluations] == [0, 3, 6]
-    assert f"validation loss {result.validation_loss:.3f} ± {evaluations[-1]['standard_error']:.3f}\n" in shown
+    assert (
+        f"validation loss {result.validation_loss:.3f} ± {evaluations[-1]['standard_error']:.3f}, bits per byte "
+        in shown
+    )
     assert "±" in (result.repository / "README.md").read_text(encoding="utf-8")
     whole = tiny_settings(validation_file=text, eval_iter=0, output_dir=sampled.output_dir + "-whole")
     train(whole)

@@ -28,8 +28,9 @@ from hf_gpt_scratch.data.preparation.progress import (
 from hf_gpt_scratch.data.preparation.shard_writer import ShardWriter
 from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
 from hf_gpt_scratch.data.token_folder import INDEX_NAME, read_index
-from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, VOCAB_SIZE, token_dtype
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, VOCAB_SHA256
+from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, token_dtype
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
 from hf_gpt_scratch.runtime.files import clear_unfinished, write_json
 
 
@@ -44,9 +45,16 @@ class Choices:
 
 
 def prepare(
-    folder: Path, sources: list[Source], choices: Choices, num_workers: int, say: Callable[[str], None]
+    folder: Path,
+    sources: list[Source],
+    choices: Choices,
+    num_workers: int,
+    say: Callable[[str], None],
+    vocabulary: Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """Make a folder of token shards, or finish one that was begun with the same sources and choices.
+    """Make a folder of token shards, or finish one that was begun with the same sources, choices and vocabulary.
+
+    The vocabulary is GPT-2's by default.
 
     Returns:
         The index.
@@ -55,34 +63,49 @@ def prepare(
         ValueError, OSError: a source cannot be used, the folder holds something else, or the disk is full. What was
             done stays, and the same call goes on from there.
     """
+    vocabulary = vocabulary or named_vocabulary("gpt2")
+    refuse_foreign_tokens(sources, vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_foreign_folder(folder)
     try:
         with FileLock(folder / LOCK_NAME, timeout=0):
-            return Preparation(folder, sources, choices, num_workers, say).run()
+            return Preparation(folder, sources, choices, num_workers, say, vocabulary).run()
     except Timeout:
         raise FileExistsError(f"another process is preparing {folder}: wait for it, or name another folder") from None
+
+
+def refuse_foreign_tokens(sources: list[Source], vocabulary: Vocabulary) -> None:
+    """Raise ValueError for sources that hold GPT-2's tokens where those of another vocabulary are wanted."""
+    if vocabulary != named_vocabulary("gpt2") and (of_gpt2 := [s.name for s in sources if s.kind == "datatrove"]):
+        raise ValueError(f"{of_gpt2[0]} holds tokens of GPT-2: give texts for another --vocabulary")
 
 
 class Preparation:
     """The work of the one process that holds the lock of a folder."""
 
     def __init__(
-        self, folder: Path, sources: list[Source], choices: Choices, num_workers: int, say: Callable[[str], None]
+        self,
+        folder: Path,
+        sources: list[Source],
+        choices: Choices,
+        num_workers: int,
+        say: Callable[[str], None],
+        vocabulary: Vocabulary,
     ) -> None:
         self.folder = folder
         self.sources = sources
         self.choices = choices
         self.num_workers = num_workers
         self.say = say
+        self.vocabulary = vocabulary
         self.skipped = SkippedRows(stops=choices.bad_rows == "stop")
         self.num_empty = 0
         self.plan = {
             "format": FORMAT,
             "version": VERSION,
-            "vocabulary": {"name": "gpt2", "size": VOCAB_SIZE, "sha256": VOCAB_SHA256},
-            "dtype": token_dtype(VOCAB_SIZE).name,
-            "separator": END_OF_TEXT_ID,
+            "vocabulary": vocabulary.facts(),
+            "dtype": token_dtype(vocabulary.size).name,
+            "separator": vocabulary.end_of_text_id,
             **vars(choices),
             "sources": [source.identity() for source in sources],
         }
@@ -99,7 +122,7 @@ class Preparation:
             return index
         finished = find_finished_shards(self.folder, self.plan, self.num_workers, self.say)
         self.writers = {
-            split: ShardWriter(self.folder, split, self.choices.shard_tokens, shards)
+            split: ShardWriter(self.folder, split, self.choices.shard_tokens, shards, vocabulary=self.vocabulary)
             for split, shards in finished.items()
         }
         self.note()
@@ -126,7 +149,8 @@ class Preparation:
         total = sum(source.num_bytes for source in self.sources)
         end = 0
         with tqdm(total=total or None, unit="B", unit_scale=True, disable=None, desc="tokenizing") as bar:
-            for (number, split), piece, tokens in encode_in_order(self.placed_pieces(), self.num_workers):
+            encoded = encode_in_order(self.placed_pieces(), self.num_workers, load_encoding(self.vocabulary))
+            for (number, split), piece, tokens in encoded:
                 end = number + 1
                 bar.update(piece.num_bytes)
                 if tokens is not None:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import tiktoken
 
 from hf_gpt_scratch.data.pieces import Piece
 from hf_gpt_scratch.data.tokenizer import encode_to_numpy, load_encoding
@@ -19,18 +20,21 @@ Place = TypeVar("Place")
 Encoded = tuple[Place, Piece, np.ndarray | None]
 
 
-def encode_in_order(pieces: Iterable[tuple[Place, Piece]], num_workers: int) -> Iterator[Encoded]:
+def encode_in_order(
+    pieces: Iterable[tuple[Place, Piece]], num_workers: int, encoding: tiktoken.Encoding | None = None
+) -> Iterator[Encoded]:
     """Encode pieces with `num_workers` threads, and hand them on in their order with their tokens [N].
 
     The tokens are uint32, or the piece's own; None where it has no content. `<|endoftext|>` in a text is text like any
     other. tiktoken works outside of Python's lock, so threads use all cores, and a process that is killed leaves no
-    others behind.
+    others behind. The `encoding` is GPT-2's by default.
     """
+    encoding = encoding or load_encoding()
     waiting: deque[Future[list[Encoded]]] = deque()
     threads = ThreadPoolExecutor(num_workers)
     try:
         for batch in batched_by_length(pieces):
-            waiting.append(threads.submit(encode_batch, batch))
+            waiting.append(threads.submit(encode_batch, batch, encoding))
             if len(waiting) > BATCHES_IN_FLIGHT * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -39,9 +43,8 @@ def encode_in_order(pieces: Iterable[tuple[Place, Piece]], num_workers: int) -> 
         threads.shutdown(cancel_futures=True)
 
 
-def encode_batch(batch: list[tuple[Place, Piece]]) -> list[Encoded]:
+def encode_batch(batch: list[tuple[Place, Piece]], encoding: tiktoken.Encoding) -> list[Encoded]:
     """The work of one thread."""
-    encoding = load_encoding()
 
     def encode(piece: Piece) -> np.ndarray | None:
         if isinstance(piece.content, str):

@@ -35,7 +35,7 @@ from hf_gpt_scratch.training.progress import Progress
 
 PREFIX = "step-"
 NAME = re.compile(rf"{PREFIX}[0-9]{{8,}}")
-IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256")
+IN_MANIFEST = ("settings", "num_processes", "environment", "text_sha256", "model_sha256", "vocabulary_sha256")
 
 
 @dataclass
@@ -50,6 +50,7 @@ class SavedState:
     environment: dict[str, str] = field(default_factory=dict)  # versions and device
     text_sha256: str = ""  # of the token ids of training and validation
     model_sha256: str = ""  # of the model's config; empty: written by a version that did not hash it
+    vocabulary_sha256: str = ""  # empty: not known, as to versions that did not hash it
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

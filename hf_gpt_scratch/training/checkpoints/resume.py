@@ -131,7 +131,12 @@ def incompatibilities(saved: SavedState, now: SavedState, num_windows: int) -> I
 
     A step has at most the `num_windows` of the training text.
     """
-    if saved.text_sha256 != now.text_sha256:
+    if saved.vocabulary_sha256 not in ("", now.vocabulary_sha256):
+        yield (
+            f"--vocabulary was {saved.settings['vocabulary']} with sha256 {saved.vocabulary_sha256}, is "
+            f"{now.settings['vocabulary']} with sha256 {now.vocabulary_sha256 or 'unknown'}"
+        )
+    elif saved.text_sha256 != now.text_sha256:
         yield "the training or validation text has changed (other tokens, whatever its path)"
     if saved.model_sha256 not in ("", now.model_sha256):
         yield "the model is another one: --model_name_or_path has another config"

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from huggingface_hub import EvalResult
 
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
+from hf_gpt_scratch.data.vocabulary import NAMES, OWN
 from hf_gpt_scratch.data.windows import find_text_files
 from hf_gpt_scratch.evaluation import perplexity
 from hf_gpt_scratch.hub.model_card import CardDetails
@@ -100,7 +101,13 @@ def tokens_line(run: dict[str, Any], settings: TrainingSettings) -> str:
     split = (
         "" if settings.validation_file else f" The training part is the first {settings.train_split:g} of the text."
     )
-    return f"{run['train_tokens']:,} tokens to train on, {run['validation_tokens']:,} to validate on.{split}"
+    vocabulary = run.get("vocabulary") or {}
+    own = (
+        f" The vocabulary has {vocabulary['size']:,} tokens of its own, sha256 `{vocabulary['sha256']}`."
+        if vocabulary.get("name") == OWN
+        else ""
+    )
+    return f"{run['train_tokens']:,} tokens to train on, {run['validation_tokens']:,} to validate on.{split}{own}"
 
 
 def hardware_line(run: dict[str, Any], ends: list[dict[str, Any]]) -> str:
@@ -113,12 +120,17 @@ def recipe(settings: TrainingSettings) -> str:
     """Return the settings that determine the result; free text is left out, as it may name files of this machine."""
     hints = get_type_hints(type(settings))
     unused = {item.name for item in fields(settings) if item.metadata["may_change_on_resume"]}
+    if settings.vocabulary in NAMES:  # and no folder of this machine
+        unused -= {"vocabulary"}
     if not (settings.train_file or settings.train_data):
         unused -= {"sample_text"}
     lines = [
         f"{name}: {json.dumps(value)}"
         for name, value in settings.to_dict().items()
-        if name not in unused and (isinstance(value, (int, float)) or (value is not None and is_choice(hints[name])))
+        if name not in unused
+        and (
+            isinstance(value, (int, float)) or (value is not None and (is_choice(hints[name]) or name == "vocabulary"))
+        )
     ]
     body = "\n".join(lines)
     return (

@@ -8,6 +8,7 @@ import pytest
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.conversion.source_config import ACTIVATIONS, DEFAULTS
 from hf_gpt_scratch.conversion.writers.repository_files import write_model_files
+from hf_gpt_scratch.data.vocabulary import named_vocabulary
 from hf_gpt_scratch.hub.repository import build_repository
 
 
@@ -38,7 +39,8 @@ def test_files_are_those_of_transformers(changes: dict, dtype: str, tmp_path: Pa
     model = GPTScratchForCausalLM(GPTScratchConfig(**config)).to(getattr(torch, dtype))
     build_repository(model, tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
-    write_model_files(tmp_path / "ours", config, dtype)
+    vocabulary = named_vocabulary("gpt2") if config["vocab_size"] >= 50257 else None
+    write_model_files(tmp_path / "ours", config, dtype, vocabulary)
     names = {path.name for path in (tmp_path / "theirs").iterdir()} - {"README.md", "model.safetensors"}
     if config["vocab_size"] < 50257:
         names -= {"tokenizer.json", "tokenizer_config.json"}

@@ -44,6 +44,7 @@ LEFT = {".lock", "checkpoints", "history.jsonl", "loss.pdf", "loss.png", "model"
 EXACT = ("event", "global_step", "epoch", "tokens_seen", "loss", "learning_rate", "grad_norm", "train_loss") + (
     "validation_loss",
     "perplexity",
+    "bits_per_byte",
     "text",
 )
 Fault = Callable[[], None]
