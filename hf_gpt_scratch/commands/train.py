@@ -20,10 +20,11 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
         print("\n".join(dry_run(settings)))
         return
     from hf_gpt_scratch.evaluation import perplexity
+    from hf_gpt_scratch.runtime.stopwatch import process_start
     from hf_gpt_scratch.training.loop import train
     from hf_gpt_scratch.training.reporting.hub_pushes import push_result
 
-    result = train(settings)
+    result = train(settings, process_start())
     if not result.is_main_process:
         return
     bits = "" if result.bits_per_byte is None else f"bits per byte {result.bits_per_byte:.3f}, "

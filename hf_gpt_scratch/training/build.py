@@ -43,6 +43,7 @@ from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.runtime.cli import say_once
 from hf_gpt_scratch.runtime.environment import as_line, describe_device, key_versions
 from hf_gpt_scratch.runtime.signals import StopSignals
+from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
 from hf_gpt_scratch.training.base_model import (
     BaseModel,
@@ -52,7 +53,7 @@ from hf_gpt_scratch.training.base_model import (
     with_base_model,
 )
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
-from hf_gpt_scratch.training.checkpoints.resume import find_resumable, resume
+from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
@@ -65,7 +66,7 @@ from hf_gpt_scratch.training.plan import (
     fit_to_text,
     plan_evaluations,
 )
-from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
+from hf_gpt_scratch.training.preflight import check_attention, check_compiler, seconds_of_micro_batch, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
@@ -73,13 +74,14 @@ from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line
 
 
 if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
-def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals) -> Run:
+def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, stopwatch: Stopwatch) -> Run:
     """Build a run from its settings, fresh or resumed, up to the moment before the first step.
 
     Collective: call on every process.
@@ -88,6 +90,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals) -
         settings: of the run.
         lock: of the output folder; taken here, released by the caller.
         signals: that stop the run; entered by the caller.
+        stopwatch: of its wall time.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
@@ -101,13 +104,17 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals) -
     train_windows, validation_windows = build_windows(settings, encoding, vocabulary_of(settings, base))
     check_prompt(settings, encoding)
     settings, _, num_steps = fit_to_text(settings, len(train_windows), accelerator.num_processes)
-    run = prepare_run(settings, accelerator, base, encoding, train_windows, validation_windows, num_steps, signals)
+    run = prepare_run(
+        settings, accelerator, base, encoding, train_windows, validation_windows, num_steps, signals, stopwatch
+    )
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
     on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
     checkpoint = find_resumable(run) if settings.resume else None
     if checkpoint is None:
+        run = run if settings.minutes is None else fit_to_minutes(run, asked)
         begin(run)
     else:
+        run = run if settings.minutes is None else expect_steps(run, asked, expected_before(run, checkpoint))
         resume(run, checkpoint)
     if line := cut_line(asked, settings, len(train_windows)):
         run.say(f"warning: {line}")
@@ -124,6 +131,7 @@ def prepare_run(
     validation_windows: TokenWindows,
     num_steps: int,
     signals: StopSignals,
+    stopwatch: Stopwatch,
 ) -> Run:
     """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
     num_processes = accelerator.num_processes
@@ -145,6 +153,7 @@ def prepare_run(
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
+    micro_batch_seconds = seconds_of_micro_batch(prepared_model, settings, accelerator)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     vocabulary = vocabulary_of(settings, base)
     return Run(
@@ -162,7 +171,9 @@ def prepare_run(
         train_eval_sampler=train_eval_sampler,
         validation_sampler=validation_sampler,
         evaluation_plan=plan_evaluations(settings, num_steps, len(validation_windows), num_processes),
-        num_steps=num_steps,
+        expected_steps=num_steps,
+        micro_batch_seconds=micro_batch_seconds,
+        stopwatch=stopwatch,
         flops=flops,
         cpu_speedups=cpu_speedups,
         text_sha256=text_sha256(train_windows, validation_windows),
@@ -359,12 +370,15 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     if accelerator.device.type == "cpu":
         run.say(f"CPU speedups: {', '.join(run.cpu_speedups) or 'none'}")
     run.say(as_line(facts["versions"]))
+    about = "" if settings.minutes is None else "about "
     run.say(
         f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "
         f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
-        f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, {facts['steps']:,} steps"
+        f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, "
+        f"{about}{facts['steps']:,} steps"
     )
     if line := evaluations_line(run.evaluation_plan, settings):
         run.say(line)
+    run.say(length_line(run))
     if accelerator.is_main_process:
         warn_early(settings)

@@ -22,6 +22,7 @@ from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 RECIPES = {path.stem: path for path in sorted(Path(str(files("hf_gpt_scratch") / "recipes")).glob("*.yaml"))}
 
 TRAINING_TEXT = {"train_file", "train_data", "sample_text"}  # settings that name it
+LENGTH = {"num_train_epochs", "max_steps", "minutes"}  # settings that decide the number of steps
 # Settings of version 0.1.0 that have another name, as settings.json of its runs has them.
 RENAMED = {"fast_dropout": "; it is called cpu_speedups now"}
 DERIVED_BOOLS = ("qkv_bias", "tie_word_embeddings")
@@ -126,6 +127,8 @@ def parse_settings(arguments: Sequence[str], prog: str | None = None) -> Trainin
     by_user = without_replaced(by_file, by_flags) | by_flags
     by_user |= settings_of_launcher(by_user, lambda flag: given(parser, [flag]))
     settings = TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
+    if {"minutes", "num_train_epochs"} <= set(by_flags):
+        raise ValueError("--minutes and --num_train_epochs both decide the steps: give one")
     named = argparse.Namespace(**dict.fromkeys(("sample_text", "train_split")) | by_flags)
     for text in ("train_file", "train_data"):
         if text in by_flags:
@@ -187,8 +190,8 @@ def without_replaced(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, 
     replaced = set()
     if TRAINING_TEXT & set(upper):
         replaced |= {"train_file", "train_data"}
-    if "num_train_epochs" in upper:
-        replaced.add("max_steps")
+    if LENGTH & set(upper):
+        replaced |= LENGTH - {"num_train_epochs"}  # the others come before it
     return {name: value for name, value in lower.items() if name not in replaced}
 
 
@@ -211,7 +214,7 @@ def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, An
         recipe["min_learning_rate"] = float(f"{lowest:.12g}")
     if user.get("max_steps", 0) > 0 and "warmup_steps" in recipe:
         recipe["warmup_steps"] = min(recipe["warmup_steps"], user["max_steps"] // 2)
-    elif "num_train_epochs" in user and recipe.get("warmup_steps"):
+    elif {"num_train_epochs", "minutes"} & set(user) and recipe.get("warmup_steps"):
         del recipe["warmup_steps"]  # how many steps that makes is not known yet
     heads = recipe.get("num_attention_heads", 1)
     if "hidden_size" in user and user["hidden_size"] % heads:

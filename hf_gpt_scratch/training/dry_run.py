@@ -52,12 +52,17 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     config = model_config(settings, base)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config)
+    # Before the memory, because it computes and so loads the libraries that a step will load.
+    peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
+    peak, flops = peak * num_processes, flops_per_token(model, settings.window_size)
+    if settings.minutes is not None:
+        tokens_a_step = train_windows.num_targets / steps_an_epoch
+        num_steps = max(1, int(60 * settings.minutes * peak / (flops * tokens_a_step)))
+        settings = asked.with_num_steps(num_steps)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
     plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
     # A forward pass has a third of a step's operations.
     computed = tokens + plan.num_scored * settings.window_size / 3
-    # Before the memory, because it computes and so loads the libraries that a step will load.
-    time = time_estimate(computed * flops_per_token(model, settings.window_size), settings, accelerator)
     cut = cut_line(asked, settings, num_windows)
     return [
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
@@ -67,7 +72,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
         f"memory of a process about {process_memory(config, settings, accelerator) / 1e9:.2f} GB at its peak",
         *([line] if (line := evaluations_line(plan, settings)) else []),
-        time,
+        time_line(computed * flops, peak, settings.minutes),
         *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
     ]
@@ -95,10 +100,11 @@ def process_memory(config: PretrainedConfig, settings: TrainingSettings, acceler
     return num_bytes + (psutil.Process().memory_info().rss if device.type == "cpu" else 0)
 
 
-def time_estimate(flops: float, settings: TrainingSettings, accelerator: Accelerator) -> str:
-    """Estimate the least time of training and evaluations: at an MFU of 100 %."""
-    dtype = product_dtype(accelerator.mixed_precision)
-    peak = (settings.peak_flops or measure_peak_flops(accelerator.device, dtype)) * accelerator.num_processes
+def time_line(flops: float, peak: float, minutes: float | None) -> str:
+    """Describe the least time of training and evaluations, at an MFU of 100 %, or what the minutes allow."""
+    at_peak = f"{peak / 1e9:,.0f} GFLOP/s"
+    if minutes is not None:
+        return f"time {minutes:g} minutes; the steps are the most that they allow, at a peak of {at_peak}"
     seconds = flops / peak
     time = timedelta(seconds=round(seconds)) if seconds >= 1 else f"{seconds:.2g} s"
-    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {peak / 1e9:,.0f} GFLOP/s), evaluations included"
+    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {at_peak}), evaluations included"

@@ -26,6 +26,7 @@ from hf_gpt_scratch.runtime.environment import peak_memory
 from hf_gpt_scratch.runtime.files import name_file_in_errors
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
 from hf_gpt_scratch.runtime.signals import Interrupted, StopSignals, leave_process_group
+from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.bad_steps import may_be_applied
 from hf_gpt_scratch.training.build import set_up
 from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state
@@ -38,6 +39,7 @@ from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_tra
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
+from hf_gpt_scratch.training.time_budget import note_start, note_step
 
 
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
@@ -56,8 +58,12 @@ class TrainingResult:
     bits_per_byte: float | None = None  # of the validation text; None: its bytes are not known
 
 
-def train(settings: TrainingSettings) -> TrainingResult:
+def train(settings: TrainingSettings, begun: float | None = None) -> TrainingResult:
     """Train a model as the settings say. Collective: call on every process.
+
+    Args:
+        settings: of the run.
+        begun: when the `minutes` of the settings began, by `time.perf_counter()`; None: now.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written. Or memory has
@@ -65,12 +71,13 @@ def train(settings: TrainingSettings) -> TrainingResult:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, after the step under way and a checkpoint.
         Diverged: a step's loss or gradient was not finite or a spike.
     """
+    stopwatch = Stopwatch(begun)
     check_trackers(settings.report_to or [])
     run = None
     with FolderLock(Path(settings.output_dir)) as lock:
         try:
             with StopSignals(f"{STOPPED} before the first step: start again with the same command") as signals:
-                run = set_up(settings, lock, signals)
+                run = set_up(settings, lock, signals, stopwatch)
                 return train_run(run)
         except Exception as error:
             is_started = run is not None and run.progress.global_step > 0
@@ -106,6 +113,7 @@ def train_run(run: Run) -> TrainingResult:
             torch.manual_seed(settings.seed)
             first = settings.eval_iter if settings.initial_eval_iter is None else settings.initial_eval_iter
             evaluate(run, run.evaluation_plan.windows(first), first)
+        note_start(run)
     elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
         record_evaluation(run, *progress.whole_losses)
     display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
@@ -122,14 +130,17 @@ def train_epoch(run: Run, display: StepDisplay) -> None:
     """Train to the end of the epoch or of the run; after a resume from the middle of the epoch."""
     progress = run.progress
     run.start_epoch()
-    for batch in islice(run.train_loader, run.num_steps - progress.global_step):
+    for batch in run.train_loader:
         started = time.perf_counter()
         num_tokens = int(run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
         learning_rate = learning_rate_at(progress.global_step, progress.schedule_steps or run.num_steps, run.settings)
         figures = optimizer_step(run, batch, num_tokens, learning_rate)
         progress.finish_step(num_tokens)
+        note_step(run)
         record_step(run, display, *figures, learning_rate, num_tokens / (time.perf_counter() - started))
         after_step(run)
+        if progress.global_step == run.num_steps:
+            return
 
 
 def after_step(run: Run) -> None:
@@ -251,6 +262,7 @@ def record_step(
             f"step {progress.global_step} reached {flops.peak / 1e9:,.0f} GFLOP/s, more than the peak of the start: "
             "the MFU is from now on that of the fastest step"
         )
+    display.num_steps = run.num_steps
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
     # JSON has no NaN, and a tracker cannot plot it.
@@ -282,7 +294,7 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     Raises:
         WorkStopped: a process got a signal; nothing was recorded.
     """
-    progress, sampler = run.progress, run.validation_sampler
+    progress, sampler, started = run.progress, run.validation_sampler, time.perf_counter()
     sampler.num_sampled = num_windows
     taken = num_batches or len(run.validation_loader)
     run.shuffle_train_eval()
@@ -290,6 +302,9 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
     validation = sum_of_losses(run, run.validation_loader, taken)
+    if run.settings.minutes is not None and validation.num_tokens:
+        seconds = time.perf_counter() - started
+        progress.note_scoring(seconds * run.settings.window_size / validation.num_tokens)
     losses = [train_loss, validation.mean]
     if num_windows < sampler.num_windows and math.isfinite(validation.standard_error):
         losses.append(validation.standard_error)

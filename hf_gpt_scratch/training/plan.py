@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
+# The steps of a run that minutes bound, before they are estimated.
+UNKNOWN_STEPS = 2**40
 # Windows that are scored even where they take longer than their part of a short run.
 MIN_EVALUATED = 8
 # By default, the parts of the training time that all evaluations of a run and its last one take.
@@ -84,6 +86,7 @@ def fit_to_text(settings: TrainingSettings, num_windows: int, num_processes: int
             "longer text or a smaller batch"
         )
     num_steps = settings.max_steps if settings.max_steps > 0 else settings.num_train_epochs * steps_per_epoch
+    num_steps = num_steps if settings.minutes is None else UNKNOWN_STEPS
     return settings.with_num_steps(num_steps), steps_per_epoch, num_steps
 
 

@@ -1,5 +1,8 @@
 """Try beforehand that this machine can compute a step as the settings ask for."""
 
+import time
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
@@ -8,7 +11,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from hf_gpt_scratch.evaluation import evaluation_mode
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
+from hf_gpt_scratch.training.reporting.mfu import synchronize
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.stopping import largest
 
 
 def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
@@ -62,14 +67,10 @@ def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelera
         unusual.append("--torch_compile" if settings.torch_compile else "the launcher's --dynamo_backend")
     if not unusual:
         return
-    shape = settings.per_device_train_batch_size, settings.window_size
-    tokens = torch.zeros(shape, dtype=torch.long, device=accelerator.device)
-    batch = {"input_ids": tokens, "shift_labels": tokens, "use_cache": False, "skip_logits": settings.chunked_loss}
-    if settings.separate_documents:
-        batch["position_ids"] = torch.arange(shape[1], device=accelerator.device).repeat(shape[0], 1)
+    batch = micro_batch(settings, accelerator.device)
     try:
         with torch.random.fork_rng():
-            accelerator.backward(model(**batch, num_items_in_batch=tokens.numel()).loss)
+            accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
             with evaluation_mode(model):
                 model(**batch)
     except Exception as error:
@@ -79,5 +80,38 @@ def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelera
         raise ValueError(
             f"a step cannot be computed here with {' and '.join(unusual)} ({reason.rstrip('.: ')}): leave it out"
         ) from error
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def micro_batch(settings: TrainingSettings, device: torch.device) -> dict[str, Any]:
+    """Return arguments of the model's forward for a micro-batch of the first token alone."""
+    shape = settings.per_device_train_batch_size, settings.window_size
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    batch = {"input_ids": tokens, "shift_labels": tokens, "use_cache": False, "skip_logits": settings.chunked_loss}
+    if settings.separate_documents:
+        batch["position_ids"] = torch.arange(shape[1], device=device).repeat(shape[0], 1)
+    return batch
+
+
+def seconds_of_micro_batch(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> float:
+    """Measure the seconds of a micro-batch forward and backward, without a step. Collective: call on every process.
+
+    The first one warms up; the fastest counts of those that a second has time for, at most ten. The gradients are
+    dropped and the generators restored.
+    """
+    batch, device = micro_batch(settings, accelerator.device), accelerator.device
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
+        synchronize(device)
+        return time.perf_counter() - started
+
+    try:
+        with torch.random.fork_rng():
+            seconds()
+            first = largest(accelerator, [seconds()])[0]  # so that all processes try as often
+            return min([first, *(seconds() for _ in range(min(9, int(1 / first))))])
     finally:
         model.zero_grad(set_to_none=True)

@@ -23,6 +23,14 @@ class Progress:
     whole_losses: list[float] | None = None  # of these weights: see set_losses
     history_sha256: str | None = None  # of history.jsonl; None: written by a version that did not hash it
     schedule_steps: int | None = None  # of a run that was lengthened: its steps before, at which the rate is lowest
+    # Where minutes bound the run, the wall time of all its processes one after the other:
+    seconds: float = 0.0  # up to the last step, starts included
+    start_seconds: float = 0.0  # of the last start, up to its first step
+    step_seconds: float = 0.0  # from step to step, all together
+    timed_steps: int = 0  # how many those are
+    scoring_seconds: float = 0.0  # of the last evaluation, for each window of the validation text
+    expected_steps: int | None = None  # before the first step; warm-up and evaluations are those of so many
+    planned_steps: int | None = None  # by the time that is left
 
     def restore(self, saved: "Progress") -> None:
         """Take over all values of another moment."""
@@ -58,6 +66,23 @@ class Progress:
         """Note that the step under way is not applied."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
+
+    def count_start(self, seconds: float) -> None:
+        """Add the wall time of a process up to its first step."""
+        self.seconds, self.start_seconds = self.seconds + seconds, seconds
+
+    def count_step(self, seconds: float) -> None:
+        """Add the wall time of a step with all that was done since the last one."""
+        self.seconds += seconds
+        self.step_seconds, self.timed_steps = self.step_seconds + seconds, self.timed_steps + 1
+
+    def note_scoring(self, seconds: float) -> None:
+        """Note the time that an evaluation took for each window of the validation text."""
+        self.scoring_seconds = seconds
+
+    def plan_steps(self, expected: int | None, planned: int | None) -> None:
+        """Set how many steps the run has, as it was expected before the first and as it is planned now."""
+        self.expected_steps, self.planned_steps = expected, planned
 
     def set_losses(self, losses: Sequence[float] | None) -> None:
         """Set training loss, validation loss and its standard error over as much text as the end scores, or forget."""

@@ -20,6 +20,7 @@ from hf_gpt_scratch.evaluation import bits_per_byte
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
 from hf_gpt_scratch.runtime.files import write_file
 from hf_gpt_scratch.runtime.signals import StopSignals
+from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel
 from hf_gpt_scratch.training.checkpoints.checkpoint import (
     PREFIX,
@@ -71,7 +72,9 @@ class Run:
     train_eval_sampler: StepSampler
     validation_sampler: StepSampler
     evaluation_plan: EvaluationPlan
-    num_steps: int
+    expected_steps: int  # optimizer steps; where minutes bound the run, as they were estimated before the first
+    micro_batch_seconds: float  # forward and backward, measured before the first step
+    stopwatch: Stopwatch
     flops: ModelFlops
     cpu_speedups: list[str]  # those that are on, each with its reason
     text_sha256: str  # of the token ids
@@ -93,6 +96,11 @@ class Run:
     def checkpoint_dir(self) -> Path:
         """Folder of the checkpoints."""
         return self.output_dir / "checkpoints"
+
+    @property
+    def num_steps(self) -> int:
+        """The optimizer steps of the run, by what is known now."""
+        return self.progress.planned_steps or self.expected_steps
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

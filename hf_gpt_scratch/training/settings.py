@@ -138,6 +138,12 @@ class TrainingSettings:
     max_steps: int = setting(
         -1, "optimizer steps to stop after; -1: as many as the epochs have", may_change_on_resume=True
     )
+    minutes: Annotated[float, Range(0)] | None = setting(
+        None,
+        "minutes of wall time for the whole run, from its start to its result: they decide the steps, whatever the "
+        "epochs; with --resume, those of all parts together; none: as many as the epochs have",
+        may_change_on_resume=True,
+    )
     per_device_train_batch_size: PositiveInt = setting(
         2, "windows of a micro-batch on each device", may_change_on_resume=True
     )
@@ -321,6 +327,8 @@ class TrainingSettings:
             yield "--data_order torch_dataloader is the order of texts: with --train_data use seeded"
         if self.model_name_or_path is not None and self.weight_init != "gpt2":
             yield f"--weight_init {self.weight_init} would overwrite the weights of --model_name_or_path"
+        if self.minutes is not None and self.max_steps != -1:
+            yield f"--minutes {self.minutes:g} and --max_steps {self.max_steps} both decide the steps: give one"
         if "none" in (self.report_to or []):
             yield "--report_to none goes with no tracker: leave it out, or them"
         yield from self._wrong_rates()

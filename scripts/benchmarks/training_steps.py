@@ -65,6 +65,7 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
     """Take the optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
     from hf_gpt_scratch import registration  # noqa: F401 makes the classes known
     from hf_gpt_scratch.runtime.signals import StopSignals
+    from hf_gpt_scratch.runtime.stopwatch import Stopwatch
     from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
     from hf_gpt_scratch.training.loop import optimizer_step
@@ -89,7 +90,7 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
         "peak_flops": 1e12,  # not measured here
     }
     with FolderLock(folder / "run") as lock:
-        run = set_up(TrainingSettings(**values | settings), lock, StopSignals())
+        run = set_up(TrainingSettings(**values | settings), lock, StopSignals(), Stopwatch())
     weights = load_file(task.weights)
     with torch.no_grad():
         for name, parameter in run.bare_model.named_parameters():

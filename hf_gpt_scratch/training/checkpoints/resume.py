@@ -19,6 +19,7 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
 )
 from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.run import Run
+from hf_gpt_scratch.training.time_budget import note_start
 
 
 def find_resumable(run: Run) -> Path | None:
@@ -57,7 +58,8 @@ def resume(run: Run, path: Path) -> None:
         *incompatibilities(saved, now, run.train_sampler.num_windows),
     ]
     steps_before = steps_of(saved, len(run.train_sampler))
-    if run.num_steps < steps_before:
+    is_bounded = run.settings.minutes is not None
+    if run.num_steps < steps_before and not is_bounded:
         differences.append(f"the run had {steps_before:,} steps, has {run.num_steps:,}: it can only become longer")
     if differences:
         raise ValueError(
@@ -72,7 +74,11 @@ def resume(run: Run, path: Path) -> None:
             f"{run.bare_model.dtype}"
         )
     run.progress.restore(saved.progress)
-    is_longer = run.num_steps > steps_before
+    run.progress.plan_steps(None, None)
+    if is_bounded:
+        run.progress.plan_steps(run.expected_steps, steps_before)
+        note_start(run)
+    is_longer = run.num_steps > steps_before and not (is_bounded and run.progress.global_step < steps_before)
     if is_longer:
         run.progress.schedule_steps = saved.progress.schedule_steps or steps_before
     on_main_process(run.accelerator, lambda: restore_records(run, write_settings=is_longer))
@@ -84,8 +90,16 @@ def resume(run: Run, path: Path) -> None:
     restore_draws(path, saved, run.accelerator)
 
 
+def expected_before(run: Run, path: Path) -> int:
+    """Return the optimizer steps that were expected of the run that a checkpoint is of, before its first one."""
+    saved = read_state(path)
+    return saved.progress.expected_steps or steps_of(saved, len(run.train_sampler))
+
+
 def steps_of(state: SavedState, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of the run that a checkpoint is of."""
+    """Return the optimizer steps of the run that a checkpoint is of, as far as it is planned."""
+    if state.progress.planned_steps is not None:
+        return state.progress.planned_steps
     max_steps = state.settings["max_steps"]
     return max_steps if max_steps > 0 else state.settings["num_train_epochs"] * steps_per_epoch
 

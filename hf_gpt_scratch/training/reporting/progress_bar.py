@@ -80,6 +80,7 @@ class StepDisplay:
         """Show a finished step; `memory` in bytes, `num_skipped` steps so far were not applied."""
         text = f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}, {memory / 1e9:.1f} GB"
         text += f", {num_skipped} skipped" if num_skipped else ""
+        self.bar.total = self.num_steps
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         now = time.perf_counter()

@@ -1,0 +1,148 @@
+"""Proves that minutes decide the steps, that the rate ends with them, and that measuring a step changes no run."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hf_gpt_scratch.runtime.stopwatch import Stopwatch
+from hf_gpt_scratch.training import build
+from hf_gpt_scratch.training.command_line import parse_settings
+from hf_gpt_scratch.training.dry_run import dry_run
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.progress import Progress
+from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses
+
+
+BOUNDED = {"max_steps": -1, "warmup_steps": None, "eval_steps": None, "eval_iter": 1, "sample_tokens": 0}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a start take five seconds and a step one, whatever they take."""
+
+    def lap(self: Stopwatch) -> float:
+        self.laps = getattr(self, "laps", 0) + 1
+        return 5.0 if self.laps == 1 else 1.0
+
+    monkeypatch.setattr(Stopwatch, "lap", lap)
+    monkeypatch.setattr(Progress, "note_scoring", lambda self, seconds: None)
+    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1.0)
+
+
+def resumed(settings: TrainingSettings, **changes: object) -> TrainingSettings:
+    return TrainingSettings(**{**settings.to_dict(), **BOUNDED, "resume": True, **changes})
+
+
+def progress_of(settings: TrainingSettings, step: int) -> dict:
+    path = Path(settings.output_dir, "checkpoints", f"step-{step:08d}", "state.json")
+    return json.loads(path.read_text(encoding="utf-8"))["progress"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_steps_fill_the_minutes_and_the_rate_ends_with_them(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    """60 seconds less 5 for the start and 0.3 times as much for the end leave 53 steps of one second."""
+    settings = tiny_settings(**BOUNDED, minutes=1.0)
+    train(settings)
+    steps = rows(settings.output_dir, "step")
+    assert len(steps) == 53
+    rates = [row["learning_rate"] for row in steps]
+    assert rates[-1] == pytest.approx(settings.min_learning_rate, rel=0.03)
+    assert max(rates) > 0.9 * settings.learning_rate
+    assert rows(settings.output_dir, "evaluation")[-1]["global_step"] == 53
+    progress = progress_of(settings, 53)
+    assert (progress["seconds"], progress["timed_steps"], progress["planned_steps"]) == (58.0, 53, 53)
+    assert "53 of 53 steps" in Path(settings.output_dir, "model", "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("clock")
+def test_resumed_run_spends_what_is_left(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    """A second start costs its five seconds too."""
+    settings = tiny_settings(**BOUNDED, minutes=0.5, save_steps=10, save_total_limit=9)
+    train(settings)
+    for step in (20, 23):
+        shutil.rmtree(Path(settings.output_dir, "checkpoints", f"step-{step:08d}"))
+    capsys.readouterr()
+    train(resumed(settings))
+    assert "the run ends 0.5 minutes after its start, of which 0.3 are over" in capsys.readouterr().out
+    assert len(rows(settings.output_dir, "step")) == 18
+    assert progress_of(settings, 18)["seconds"] == 28.0
+    # At its end the same minutes are over; with more of them it becomes longer, at the lowest rate.
+    train(resumed(settings))
+    assert len(rows(settings.output_dir, "step")) == 18
+    train(resumed(settings, minutes=1.0))
+    steps = rows(settings.output_dir, "step")
+    assert len(steps) == 18 + 60 - 28 - 5 - 2
+    assert {row["learning_rate"] for row in steps[18:]} == {settings.min_learning_rate}
+    with pytest.raises(ValueError, match="can only become longer"):
+        train(resumed(settings, minutes=None, num_train_epochs=1))
+
+
+@pytest.mark.usefixtures("clock")
+def test_minutes_bound_a_run_that_had_none(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings(max_steps=6, save_steps=4, sample_tokens=0)
+    train(settings)
+    train(resumed(settings, minutes=0.5, warmup_steps=2, eval_steps=3, eval_iter=None))
+    assert len(rows(settings.output_dir, "step")) == 6 + 30 - 5 - 2
+
+
+def test_time_that_is_over_before_the_first_step(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    settings = tiny_settings(**BOUNDED, minutes=1.0)
+    with pytest.raises(ValueError, match=r"^--minutes 1 end before the first step, the start took \d+ s: give more$"):
+        train(settings, begun=time.perf_counter() - 60)
+    assert not Path(settings.output_dir).exists()
+
+
+def test_measuring_changes_nothing(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Dropout draws the same numbers, and steps taken in the backward pass are not taken while it is measured."""
+    changes = {"dropout": 0.1, "optimizer_in_backward": True, "max_grad_norm": 0.0}
+    measured = tiny_settings(**changes)
+    train(measured)
+    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1.0)
+    plain = tiny_settings(**changes, output_dir=str(tmp_path / "plain"))
+    train(plain)
+    assert step_losses(Path(measured.output_dir)) == step_losses(Path(plain.output_dir))
+
+
+def test_length_is_said_before_the_first_step(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """6 steps of 4 windows, 40 seconds each; 3 evaluations of 5 windows of both texts at 0.65 of 10 seconds."""
+    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 40.0)
+    train(tiny_settings())
+    line = "training and evaluations take about 0:07:15; --minutes would bound the run\n"
+    out = capsys.readouterr().out
+    assert line in out
+    assert out.index(line) < out.index("step 0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--minutes", "5", "--max_steps", "9"], "--minutes 5 and --max_steps 9 both decide the steps: give one"),
+        (["--minutes", "5", "--num_train_epochs", "9"], "--minutes and --num_train_epochs both decide the steps"),
+        (["--minutes", "-1"], "--minutes must be at least 0, got -1"),
+        (["--minutes", "nan"], "--minutes must be at least 0, got nan"),
+    ],
+)
+def test_contradictions(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_settings(words)
+
+
+def test_minutes_replace_the_steps_of_a_recipe() -> None:
+    settings = parse_settings(["--recipe", "char-small", "--minutes", "5"])
+    assert (settings.minutes, settings.max_steps, settings.warmup_steps) == (5.0, -1, None)
+
+
+def test_dry_run_says_the_most_steps(tiny_settings: Callable[..., TrainingSettings]) -> None:
+    lines = dry_run(tiny_settings(**BOUNDED, minutes=2.0, peak_flops=1e9))
+    assert "time 2 minutes; the steps are the most that they allow, at a peak of 1 GFLOP/s" in lines
