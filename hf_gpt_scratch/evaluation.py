@@ -22,6 +22,7 @@ from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 
 
 PIECE_CHARS = 1 << 16  # tokenized at a time: meanwhile transformers' tokenizer takes hundreds of bytes for a token
+BATCH_TOKENS = 4096  # scored at once by default: small windows are faster in large batches
 COUNTED_STRETCHES, STRETCH_TOKENS = 64, 1 << 16  # of a longer text, for the bytes of a token
 
 
@@ -161,12 +162,12 @@ def evaluate_text(
     text: str | Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     show_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> TextEvaluation:
     """Score every token of a text, in windows of `block_size` tokens (none: the context of the model).
 
-    The text is preceded by the model's first token, so that its own first token is predicted too; the windows do not
+    `batch_size` of them are scored at once (none: as many as have 4,096 tokens). The text is preceded by the model's first token, so that its own first token is predicted too; the windows do not
     overlap, but for the last, which reaches back for context (as lm-evaluation-harness scores rolling windows). A text
     that comes in blocks of any length is not held in memory, where the tokenizer allows it: see `tokenize_in_pieces`.
     `show_progress` is told after each batch about how many bytes are scored.
@@ -178,6 +179,7 @@ def evaluate_text(
     block_size = block_size or context
     if not 0 < block_size <= context:
         raise ValueError(f"--block_size {block_size} is longer than the context of the model, {context} tokens")
+    batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
     num_bytes = num_tokens = 0  # that the tokenizer has read and given
 
     def parts() -> Iterator[torch.Tensor]:

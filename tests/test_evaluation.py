@@ -238,6 +238,18 @@ def test_batch_is_not_filled_up(text_model: GPTScratchForCausalLM) -> None:
     assert many.loss == pytest.approx(few.loss, rel=1e-6)
 
 
+def test_batch_has_four_thousand_tokens_by_default(text_model: GPTScratchForCausalLM) -> None:
+    rows = []
+    handle = text_model.register_forward_pre_hook(
+        lambda module, inputs, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    text = "a b" * 8000
+    default, fixed = (evaluate_text(text_model, text, build_tokenizer(8), batch_size=size) for size in (None, 7))
+    handle.remove()
+    assert rows[0] == 512
+    assert default.loss == pytest.approx(fixed.loss, rel=1e-6)
+
+
 def test_cuts_that_do_not_look_at_the_text_would_change_its_tokens() -> None:
     """The control of the test above."""
     tokenizer = build_tokenizer(8)

@@ -20,7 +20,9 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser.add_argument(
         "--block_size", type=number(int, 1), help="tokens of a window; default: the context of the model"
     )
-    parser.add_argument("--batch_size", type=number(int, 1), default=4, help="windows scored at once")
+    parser.add_argument(
+        "--batch_size", type=number(int, 1), help="windows scored at once; default: as many as have 4,096 tokens"
+    )
     return parser.parse_args(words)
 
 

@@ -3,11 +3,16 @@
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
+from hf_gpt_scratch.hub.repository import build_repository
 
 
 pytestmark = pytest.mark.ecosystem
@@ -63,8 +68,8 @@ def test_onnx_runtime(stock: Path, expected: dict, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def gguf_file(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by convert_hf_to_gguf.py of the llama.cpp that llama-cpp-python brings in its source archive."""
+def converter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """convert_hf_to_gguf.py of the llama.cpp that llama-cpp-python brings in its source archive."""
     archives = sorted(Path(sys.prefix, "llama.cpp").glob("llama_cpp_python-*.tar.gz"))
     if not archives:
         pytest.skip("no llama.cpp: fetch the source archive as the README says")
@@ -72,25 +77,73 @@ def gguf_file(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(archives[-1]) as archive:
         wanted = [member for member in archive if "/vendor/llama.cpp/" in member.name and member.name.endswith(".py")]
         archive.extractall(folder, wanted, filter="data")
-    script = next(folder.rglob("convert_hf_to_gguf.py"))
-    command = [sys.executable, script, stock, "--outfile", folder / "model.gguf", "--outtype", "f32"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return folder / "model.gguf"
+    return next(folder.rglob("convert_hf_to_gguf.py"))
 
 
-@pytest.mark.works("xllamacpp", "the stock export as GGUF of llama.cpp's converter: the same greedy texts")
-def test_gguf_in_llama_cpp(gguf_file: Path, expected: dict, repository: Path) -> None:
+def convert_to_gguf(script: list[str | Path], stock: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *script, stock, "--outfile", output, "--outtype", "f32"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def greedy_texts(gguf_file: Path, prompts: list[str]) -> list[str]:
+    """What llama.cpp writes after each prompt."""
     import xllamacpp
 
-    tokenizer = AutoTokenizer.from_pretrained(repository)
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(gguf_file)
     parameters.n_ctx = 64
     parameters.n_parallel = 1
     server = xllamacpp.Server(parameters)
-    for prompt, ids in expected.items():
-        answer = server.handle_completions(
-            {"prompt": tokenizer.decode(prompt), "max_tokens": NEW_TOKENS, "temperature": 0, "top_k": 1}
-        )
-        assert answer["choices"][0]["text"] == tokenizer.decode(ids)
+    options = {"max_tokens": NEW_TOKENS, "temperature": 0, "top_k": 1}
+    answers = [server.handle_completions({"prompt": prompt, **options}) for prompt in prompts]
+    return [answer["choices"][0]["text"] for answer in answers]
+
+
+@pytest.mark.works("xllamacpp", "the stock export as GGUF of llama.cpp's converter: the same greedy texts")
+def test_gguf_in_llama_cpp(converter: Path, stock: Path, expected: dict, repository: Path, tmp_path: Path) -> None:
+    result = convert_to_gguf([converter], stock, tmp_path / "model.gguf")
+    assert result.returncode == 0, result.stderr
+    tokenizer = AutoTokenizer.from_pretrained(repository)
+    texts = greedy_texts(tmp_path / "model.gguf", [tokenizer.decode(prompt) for prompt in expected])
+    assert texts == [tokenizer.decode(ids) for ids in expected.values()]
+
+
+# As scripts/README.md says for a vocabulary that the converter does not know.
+WITH_SPLITTING_OF_GPT2 = """
+import runpy
+import sys
+from pathlib import Path
+
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+from conversion.base import TextModel
+
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.works("xllamacpp", "a vocabulary of your own as GGUF, the converter told that it is split as GPT-2's")
+def test_gguf_of_an_own_vocabulary(
+    converter: Path, own_vocabulary: Path, build_model: Callable, project_root: Path, tmp_path: Path
+) -> None:
+    vocabulary = load_vocabulary(str(own_vocabulary))
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary.end_of_text_id)
+    model = build_model(vocab_size=vocabulary.size, max_position_embeddings=64, **ids)
+    tokenizer = build_tokenizer(64, vocabulary)
+    repository = build_repository(model, tmp_path / "own-model", tokenizer=tokenizer)
+    command = [sys.executable, project_root / "scripts" / "convert_gpt2.py", "--from-dir", repository]
+    stock = tmp_path / "stock"
+    subprocess.run([*command, "--output", stock, "--export-stock"], check=True, capture_output=True, timeout=240)
+    refused = convert_to_gguf([converter], stock, tmp_path / "model.gguf")
+    assert refused.returncode == 1
+    assert "NotImplementedError: BPE pre-tokenizer was not recognized" in refused.stderr
+    (tmp_path / "told.py").write_text(WITH_SPLITTING_OF_GPT2, encoding="utf-8")
+    result = convert_to_gguf([tmp_path / "told.py", converter], stock, tmp_path / "model.gguf")
+    assert result.returncode == 0, result.stderr
+    expected = []
+    for text in PROMPTS:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
+        expected.append(tokenizer.decode(output[0, ids.shape[1] :]))
+    assert greedy_texts(tmp_path / "model.gguf", PROMPTS) == expected

@@ -84,6 +84,7 @@ def test_state_is_json_and_safetensors_only(tmp_path: Path, tiny_config: GPTScra
         "environment": {"torch": "x"},
         "text_sha256": "y",
         "model_sha256": "z",
+        "vocabulary_sha256": "",
     }
     saved = read_state(path)
     assert (saved.settings, saved.num_processes, saved.environment) == ({"seed": 1}, 1, {"torch": "x"})
