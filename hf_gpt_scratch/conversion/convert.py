@@ -92,18 +92,21 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
         raise ValueError(f"weights have to be float32, float16 or bfloat16, but {name_some(wrong, '; ')}")
     if plan.zeros:
         notes.append(f"the model has no biases: {len(plan.zeros)} of ours are zero, which computes the same")
-    vocabulary = find_vocabulary(source.path.parent, config)
+    vocabulary = find_vocabulary(source.path.parent, config, notes)
     if vocabulary is None:
         notes.append(f"no tokenizer is written: {config['vocab_size']} tokens are not the vocabulary of GPT-2")
     return Conversion(source, format_, config, plan, vocabulary, notes)
 
 
-def find_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary | None:
+def find_vocabulary(folder: Path, config: Mapping[str, Any], notes: list[str]) -> Vocabulary | None:
     """Return the vocabulary of the `tokenizer.json` beside a checkpoint; without one GPT-2's, if it fits the model."""
+    vocabulary = named_vocabulary("gpt2")
     try:
         vocabulary = load_vocabulary(str(folder))
-    except (ValueError, OSError):  # there is none, or it is of a kind that is not known here
-        vocabulary = named_vocabulary("gpt2")
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        notes.append(f"the tokenizer beside the checkpoint is not taken over: {error}")
     fits = has_gpt2_vocabulary(config) if vocabulary.name == "gpt2" else vocabulary.size <= config["vocab_size"]
     return vocabulary if fits else None
 

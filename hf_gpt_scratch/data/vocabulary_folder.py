@@ -29,6 +29,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "ignore_merges": (None, False),
 }
 SPLITTER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+UNWRITTEN = {"use_regex": True}  # older files, such as GPT-2's of 2019, do not have it, nor the type of the model
 END_OF_TEXT_RULES = {"single_word": False, "lstrip": False, "rstrip": False, "special": True}
 
 
@@ -83,12 +84,12 @@ def parse_vocabulary(content: bytes | str, place: str) -> Vocabulary:
 def wrong_settings(rules: dict[str, Any]) -> Iterator[str]:
     """Say which settings of a tokenizer change ids beside vocabulary and merges."""
     model, splitter = rules["model"], rules.get("pre_tokenizer") or {}
-    if model.get("type") != "BPE":
+    if model.get("type", "BPE") != "BPE":
         yield f"has a model of type {model.get('type')!r}, not 'BPE'"
     if rules.get("normalizer") is not None:
         yield f"has the normalizer {rules['normalizer'].get('type')!r}"
     for key, value in SPLITTER.items():
-        if splitter.get(key) != value:
+        if splitter.get(key, UNWRITTEN.get(key)) != value:
             yield f"has {key} {splitter.get(key)!r} in its pre_tokenizer, not {value!r}"
     for key, values in WITHOUT_EFFECT.items():
         if model.get(key) not in values:

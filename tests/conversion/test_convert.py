@@ -289,6 +289,16 @@ def test_a_padded_vocabulary_is_cut_only_when_asked(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "more", vocab_size=60000)
 
 
+def test_tokenizer_that_is_not_taken_over_is_named(tmp_path: Path) -> None:
+    torch.save({"model": draw(NanoGPT(**SIZES)).state_dict(), "model_args": {"n_head": 4}}, tmp_path / "ckpt.pt")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}', encoding="utf-8")
+    report = convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "out", verify=False)
+    (note,) = [note for note in report["notes"] if "beside the checkpoint" in note]
+    assert note.startswith(f"the tokenizer beside the checkpoint is not taken over: {tmp_path / 'tokenizer.json'} ")
+    assert "'Unigram'" in note
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
 def test_special_tokens_outside_a_small_vocabulary_are_left_unset(openai: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(openai, tmp_path / "out", verify=False)
     assert report["config"]["bos_token_id"] is None

@@ -109,6 +109,16 @@ def test_hash_is_of_what_ids_depend_on(folders: dict[str, Path], tmp_path: Path)
     assert len({load_vocabulary(str(folder)).sha256 for folder in folders.values()}) >= 2
 
 
+def test_file_of_an_older_release_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    """GPT-2's of 2019 has neither of the two keys; tokenizers takes these values then."""
+    rules = json.loads((folders["first"] / "tokenizer.json").read_text(encoding="utf-8"))
+    del rules["pre_tokenizer"]["use_regex"], rules["model"]["type"]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(rules), encoding="utf-8")
+    for text in TEXTS:
+        assert_same_ids(text, Tokenizer.from_file(str(path)), tmp_path)
+
+
 def changed_model(**values: Any) -> Callable[[dict], None]:
     return lambda rules: rules["model"].update(values)
 
