@@ -29,19 +29,32 @@ TINY = [
 ]
 ENDLESS = [*TINY, "--max_steps", "100000", "--num_train_epochs", "100000", "--eval_steps", "100000"]
 CONFIGS = {
-    "ddp.yaml": DistributedType.MULTI_GPU,
-    "ddp_cpu.yaml": DistributedType.MULTI_CPU,
-    "fsdp2.yaml": DistributedType.FSDP,
+    "ddp.yaml": (DistributedType.MULTI_GPU, 2),
+    "ddp_cpu.yaml": (DistributedType.MULTI_CPU, 2),
+    "fsdp2.yaml": (DistributedType.FSDP, 2),
+    "one_device.yaml": (DistributedType.NO, 1),
 }
 
 
 def test_every_config_is_read_by_accelerate(project_root: Path) -> None:
     folder = project_root / "scripts" / "configs"
     assert sorted(path.name for path in folder.iterdir()) == sorted(CONFIGS)
-    for name, kind in CONFIGS.items():
+    for name, expected in CONFIGS.items():
         config = load_config_from_file(str(folder / name))
-        assert (config.distributed_type, config.num_processes) == (kind, 2)
+        assert (config.distributed_type, config.num_processes) == expected
     assert load_config_from_file(str(folder / "fsdp2.yaml")).fsdp_config["fsdp_version"] == 2
+
+
+@pytest.mark.commands
+def test_launcher_adds_nothing_to_what_a_run_prints(environment: dict, project_root: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", *ACCELERATE, project_root / "scripts/configs/one_device.yaml"]
+    dry_run = [project_root / "scripts" / "train.py", *TINY, "--dry_run", "--output_dir", tmp_path / "run"]
+    result = subprocess.run(
+        [*launcher, *dry_run], env=environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert result.stderr == ""
+    assert result.stdout.startswith("device cpu")
+    assert result.stdout.endswith("dry run: nothing was written\n")
 
 
 def step_losses(folder: Path) -> list[float]:
