@@ -10,6 +10,7 @@ from hf_gpt_scratch.data.document_sources import find_files, refuse_unused_colum
 from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.data.vocabulary_training import (
+    MIN_SAMPLE_BYTES,
     MIN_VOCAB_SIZE,
     SAMPLE_BYTES,
     TextSample,
@@ -37,7 +38,7 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     add_text_column(parser)
     parser.add_argument(
         "--sample_bytes",
-        type=number(int, 1, 2**63),
+        type=number(int, MIN_SAMPLE_BYTES, 2**63),
         default=SAMPLE_BYTES,
         help=f"bytes of text to train on at most, spread evenly over the sources (default: {SAMPLE_BYTES}, 256 MiB)",
     )
@@ -77,11 +78,12 @@ def describe(vocabulary: Vocabulary, texts: TextSample, arguments: argparse.Name
             f"the texts give {vocabulary.size:,} tokens and not --vocab_size {arguments.vocab_size:,}: no other pair "
             "stands in them twice"
         )
+    column = ["--text_column", arguments.text_column] if arguments.text_column else []
     ours, gpt2 = (bytes_per_token(texts.measured, known) for known in (vocabulary, "gpt2"))
     num_bytes = sum(len(text.encode("utf-8")) for text in texts.measured)
     return [
         *lines,
         f"{vocabulary.size:,} tokens: {ours:.2f} bytes a token, GPT-2 has {gpt2:.2f}, on {num_bytes:,} bytes of text",
         "train with it: hf-gpt-scratch train "
-        + shlex.join(["--train_file", *arguments.source, "--vocabulary", str(arguments.output)]),
+        + shlex.join(["--train_file", *arguments.source, *column, "--vocabulary", str(arguments.output)]),
     ]

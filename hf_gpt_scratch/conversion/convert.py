@@ -30,15 +30,13 @@ from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
 from hf_gpt_scratch.conversion.source_config import build_config
 from hf_gpt_scratch.conversion.writers.repository_files import (
-    NUM_GPT2_TOKENS,
-    has_gpt2_vocabulary,
     write_json,
     write_model_files,
 )
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
 from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
-from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import REMEDY, load_vocabulary
 from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256
 
 
@@ -82,8 +80,14 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
     names = {short: name for name, short in canonical_names(format_, shapes).items()}
     drop = _settle_head(format_, tensors, names, source.settings, config)
     drop |= _settle_zero_biases(format_, tensors, names, config)
-    rows = config["vocab_size"]
-    config["vocab_size"] = _cut_vocabulary(rows, vocab_size, notes)
+    rows, vocabulary = config["vocab_size"], find_vocabulary(source.path.parent, notes)
+    config["vocab_size"] = _cut_vocabulary(rows, vocab_size, vocabulary, notes)
+    if vocabulary is not None and vocabulary.size > config["vocab_size"]:
+        notes.append(
+            f"no tokenizer is written: the model has {config['vocab_size']} tokens, and {vocabulary.name} "
+            f"{vocabulary.size}"
+        )
+        vocabulary = None
     plan = plan_moves(format_, shapes, config, source_vocab_size=rows, drop=drop)
     plan.dropped |= source.dropped
     used = {move.source: tensors.dtypes[move.source] for move in plan.moves}
@@ -92,23 +96,22 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
         raise ValueError(f"weights have to be float32, float16 or bfloat16, but {name_some(wrong, '; ')}")
     if plan.zeros:
         notes.append(f"the model has no biases: {len(plan.zeros)} of ours are zero, which computes the same")
-    vocabulary = find_vocabulary(source.path.parent, config, notes)
-    if vocabulary is None:
-        notes.append(f"no tokenizer is written: {config['vocab_size']} tokens are not the vocabulary of GPT-2")
     return Conversion(source, format_, config, plan, vocabulary, notes)
 
 
-def find_vocabulary(folder: Path, config: Mapping[str, Any], notes: list[str]) -> Vocabulary | None:
-    """Return the vocabulary of the `tokenizer.json` beside a checkpoint; without one GPT-2's, if it fits the model."""
-    vocabulary = named_vocabulary("gpt2")
+def find_vocabulary(folder: Path, notes: list[str]) -> Vocabulary | None:
+    """Return the vocabulary of the `tokenizer.json` beside a checkpoint, and GPT-2's without one.
+
+    None if there is one that tiktoken cannot take: another in its place would give wrong texts.
+    """
     try:
-        vocabulary = load_vocabulary(str(folder))
+        return load_vocabulary(str(folder))
     except FileNotFoundError:
-        pass
+        return named_vocabulary("gpt2")
     except (ValueError, OSError) as error:
-        notes.append(f"the tokenizer beside the checkpoint is not taken over: {error}")
-    fits = has_gpt2_vocabulary(config) if vocabulary.name == "gpt2" else vocabulary.size <= config["vocab_size"]
-    return vocabulary if fits else None
+        reason = str(error).removesuffix(f": {REMEDY}")
+        notes.append(f"no tokenizer is written, because {reason}: copy the files of the model's own")
+        return None
 
 
 def _settle_head(
@@ -166,14 +169,14 @@ def _settle_zero_biases(
     return dict.fromkeys(biases, "zeros, where the exported model had no bias")
 
 
-def _cut_vocabulary(rows: int, wanted: int | None, notes: list[str]) -> int:
+def _cut_vocabulary(rows: int, wanted: int | None, vocabulary: Vocabulary | None, notes: list[str]) -> int:
     if wanted is not None and not 0 < wanted <= rows:
         raise ValueError(f"--vocab_size {wanted} cannot be had from an embedding of {rows} rows: choose 1 to {rows}")
     if wanted is not None and wanted < rows:
         notes.append(f"rows {wanted} to {rows - 1} of the vocabulary are cut, as asked")
-    elif rows > NUM_GPT2_TOKENS:
-        padding = rows - NUM_GPT2_TOKENS
-        notes.append(f"the vocabulary has {padding} rows more than GPT-2's; --vocab_size {NUM_GPT2_TOKENS} cuts them")
+    elif vocabulary is not None and rows > vocabulary.size:
+        owner, size = "GPT-2" if vocabulary.name == "gpt2" else "the tokenizer", vocabulary.size
+        notes.append(f"the vocabulary has {rows - size} rows more than {owner}'s; --vocab_size {size} cuts them")
     return wanted or rows
 
 
@@ -227,7 +230,7 @@ def convert_checkpoint(
         has_tokenizer = conversion.vocabulary is not None
         if text is not None and not has_tokenizer:
             raise ValueError(
-                f"--text {text} needs GPT-2's vocabulary, but this model has {config['vocab_size']} tokens"
+                f"--text {text} needs a tokenizer, and none is known for the {config['vocab_size']} tokens here"
             )
         if size is not None:
             check_size(config, size)

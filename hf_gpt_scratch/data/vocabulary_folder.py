@@ -44,7 +44,10 @@ def load_vocabulary(name_or_folder: str) -> Vocabulary:
         return named_vocabulary(name_or_folder)
     folder = Path(name_or_folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"the vocabulary {folder} is neither {', '.join(NAMES)} nor a folder: {REMEDY}")
+        raise FileNotFoundError(
+            f"the vocabulary {folder} is neither {', '.join(NAMES)} nor a folder: name that with its {FILE_NAME}, or "
+            f"{REMEDY}"
+        )
     path = folder / FILE_NAME
     if not path.is_file():
         hint = f"did you mean {folder / 'model'}?" if (folder / "model" / FILE_NAME).is_file() else REMEDY

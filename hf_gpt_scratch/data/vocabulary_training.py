@@ -23,6 +23,7 @@ MIN_VOCAB_SIZE = 257  # the bytes and <|endoftext|>
 # The trainer keeps the count of each distinct word, not the text. They grow more slowly than it, and past this much
 # text they change rare merges alone.
 SAMPLE_BYTES = 1 << 28
+MIN_SAMPLE_BYTES = 1 << 16  # blocks of a smaller one would cut words
 MIN_FREQUENCY = 2  # a pair that was seen once would make a token for one place
 MEASURED_BYTES = 1 << 20
 BLOCK_CHARS = 1 << 16
@@ -73,7 +74,7 @@ class TextSample:
         for block, share in self._blocks(max(1, min(BLOCK_CHARS, self.sample_bytes >> 6))):
             size = len(block.encode("utf-8"))
             if size and quota.takes(size, share):
-                if kept.takes(size, share):
+                if not self.measured or kept.takes(size, share):
                     self.measured.append(block)
                 # It is no word, and its parts would be counted as words.
                 yield from block.split(END_OF_TEXT)

@@ -379,6 +379,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
     )
     if line := evaluations_line(run.evaluation_plan, settings):
         run.say(line)
-    run.say(length_line(run))
+    if line := length_line(run):
+        run.say(line)
     if accelerator.is_main_process:
         warn_early(settings)

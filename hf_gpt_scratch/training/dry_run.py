@@ -1,5 +1,6 @@
 """Print sizes, steps, memory and time of a run without starting it or writing anything."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import psutil
@@ -58,7 +59,8 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     if settings.minutes is not None:
         tokens_a_step = train_windows.num_targets / steps_an_epoch
         num_steps = max(1, int(60 * settings.minutes * peak / (flops * tokens_a_step)))
-        settings = asked.with_num_steps(num_steps)
+        settings = replace(settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
+        settings = settings.with_num_steps(num_steps)
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
     plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
     # A forward pass has a third of a step's operations.

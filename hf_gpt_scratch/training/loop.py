@@ -302,7 +302,7 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
     validation = sum_of_losses(run, run.validation_loader, taken)
-    if run.settings.minutes is not None and validation.num_tokens:
+    if run.settings.minutes is not None and progress.global_step and validation.num_tokens:
         seconds = time.perf_counter() - started
         progress.note_scoring(seconds * run.settings.window_size / validation.num_tokens)
     losses = [train_loss, validation.mean]
@@ -327,10 +327,12 @@ def record_evaluation(
     losses = {"train_loss": train_loss, "validation_loss": validation_loss}
     if standard_error is not None:
         losses["standard_error"] = standard_error
-    losses |= run.in_bits_per_byte(validation_loss)
+    bits_per_byte = run.in_bits_per_byte(validation_loss)
+    losses |= bits_per_byte
     values = {"global_step": step, "epoch": run.epoch, "tokens_seen": run.progress.tokens_seen, **losses}
     last = run.history.rows("evaluation")[-1:] if run.accelerator.is_main_process else []
-    if last != [{"event": "evaluation", **values}]:
+    # A version before this one did not record bits per byte.
+    if [row | bits_per_byte for row in last] != [{"event": "evaluation", **values}]:
         run.history.append("evaluation", **values)
     about = "" if standard_error is None else f" ± {standard_error:.3f}"
     with tqdm.external_write_mode():

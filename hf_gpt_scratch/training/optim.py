@@ -84,6 +84,8 @@ def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> f
     cosine is that of arXiv:1608.03983 without restarts; after its `num_steps` the rate stays the lowest.
     """
     warmup_steps, lowest = settings.warmup_steps or 0, settings.min_learning_rate or 0.0
+    if settings.minutes is not None:  # fewer steps than were expected may fit
+        warmup_steps = min(warmup_steps, num_steps // 2)
     if step < warmup_steps:
         return settings.learning_rate * (step + 1) / (warmup_steps + 1)
     if settings.lr_scheduler_type == "constant":

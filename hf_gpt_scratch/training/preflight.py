@@ -16,6 +16,9 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
 
 
+LONG_SECONDS = 5.0  # of a micro-batch in which warming up makes no difference
+
+
 def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
     """Return True if the model is compiled, by `--torch_compile` or by the launcher's `--dynamo_backend`."""
     return settings.torch_compile or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
@@ -97,8 +100,8 @@ def micro_batch(settings: TrainingSettings, device: torch.device) -> dict[str, A
 def seconds_of_micro_batch(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> float:
     """Measure the seconds of a micro-batch forward and backward, without a step. Collective: call on every process.
 
-    The first one warms up; the fastest counts of those that a second has time for, at most ten. The gradients are
-    dropped and the generators restored.
+    The first one warms up, and counts only if it is a long one. Of those that another second has time for, at most
+    ten, the fastest counts. The gradients are dropped and the generators restored.
     """
     batch, device = micro_batch(settings, accelerator.device), accelerator.device
 
@@ -110,8 +113,10 @@ def seconds_of_micro_batch(model: nn.Module, settings: TrainingSettings, acceler
 
     try:
         with torch.random.fork_rng():
-            seconds()
             first = largest(accelerator, [seconds()])[0]  # so that all processes try as often
-            return min([first, *(seconds() for _ in range(min(9, int(1 / first))))])
+            if first > LONG_SECONDS:
+                return first
+            second = largest(accelerator, [seconds()])[0]
+            return min([second, *(seconds() for _ in range(min(9, int(1 / second))))])
     finally:
         model.zero_grad(set_to_none=True)

@@ -25,10 +25,11 @@ class Progress:
     schedule_steps: int | None = None  # of a run that was lengthened: its steps before, at which the rate is lowest
     # Where minutes bound the run, the wall time of all its processes one after the other:
     seconds: float = 0.0  # up to the last step, starts included
-    start_seconds: float = 0.0  # of the last start, up to its first step
+    start_seconds: float = 0.0  # of the longest start, up to its first step
     step_seconds: float = 0.0  # from step to step, all together
     timed_steps: int = 0  # how many those are
-    scoring_seconds: float = 0.0  # of the last evaluation, for each window of the validation text
+    scoring_seconds: float = 0.0  # of the last evaluation after a step, for each window of the validation text
+    saving_seconds: float = 0.0  # of the last checkpoint
     expected_steps: int | None = None  # before the first step; warm-up and evaluations are those of so many
     planned_steps: int | None = None  # by the time that is left
 
@@ -69,12 +70,16 @@ class Progress:
 
     def count_start(self, seconds: float) -> None:
         """Add the wall time of a process up to its first step."""
-        self.seconds, self.start_seconds = self.seconds + seconds, seconds
+        self.seconds, self.start_seconds = self.seconds + seconds, max(self.start_seconds, seconds)
 
     def count_step(self, seconds: float) -> None:
         """Add the wall time of a step with all that was done since the last one."""
         self.seconds += seconds
         self.step_seconds, self.timed_steps = self.step_seconds + seconds, self.timed_steps + 1
+
+    def note_saving(self, seconds: float) -> None:
+        """Note the time that a checkpoint took."""
+        self.saving_seconds = seconds
 
     def note_scoring(self, seconds: float) -> None:
         """Note the time that an evaluation took for each window of the validation text."""

@@ -160,11 +160,14 @@ class Run:
 
     def save(self) -> Path:
         """Save a checkpoint of this moment, then delete old ones. Collective: call on every process."""
+        started = time.perf_counter()
         self.progress.mark_history(*self.history.mark())
         optimizer = self.optimizer.optimizer
         path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, optimizer, self.saved_state())
         keep, best_step = self.settings.save_total_limit, self.progress.best_step
         on_main_process(self.accelerator, lambda: remove_old_checkpoints(path, keep, best_step))
+        if self.settings.minutes is not None:
+            self.progress.note_saving(time.perf_counter() - started)
         return path
 
     def saved_state(self) -> SavedState:

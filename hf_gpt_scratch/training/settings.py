@@ -141,7 +141,7 @@ class TrainingSettings:
     minutes: Annotated[float, Range(0)] | None = setting(
         None,
         "minutes of wall time for the whole run, from its start to its result: they decide the steps, whatever the "
-        "epochs; with --resume, those of all parts together; none: as many as the epochs have",
+        "epochs; with --resume, those of all parts that had minutes; none: as many as the epochs have",
         may_change_on_resume=True,
     )
     per_device_train_batch_size: PositiveInt = setting(

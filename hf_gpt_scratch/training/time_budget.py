@@ -25,9 +25,8 @@ def fit_to_minutes(run: Run, asked: TrainingSettings) -> Run:
         ValueError: the start has taken all of the time.
     """
     minutes = run.settings.minutes or 0.0
-    a_step = step_seconds(run) / (1 - EVALUATIONS_SHARE - LAST_SHARE)
     # The slowest process decides for all.
-    start, a_step = largest(run.accelerator, [run.stopwatch.read(), a_step])
+    start, a_step = largest(run.accelerator, [run.stopwatch.read(), step_seconds(run, with_evaluations=True)])
     left = 60 * minutes - (1 + ENDING_SHARE) * start
     if left <= 0:
         raise ValueError(f"--minutes {minutes:g} end before the first step, the start took {start:.0f} s: give more")
@@ -42,22 +41,29 @@ def expect_steps(run: Run, asked: TrainingSettings, num_steps: int) -> Run:
     return replace(run, settings=settings, evaluation_plan=plan, expected_steps=num_steps)
 
 
-def step_seconds(run: Run) -> float:
+def step_seconds(run: Run, with_evaluations: bool = False) -> float:
     """Estimate the seconds of an optimizer step by those of a micro-batch; the update of the weights is left out."""
-    return run.settings.gradient_accumulation_steps * run.micro_batch_seconds
+    seconds = run.settings.gradient_accumulation_steps * run.micro_batch_seconds
+    return seconds / (1 - EVALUATIONS_SHARE - LAST_SHARE) if with_evaluations else seconds
 
 
-def length_line(run: Run) -> str:
-    """Describe how long the rest of the run will take; samples, checkpoints and the result are left out."""
-    progress, settings = run.progress, run.settings
-    if settings.minutes is not None:
-        spent = f", of which {progress.seconds / 60:.1f} are over" if progress.seconds else ""
-        return f"the run ends {settings.minutes:g} minutes after its start{spent}"
+def window_seconds(run: Run) -> float:
+    """Estimate the seconds in which this process scores a window, by those of a micro-batch."""
+    return COST_OF_SCORING * run.micro_batch_seconds / run.settings.per_device_train_batch_size
+
+
+def length_line(run: Run) -> str | None:
+    """Describe how long the rest of a run takes, without samples, checkpoints and the result; None at its end."""
+    progress, minutes = run.progress, run.settings.minutes
     steps_left = run.num_steps - progress.global_step
-    # In windows of this process, as if the evaluations were spread evenly over the run.
+    if steps_left <= 0:
+        return None
+    if minutes is not None:
+        spent = f", of which {progress.seconds / 60:.1f} are over" if progress.seconds else ""
+        return f"the run ends about {minutes:g} minutes after its start{spent}"
+    # As if the evaluations were spread evenly over the run.
     scored = run.evaluation_plan.num_scored / run.accelerator.num_processes * steps_left / run.num_steps
-    a_window = run.micro_batch_seconds / settings.per_device_train_batch_size
-    seconds = steps_left * step_seconds(run) + scored * COST_OF_SCORING * a_window
+    seconds = steps_left * step_seconds(run) + scored * window_seconds(run)
     time = timedelta(seconds=math.ceil(seconds))
     return f"training and evaluations take about {time}; --minutes would bound the run"
 
@@ -79,14 +85,23 @@ def note_step(run: Run) -> None:
 def plan_steps(run: Run) -> None:
     """Plan as many more steps as the time left allows, by the mean time of those before, evaluations included."""
     progress = run.progress
-    ending = ENDING_SHARE * progress.start_seconds + run.evaluation_plan.at_end * progress.scoring_seconds
-    left = 60 * (run.settings.minutes or 0.0) - progress.seconds - ending
+    left = 60 * (run.settings.minutes or 0.0) - progress.seconds - ending_seconds(run)
     if left <= 0:
         more = 0
     elif progress.timed_steps:
         more = int(left * progress.timed_steps / progress.step_seconds)
     else:
-        more = max(1, run.num_steps - progress.global_step)
+        more = max(1, int(left / step_seconds(run, with_evaluations=True)))
     # All processes take as many steps as the slowest has time for.
     more = -int(largest(run.accelerator, [-float(more)])[0])
     progress.plan_steps(run.expected_steps, progress.global_step + more)
+
+
+def ending_seconds(run: Run) -> float:
+    """Estimate the seconds from the last step to the end: evaluations, checkpoint, result and leaving."""
+    progress, plan, settings = run.progress, run.evaluation_plan, run.settings
+    since_evaluation = (progress.global_step - settings.eval_first_step) % (settings.eval_steps or run.num_steps)
+    # Training windows are scored too. The evaluation before the first step is no measure: it warms up.
+    a_window = progress.scoring_seconds or 2 * window_seconds(run) / run.accelerator.num_processes
+    scored = plan.at_end + (plan.each if progress.global_step and not since_evaluation else 0)
+    return ENDING_SHARE * progress.start_seconds + progress.saving_seconds + scored * a_window

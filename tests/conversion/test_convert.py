@@ -289,13 +289,17 @@ def test_a_padded_vocabulary_is_cut_only_when_asked(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "more", vocab_size=60000)
 
 
-def test_tokenizer_that_is_not_taken_over_is_named(tmp_path: Path) -> None:
-    torch.save({"model": draw(NanoGPT(**SIZES)).state_dict(), "model_args": {"n_head": 4}}, tmp_path / "ckpt.pt")
+def test_tokenizer_that_cannot_be_taken_over_is_named_and_not_replaced(tmp_path: Path) -> None:
+    """By GPT-2's, which would fit the number of tokens and give other texts."""
+    model = draw(NanoGPT(**SIZES | {"vocab": 50300}))
+    torch.save({"model": model.state_dict(), "model_args": {"n_head": 4}}, tmp_path / "ckpt.pt")
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}', encoding="utf-8")
     report = convert_checkpoint(tmp_path / "ckpt.pt", tmp_path / "out", verify=False)
-    (note,) = [note for note in report["notes"] if "beside the checkpoint" in note]
-    assert note.startswith(f"the tokenizer beside the checkpoint is not taken over: {tmp_path / 'tokenizer.json'} ")
-    assert "'Unigram'" in note
+    (note,) = [note for note in report["notes"] if "tokenizer" in note]
+    assert note == (
+        f"no tokenizer is written, because {tmp_path / 'tokenizer.json'} has a model of type 'Unigram', not 'BPE', so "
+        "tiktoken would give other ids: copy the files of the model's own"
+    )
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 

@@ -226,7 +226,9 @@ def test_normalizer_and_prefix_space_do_change_ids(folders: dict[str, Path]) -> 
 
 
 def test_what_is_no_vocabulary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="the vocabulary gpt3 is neither gpt2, bytes nor a folder: make one"):
+    with pytest.raises(
+        FileNotFoundError, match="the vocabulary gpt3 is neither gpt2, bytes nor a folder: name that with its"
+    ):
         load_vocabulary("gpt3")
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json, so it is not a vocabulary: make one"):
         load_vocabulary(str(tmp_path))

@@ -133,3 +133,13 @@ def test_broken_file_and_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": 1}\n')
     with pytest.raises(ValueError, match=r"the sources hold no text; 1 bad rows, the first: .*b\.jsonl line 1"):
         train_vocabulary(TextSample([tmp_path / "b.jsonl"]), 300)
+
+
+def test_text_that_is_a_small_share_is_text(tmp_path: Path) -> None:
+    """Rows without the column follow it; the part that is measured once stayed empty."""
+    (tmp_path / "a.txt").write_text(STORY, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"other": "x y z"}\n' * 100_000, encoding="utf-8")
+    sample = TextSample([tmp_path / "a.txt", tmp_path / "b.jsonl"])
+    assert "".join(sample) == STORY
+    assert sample.measured
+    assert sample.skipped.count == 100_000

@@ -23,7 +23,7 @@ BOUNDED = {"max_steps": -1, "warmup_steps": None, "eval_steps": None, "eval_iter
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a start take five seconds and a step one, whatever they take."""
+    """Let a start take five seconds, a step one, and what comes after the last step next to nothing."""
 
     def lap(self: Stopwatch) -> float:
         self.laps = getattr(self, "laps", 0) + 1
@@ -31,7 +31,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Stopwatch, "lap", lap)
     monkeypatch.setattr(Progress, "note_scoring", lambda self, seconds: None)
-    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1.0)
+    monkeypatch.setattr(Progress, "note_saving", lambda self, seconds: None)
+    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1e-6)
 
 
 def resumed(settings: TrainingSettings, **changes: object) -> TrainingSettings:
@@ -70,7 +71,7 @@ def test_resumed_run_spends_what_is_left(
         shutil.rmtree(Path(settings.output_dir, "checkpoints", f"step-{step:08d}"))
     capsys.readouterr()
     train(resumed(settings))
-    assert "the run ends 0.5 minutes after its start, of which 0.3 are over" in capsys.readouterr().out
+    assert "the run ends about 0.5 minutes after its start, of which 0.3 are over" in capsys.readouterr().out
     assert len(rows(settings.output_dir, "step")) == 18
     assert progress_of(settings, 18)["seconds"] == 28.0
     # At its end the same minutes are over; with more of them it becomes longer, at the lowest rate.

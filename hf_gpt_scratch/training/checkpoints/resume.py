@@ -81,7 +81,8 @@ def resume(run: Run, path: Path) -> None:
     is_longer = run.num_steps > steps_before and not (is_bounded and run.progress.global_step < steps_before)
     if is_longer:
         run.progress.schedule_steps = saved.progress.schedule_steps or steps_before
-    on_main_process(run.accelerator, lambda: restore_records(run, write_settings=is_longer))
+    is_changed = is_longer or run.settings.minutes != saved.settings.get("minutes")
+    on_main_process(run.accelerator, lambda: restore_records(run, write_settings=is_changed))
     run.say(f"resumed from {path}")
     if is_longer:
         run.say(longer_line(run, steps_before))
