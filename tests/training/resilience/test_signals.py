@@ -33,6 +33,8 @@ def signal_once(
         time.sleep(0.001)
     time.sleep(delay + 0.1 * twice)  # into the next step, which lingers
     os.kill(pid, signal.SIGSTOP)  # so that the step under way is known
+    while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "TZ":
+        time.sleep(0.001)  # it stops a moment later
     reached = last_step(run)
     os.kill(pid, number)
     sent = time.perf_counter()
@@ -86,7 +88,8 @@ def test_signal_at_random_times(
     assert bad == []
     assert set(codes) <= {128 + number, 0}  # 0: it came after the last step
     assert codes[128 + number] >= 10
-    assert late <= 1
+    # The step under way; of these tiny ones a few more, until the thread that notes signals gets its turn (5 ms).
+    assert late <= 3
     assert slowest < 30
     assert all(result["repeated"] == 0 for result in results if result["late"] is not None)
 
