@@ -146,6 +146,7 @@ class StopSignals(SignalListener):
         self.message = message
         self.received = 0
         self._is_noting = False
+        self._is_announced = False
         self._raised = 0
         self._previous: dict[int, Any] = {}  # the earlier handlers
 
@@ -182,7 +183,10 @@ class StopSignals(SignalListener):
         self.message, self._is_noting = before, True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_noting and not self._raised:
+        if self._is_noting:
+            # Here and not only in the listener's thread, whose turn may come some milliseconds later.
+            self.received = self.received or number
+        elif not self._raised:
             self._raised = number
             raise KeyboardInterrupt
 
@@ -193,8 +197,9 @@ class StopSignals(SignalListener):
         if not self._is_noting:
             if not self.left.wait(GRACE_SECONDS):
                 end_process(self.message, 128 + number)
-        elif not self.received:
-            self.received, self._heard = number, time.monotonic()
+        elif not self._is_announced:
+            self._is_announced, self._heard = True, time.monotonic()
+            self.received = self.received or number  # where the main thread is in a call into C
             # A launcher of several processes does not forward a second Ctrl-C.
             again = "; Ctrl-C again to stop without" if "RANK" not in os.environ else ""
             say_at_once(f"{signal.Signals(number).name}: stopping after this step, saving{again}")

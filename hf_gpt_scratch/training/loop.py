@@ -22,6 +22,7 @@ from hf_gpt_scratch.data.tokenizer import text_to_token_ids, token_ids_to_text
 from hf_gpt_scratch.data.windows import IGNORE_INDEX, draw_like_torch_loader
 from hf_gpt_scratch.evaluation import LossSum, evaluation_mode, perplexity, sum_losses
 from hf_gpt_scratch.hub.repository import build_repository
+from hf_gpt_scratch.runtime.cli import is_lost_process
 from hf_gpt_scratch.runtime.environment import peak_memory
 from hf_gpt_scratch.runtime.files import name_file_in_errors
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory, out_of_memory_line
@@ -83,6 +84,8 @@ def train(settings: TrainingSettings, begun: float | None = None) -> TrainingRes
             is_started = run is not None and run.progress.global_step > 0
             if run is None or not (is_started or isinstance(error, Interrupted)):
                 lock.withdraw()
+            if signals.received and is_lost_process(error):  # the launcher stops all of them, and reports the lost one
+                raise Interrupted("", signals.received) from None
             if is_out_of_memory(error):
                 raise OSError(out_of_memory_line(error, less_memory(settings, is_started))) from error
             raise

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.runtime.signals import Interrupted, StopSignals
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from tests.loopback_hub import LoopbackHub
 from tests.markers import nightly
@@ -431,3 +432,16 @@ def test_push_to_a_hub_that_hangs_is_left(start: Callable, hub: LoopbackHub, tex
         "stopped by signal: the model is saved; push it again: hf-gpt-scratch push "
         f"{result.folder / 'model'} alice/lamp --revision main"
     )
+
+
+def test_signal_is_noted_before_any_other_thread_has_its_turn() -> None:
+    """The listener's thread alone would take 5 ms or more, in which a small model makes another step."""
+    interval = sys.getswitchinterval()
+    try:
+        with contextlib.suppress(Interrupted), StopSignals() as signals, signals.noted():
+            sys.setswitchinterval(30)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            received = signals.received
+    finally:
+        sys.setswitchinterval(interval)
+    assert received == signal.SIGUSR1

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,11 @@ from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, read_text, split_text
 from hf_gpt_scratch.evaluation import perplexity
+from hf_gpt_scratch.runtime.signals import Interrupted
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import learning_rate_at
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, step_losses
 
@@ -210,3 +213,19 @@ def test_long_validation_text_is_sampled_with_its_error_shown(
         assert "standard_error" not in all_of_it
         assert abs(part["validation_loss"] - all_of_it["validation_loss"]) < 4 * part["standard_error"]
         assert part["validation_loss"] != all_of_it["validation_loss"]
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM], ids=["no signal", "SIGTERM"])
+def test_process_that_is_lost_after_a_signal_is_no_error_of_the_others(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The launcher stops all of a run when one process dies; what gloo says to those that are left is no news then."""
+
+    def lost(run: Run, *rest: object) -> None:
+        run.signals.received = number
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    monkeypatch.setattr(loop, "optimizer_step", lost)
+    with pytest.raises(Interrupted if number else RuntimeError, match="^$" if number else "gloo") as raised:
+        train(tiny_settings())
+    assert getattr(raised.value, "exit_code", None) == (128 + number if number else None)
