@@ -17,11 +17,13 @@ class Benchmark:
         help: one line for `--help`.
         packages: the packages whose versions are recorded.
         sizes: the choices of `--size`; none: there is no such option.
+        needs: the options without which it cannot run.
     """
 
     help: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     sizes: ClassVar[Iterable[str]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def add_arguments(self, parser: "argparse.ArgumentParser") -> None:
         """Add the options of this benchmark alone."""

@@ -19,6 +19,7 @@ from .past_context import PastContext
 from .plot import plot_comparisons, plot_growth
 from .profiling import Profiling
 from .speed_table import speed_tables, write_tables
+from .time_to_loss import TimeToLoss
 from .tokenization import Tokenization
 from .training import Training
 
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "growth": Growth(),
     "load": Loading(),
     "past_context": PastContext(),
+    "time_to_loss": TimeToLoss(),
     "train": Training(),
     "generate": Generation(),
     "profile": Profiling(),
@@ -72,7 +74,7 @@ def run_command(arguments: Sequence[str]) -> None:
     """Run the command line, and print the reports.
 
     Raises:
-        ValueError: a candidate fails, or an option is wrong.
+        ValueError: a candidate fails, or an option is wrong or missing.
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)
@@ -83,11 +85,21 @@ def run_command(arguments: Sequence[str]) -> None:
             print(speed_tables(parsed.dir))
         return
     if parsed.command != "all":
+        if missing := missing_options(parsed.command, parsed):
+            raise ValueError(f"{parsed.command} needs {' and '.join(missing)}")
         run_one(parsed.command, parsed, parsed.json)
         return
     for name in BENCHMARKS:
-        path = parsed.json and parsed.json.with_stem(f"{parsed.json.stem}-{name}")
-        run_one(name, argparse.Namespace(**(vars(parser.parse_args([name])) | vars(parsed))), path)
+        options = argparse.Namespace(**(vars(parser.parse_args([name])) | vars(parsed)))
+        if missing := missing_options(name, options):
+            print(f"left out: {name}, without {' and '.join(missing)}", flush=True)
+            continue
+        run_one(name, options, parsed.json and parsed.json.with_stem(f"{parsed.json.stem}-{name}"))
+
+
+def missing_options(name: str, arguments: argparse.Namespace) -> list[str]:
+    """List the options that a benchmark needs and that are not given."""
+    return [f"--{option}" for option in BENCHMARKS[name].needs if getattr(arguments, option) is None]
 
 
 def run_one(name: str, arguments: argparse.Namespace, path: Path | None) -> None:
