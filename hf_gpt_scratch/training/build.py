@@ -56,6 +56,7 @@ from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_
 from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
+from hf_gpt_scratch.training.freezing import freeze
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward, refuse_where_impossible
 from hf_gpt_scratch.training.plan import (
@@ -302,6 +303,7 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
         reset_to_torch_defaults(model)
     if process_index > 0:
         torch.manual_seed(settings.seed + process_index)
+    freeze(model, settings.freeze or [])
     if settings.gradient_checkpointing:
         recompute_activations(model)
     use_fused_loss(model)
@@ -371,8 +373,10 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         run.say(f"CPU speedups: {', '.join(run.cpu_speedups) or 'none'}")
     run.say(as_line(facts["versions"]))
     about = "" if settings.minutes is None else "about "
+    trained = sum(weight.numel() for weight in run.bare_model.parameters() if weight.requires_grad)
+    frozen = f", {trained:,} of them trained" if settings.freeze else ""
     run.say(
-        f"model {facts['parameters']:,} parameters, context {settings.max_position_embeddings} tokens; text "
+        f"model {facts['parameters']:,} parameters{frozen}, context {settings.max_position_embeddings} tokens; text "
         f"{facts['train_tokens']:,} training and {facts['validation_tokens']:,} validation tokens; "
         f"{facts['train_windows']:,} windows, {facts['steps_per_epoch']:,} steps an epoch, "
         f"{about}{facts['steps']:,} steps"

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
+from hf_gpt_scratch.training.freezing import freeze
 from hf_gpt_scratch.training.optim import build_optimizer
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
 from hf_gpt_scratch.training.reporting.mfu import product_dtype
@@ -65,6 +66,7 @@ def estimate_memory(config: PretrainedConfig, settings: TrainingSettings, device
     with FakeTensorMode(), torch.device(device), MemoryCount() as count:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation).train()
         use_fused_loss(model)
+        freeze(model, settings.freeze or [])
         if settings.gradient_checkpointing:
             recompute_activations(model)
         optimizer = build_optimizer(model, settings)

@@ -54,6 +54,8 @@ def build_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> Optim
     no_decay: list[nn.Parameter] = []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
         (decay if is_matrix or settings.decay_all_parameters else no_decay).append(parameter)
     adamw: dict[str, Any] = {
@@ -72,9 +74,9 @@ def build_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> Optim
 def groups(
     decay: list[nn.Parameter], no_decay: list[nn.Parameter], settings: TrainingSettings
 ) -> list[dict[str, Any]]:
-    """Build the parameter groups with and without weight decay; empty ones are left out."""
+    """Build the parameter groups with and without weight decay; of two, an empty one is left out."""
     both = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    return [group for group in both if group["params"]]
+    return [group for group in both if group["params"]] or both[:1]
 
 
 def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> float:

@@ -17,7 +17,7 @@ class StepsInBackward:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer
         self.norms: dict[torch.Tensor, torch.Tensor] = {}
         for parameter in self.parameters:

@@ -131,6 +131,12 @@ class TrainingSettings:
     )
     weight_init: Literal["gpt2", "torch"] = setting("gpt2", "fresh weights: GPT-2's, or PyTorch's layer defaults")
 
+    freeze: list[str] | None = setting(
+        None,
+        "parts of the model that are not trained, by name, with * for any characters, such as model.embed_tokens or "
+        "'model.layers.[0-3]'; none: all are trained",
+    )
+
     # optimization
     num_train_epochs: PositiveInt = setting(
         10, "passes over the training text; more of them continue a run", may_change_on_resume=True

@@ -1,16 +1,13 @@
 """Proves what the benchmark of whole trainings judges by; nanoGPT itself is not part of the tests."""
 
-import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from scripts.benchmarks.measuring import Measurement
-from scripts.benchmarks.scoring import score
 from scripts.benchmarks.time_to_loss import (
     NANOGPT,
     OURS,
@@ -20,49 +17,6 @@ from scripts.benchmarks.time_to_loss import (
     prepare_nanogpt,
     refuse_larger_model,
 )
-
-
-TEXT = "".join(chr(97 + number * number % 23) + " \n"[number % 2] for number in range(400))
-CONTEXT = 8
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(7)
-    config = GPTScratchConfig(
-        vocab_size=256, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=CONTEXT
-    )
-    GPTScratchForCausalLM(config).save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
-
-
-@pytest.mark.parametrize("unit", ["bytes", "characters"])
-def test_the_score_is_that_of_the_last_tenth(folder: Path, unit: str) -> None:
-    """Held against windows and log-probabilities that are written out here."""
-    last = TEXT[int(0.9 * len(TEXT)) :]
-    numbers = {character: number for number, character in enumerate(sorted(set(TEXT)))}
-    ids = [ord(character) if unit == "bytes" else numbers[character] for character in last]
-    model = GPTScratchForCausalLM.from_pretrained(folder / "model").eval()
-    nats = []
-    while len(nats) < len(ids) - 1:
-        start = min(len(nats), len(ids) - 1 - CONTEXT)  # the last window reaches back for context
-        window, following = ids[start : start + CONTEXT], ids[start + 1 : start + CONTEXT + 1]
-        with torch.no_grad():
-            log_probabilities = model(torch.tensor([window])).logits[0].double().log_softmax(-1)
-        scores = [-log_probabilities[place, token].item() for place, token in enumerate(following)]
-        nats += scores[len(nats) - start :]
-    scored = score(str(folder / "model"), str(folder / "text.txt"), unit, CONTEXT)
-    assert scored["scored tokens"] == len(nats) == len(last) - 1
-    assert scored["loss"] == pytest.approx(math.fsum(nats) / len(nats), abs=1e-4)
-    assert scored["parameters"] == model.num_parameters() - CONTEXT * 16
-
-
-def test_the_units_are_told_apart(folder: Path) -> None:
-    losses = {
-        score(str(folder / "model"), str(folder / "text.txt"), unit, 8)["loss"] for unit in ("bytes", "characters")
-    }
-    assert len(losses) == 2
 
 
 def samples(loss: float, wall: float, parameters: int = 10, tokens: int = 99) -> list[Measurement]:

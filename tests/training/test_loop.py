@@ -24,14 +24,19 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, step_losses
 
 
-def plain_loop(settings: TrainingSettings) -> list[float]:
-    """The same training without Accelerate, loaders or micro-batches: whole batches, mean loss, AdamW."""
+def plain_loop(settings: TrainingSettings, frozen: tuple[str, ...] = ()) -> list[float]:
+    """The same training without Accelerate, loaders or micro-batches: whole batches, mean loss, AdamW.
+
+    Parameters whose names begin with one of `frozen` get no gradient.
+    """
     train_text, _ = split_text(read_text(Path(settings.train_file[0])), settings.train_split)
     token_ids = encode_text(train_text, load_encoding())
     size = settings.max_position_embeddings
     starts = list(range(0, len(token_ids) - size, size))
     torch.manual_seed(settings.seed)
     model = GPTScratchForCausalLM(settings.model_config()).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
     matrices = [p for n, p in model.named_parameters() if n.endswith("proj.weight")]
     others = [p for n, p in model.named_parameters() if not n.endswith("proj.weight")]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -65,6 +70,20 @@ def test_losses_equal_those_of_a_plain_pytorch_loop(tiny_settings: Callable[...,
     train(settings)
     assert step_losses(settings.output_dir) == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0] - 0.1  # it learns; equal losses of an untouched model would prove nothing
+
+
+def test_losses_with_frozen_parts_equal_those_of_a_plain_loop_that_leaves_them_out(
+    tiny_settings: Callable[..., TrainingSettings],
+) -> None:
+    """The norm that is clipped is that of the trained parts; the control trains all."""
+    settings = tiny_settings(
+        drop_last=True, max_steps=12, max_grad_norm=0.1, freeze=["model.embed_tokens", "model.layers.0"]
+    )
+    expected = plain_loop(settings, ("model.embed_tokens.", "model.layers.0."))
+    train(settings)
+    assert step_losses(settings.output_dir) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.005
+    assert plain_loop(settings)[-1] != pytest.approx(expected[-1], rel=1e-4)
 
 
 def test_history_removed_during_a_run_does_not_cost_the_result(

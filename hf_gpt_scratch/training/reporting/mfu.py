@@ -31,13 +31,16 @@ def flops_per_token(model: PreTrainedModel, window_size: int) -> float:
     """Return the FLOPs of training on one token: 6N + 12LHQT (PaLM, arXiv:2204.02311, appendix B).
 
     HQ is hidden_size. N counts the parameters of matrix products: all but position embeddings and an untied token
-    embedding, which are only looked up. As in the paper, attention counts in full, though half of it is masked.
+    embedding, which are only looked up. As in the paper, attention counts in full, though half of it is masked. A
+    frozen parameter has no gradient of its own and counts as 4; before the first layer that is trained, where no
+    gradient is needed at all, that is too much.
     """
     head = model.get_output_embeddings()
     looked_up = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {head.weight}
-    num_multiplied = model.num_parameters() - sum(weight.numel() for weight in looked_up)
+    multiplied = [weight for weight in model.parameters() if weight not in looked_up]
+    flops = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in multiplied)
     config = model.config
-    return 6 * num_multiplied + 12 * config.num_hidden_layers * config.hidden_size * window_size
+    return flops + 12 * config.num_hidden_layers * config.hidden_size * window_size
 
 
 def product_dtype(mixed_precision: str) -> torch.dtype:
