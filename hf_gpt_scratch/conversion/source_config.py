@@ -1,8 +1,7 @@
 """The configuration of a converted model, from the shapes of its tensors and its own settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
 from hf_gpt_scratch.conversion.mapping import EMBEDDING, POSITIONS, Format, Layout, Shape, canonical_names, name_some
@@ -49,12 +48,11 @@ DEFAULTS = {field: value for field, value in remote_code.DEFAULTS.items() if fie
 HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
 
 
-@dataclass
-class SourceConfig:
-    """Configuration and notes from the shapes and the settings of a checkpoint."""
+class SourceConfig(NamedTuple):
+    """Configuration of a checkpoint, as the fields of GPTScratchConfig, and decisions that the user should know."""
 
-    config: dict[str, Any]  # fields of GPTScratchConfig
-    notes: list[str] = field(default_factory=list)  # decisions that the user should know
+    config: dict[str, Any]
+    notes: list[str]
 
 
 def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str, int]:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,11 +85,11 @@ NORMS, LINEARS = ("ln_1", "ln_2"), ("qkv", "proj", "fc", "out")
 
 
 class SourceWeights:
-    """The weights of a checkpoint, read by its own names.
+    """The weights of a checkpoint of one of the formats in `NAMES`, read by its own names.
 
     Args:
         tensors: the open checkpoint.
-        format_name: "openai", "gpt2", "nanogpt", "tutorial", or "gpt_scratch" for ours.
+        format_name: its format.
         vocab_size: rows of the embedding that are wanted.
         prepare: applied to every array, such as rounding it to the dtype that was written.
     """
@@ -133,8 +132,8 @@ class SourceWeights:
                 values = values.reshape(values.shape[-2:])  # TensorFlow's convolution has a leading axis of 1
                 values = values.T if self.names.is_transposed else values
             weights.append(values)
-            size = values.shape[-1]
-            biases.append(self._get(bias) if bias in self._full_names else np.zeros(size, np.float32))
+            has_bias = bias in self._full_names
+            biases.append(self._get(bias) if has_bias else np.zeros(values.shape[-1], np.float32))
         return (weights[0], biases[0]) if len(weights) == 1 else (np.concatenate(weights, 1), np.concatenate(biases))
 
 
@@ -250,25 +249,6 @@ def compare_piece(name: str, values: np.ndarray, source: np.ndarray, dtype: str)
     return float(difference.max(initial=0))
 
 
-def read_text(path: str | Path | None) -> str:
-    """Read the text to compute losses on, by default the packaged one.
-
-    Raises:
-        ValueError: it is empty or not UTF-8.
-        OSError: it cannot be read.
-    """
-    path = Path(path or str(files("hf_gpt_scratch") / "assets" / "sample_text.txt"))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: convert it first") from None
-    if not text.strip():
-        raise ValueError(
-            f"{path} {'holds nothing but white space' if text else 'is empty'}: give a file with text in it"
-        )
-    return text
-
-
 def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, text: str | None) -> dict[str, Any]:
     """Load `folder` where nothing of this package can be imported; see `verify_worker`.
 
@@ -347,10 +327,10 @@ def verify_folder(
         folder: the repository folder.
         weights: its weight files.
         tensors: the open source.
-        format_name: its format.
+        format_name: the format of that.
         config: fields of GPTScratchConfig.
-        dtype: what the folder was written in.
-        stock: whether it is in the layout of transformers' GPT-2 and has to load without its own code.
+        dtype: of the written weights.
+        stock: the folder is in the layout of transformers' GPT-2 and has to load without code of its own.
         text: a text to compare logits and compute losses on; needs a tokenizer in the folder.
 
     Returns:

@@ -1,8 +1,8 @@
 """TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,6 @@ class TFCheckpoint(NamedTensors):
         self._prefix = prefix
         self._reader = reader
         self._errors = errors
-        self._lock = Lock()  # tensor_bundle.h: one thread at a time may use a reader
         # The reader's maps have no order; the index has that of the UTF-8 bytes.
         dtypes = {
             name: dtype.as_datatype_enum
@@ -38,8 +37,7 @@ class TFCheckpoint(NamedTensors):
         if name not in self.shapes:
             raise KeyError(name)
         try:
-            with self._lock:
-                array = np.asarray(self._reader.get_tensor(name))
+            array = np.asarray(self._reader.get_tensor(name))
         except self._errors as error:
             raise damaged(self._prefix, error) from None
         array.flags.writeable = False
@@ -52,25 +50,16 @@ def damaged(prefix: Path, error: Exception) -> CheckpointError:
 
 
 def check_index(path: Path) -> None:
-    """Verify the checksums of the whole index: where a block is damaged, TensorFlow takes the index for ended.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """Raise CheckpointError for a damaged index: where a block is damaged, TensorFlow takes the index for ended."""
     try:
-        parse_table(path.read_bytes())
-    except NotImplementedError:
-        return
+        with suppress(NotImplementedError):
+            parse_table(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
 
 
 def import_tensorflow() -> ModuleType:
-    """Import TensorFlow, which takes seconds; nothing else in this project imports it.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import TensorFlow, which takes seconds; ValueError says that it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
     try:
         import tensorflow as tf
@@ -83,13 +72,8 @@ def import_tensorflow() -> ModuleType:
 def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """Open a checkpoint through TensorFlow.
 
-    Args:
-        path: what `find_checkpoint_prefix` takes.
-
     Raises:
-        CheckpointError: it is damaged or incomplete.
-        FileNotFoundError: there is no checkpoint.
-        ValueError: TensorFlow is not installed.
+        ValueError: TensorFlow is not installed; for others see `open_tensor_bundle`.
     """
     prefix = find_checkpoint_prefix(path)
     check_index(Path(f"{prefix}.index"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
 from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
-from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
+from hf_gpt_scratch.runtime.files import name_file_in_errors
 
 
 def num_bytes(shape: Shape, dtype: str) -> int:
@@ -93,7 +93,7 @@ def write_model(
     dtype: str,
     max_shard_size: int,
 ) -> list[Path]:
-    """Write one file, or several and the index that transformers reads, and flush them to the disk.
+    """Write one file, or several and the index that transformers reads.
 
     Args:
         folder: where they go.
@@ -132,8 +132,6 @@ def write_model(
         place.position += stored.nbytes
     if short := [name for name, place in places.items() if place.position != place.end]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
-    for path in paths:
-        flush(path)
     return paths
 
 
