@@ -20,14 +20,7 @@ from holds for them."""
 UNKNOWN_LICENSE = f"Weights\n\n{OTHER_LICENSE}\n"  # of an export whose model had none
 
 
-def card_template() -> Template:
-    """Return the README of a converted model with $names to fill in; in a checkout it lies in model_cards/."""
-    packaged = ASSETS / "converted_card.md"
-    checkout = Path(__file__).parents[2] / "model_cards" / "converted.md"
-    return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
-
-
-def render_part(name: str, /, **values: str) -> str:
+def render(name: str, /, **values: str) -> str:
     """Fill in a text of assets/cards/."""
     text = (ASSETS / "cards" / f"{name}.md").read_text(encoding="utf-8")
     return Template(text.removesuffix("\n")).substitute(values)
@@ -49,13 +42,13 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of this repository", report["files"]),
     ]
-    card = render_part(
+    card = render(
         "exported",
         metadata=f"{render_metadata(None)}\n- gpt2",
         name=name,
         facts=render_facts(report),
         verification="\n\n".join(verification),
-        limits=render_part("limits"),
+        limits=render("limits"),
         license=OTHER_LICENSE,
     )
     return f"{card}\n"
@@ -70,20 +63,22 @@ def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> 
         report: see `convert_checkpoint`.
     """
     if size is None:
-        introduction = render_part("introduction", title=FORMATS[report["format"]].title)
+        introduction = render("introduction", title=FORMATS[report["format"]].title)
     else:
         names = {"num_parameters": f"{size.num_parameters:,}", "hub_name": HUB_NAMES[size.name]}
-        introduction = render_part("gpt2_introduction", **names)
-    return card_template().substitute(
+        introduction = render("gpt2_introduction", **names)
+    card = render(
+        "converted",
         name=name,
         metadata=render_metadata(size),
         introduction=introduction,
         facts=render_facts(report),
         conversion=render_conversion(report, size),
         figures=render_figures(size),
-        limits=render_part("limits" if size is None else "gpt2_limits"),
+        limits=render("limits" if size is None else "gpt2_limits"),
         license=f"{OTHER_LICENSE if size is None else OPENAI_LICENSE}\n{CODE_LICENSE}",
     )
+    return f"{card}\n"
 
 
 def render_metadata(size: GPT2Size | None) -> str:
@@ -116,7 +111,7 @@ def render_conversion(report: Mapping[str, Any], size: GPT2Size | None) -> str:
         f"```bash\npython scripts/convert_gpt2.py {command} --output DIR\n```",
         "Every tensor of the checkpoint is mapped or named as dropped, every tensor of the model is filled exactly "
         "once,\nand every shape is compared before a value is copied.",
-        *(render_verification(report["verification"]) if report["files"] else [render_part("proof"), UNKNOWN_FIGURES]),
+        *(render_verification(report["verification"]) if report["files"] else [render("proof"), UNKNOWN_FIGURES]),
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of the checkpoint", report["source_files"]),
     ]
@@ -135,7 +130,7 @@ def render_verification(verification: Mapping[str, Any] | None) -> list[str]:
         for sequence, difference in by_sequence.items()
     ]
     rows = ["| Largest difference | |", "|---|---|", f"| values | {verification['max_value_difference']:.3g} |"]
-    parts = [render_part("proof"), "\n".join([*rows, *differences])]
+    parts = [render("proof"), "\n".join([*rows, *differences])]
     if verification["losses"]:
         losses = (f"{part.replace('_', ' ')} {loss:.4f}" for part, loss in verification["losses"].items())
         parts.append(f"Loss on the verification text, nats per token: {', '.join(losses)}.")
@@ -159,4 +154,4 @@ def render_figures(size: GPT2Size | None) -> str:
     figures = json.loads((ASSETS / "gpt2_figures.json").read_text(encoding="utf-8"))
     rows = [f"| {' | '.join(row)} |" for row in figures[size.name]]
     table = "\n".join(["| Task, without fine-tuning | figure | source |", "|---|---|---|", *rows])
-    return render_part("gpt2_figures", table=table)
+    return render("gpt2_figures", table=table)

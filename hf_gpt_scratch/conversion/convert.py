@@ -9,7 +9,6 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from hf_gpt_scratch.conversion.writers.repository_files import write_model_files
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
 from hf_gpt_scratch.data.documents import read_text
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
 from hf_gpt_scratch.data.vocabulary_folder import REMEDY, load_vocabulary
 from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256, write_json
@@ -42,7 +42,6 @@ from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256, write_json
 
 REPORT_FILE = "conversion_report.json"
 DEFAULT_SHARD_SIZE = 5_000_000_000
-SAMPLE_TEXT = str(files("hf_gpt_scratch") / "assets" / "sample_text.txt")
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,7 @@ def _settle_head(
     settings: Mapping[str, Any],
     config: dict[str, Any],
 ) -> dict[str, str]:
-    """Decide whether the head is the token embedding, and what to drop for it.
-
-    Raises:
-        ValueError: the settings say that it is, and its values say that it is not.
-    """
+    """Decide whether the head is the token embedding, and what to drop for it; settings and values must agree."""
     said = settings.get("tie_word_embeddings", True if settings else None) if format_.name == "gpt2" else None
     embedding = next(row.source for row in format_.rows if row.targets == (EMBEDDING,))
     if format_.head not in names:
@@ -143,11 +138,7 @@ def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
 def _settle_zero_biases(
     format_: Format, tensors: NamedTensors, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Drop the zero QKV biases that `export_stock` added.
-
-    Raises:
-        ValueError: it is no longer zero.
-    """
+    """Drop the QKV biases that `export_stock` added; ValueError says that they are no longer zero."""
     biases = [short for short in names if short.endswith(".attn.c_attn.bias")]
     if format_.name != "gpt2" or config["qkv_bias"] or not biases:
         return {}
@@ -248,7 +239,7 @@ def write_proved(
     has_tokenizer = (folder / "tokenizer.json").is_file()
     if text is not None and not has_tokenizer:
         raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
-    used_text = read_text(Path(text or SAMPLE_TEXT)) if has_tokenizer else None
+    used_text = read_text(Path(text) if text else bundled_text_path()) if has_tokenizer else None
     weights = write_model(folder, shapes, blocks, report["dtype"], max_shard_size)
     report |= {
         "num_parameters": sum(math.prod(shape) for shape in shapes.values()),

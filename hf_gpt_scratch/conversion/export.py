@@ -133,17 +133,7 @@ def export_stock(
 ) -> dict[str, Any]:
     """Write our model as transformers' GPT2LMHeadModel, atomically and verified.
 
-    Args:
-        path: our repository folder.
-        output: the folder to make.
-        dtype: "float32", "bfloat16" or "float16"; by default that of the model.
-        max_shard_size: bytes of the largest weight file.
-        verify: prove the folder equal to the model.
-        text: file to compute losses on; by default a short one of the package.
-        say: called with a line about each step.
-
-    Returns:
-        The report that is stored in the folder.
+    `path` is our repository folder, `dtype` by default that of its weights; for the rest see `convert_checkpoint`.
 
     Raises:
         ValueError: GPT-2 cannot be this model, or the proof fails; one line.

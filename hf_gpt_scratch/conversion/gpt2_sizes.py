@@ -89,11 +89,7 @@ ALIASES = {hub_name: name for name, hub_name in HUB_NAMES.items()}
 
 
 def find_size(name: str) -> GPT2Size:
-    """Return the released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub; upper or lower case.
-
-    Raises:
-        ValueError: there is no such size.
-    """
+    """Return the released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub, in any case."""
     key = ALIASES.get(name.lower(), name.upper())
     if key not in GPT2_SIZES:
         raise ValueError(f"unknown GPT-2 size {name!r}: choose from {', '.join([*GPT2_SIZES, *ALIASES])}")

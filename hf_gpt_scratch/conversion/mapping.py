@@ -62,23 +62,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of checkpoint.
-
-    Args:
-        name: short name, for the report.
-        title: what to call it in a sentence.
-        rows: the table.
-        head: source name of the language-model head; "" if the format has none.
-        prefixes: what may stand before every name, such as the mark of torch.compile.
-        biases_optional: whether a model without any bias is filled up with zeros.
-    """
+    """A kind of checkpoint."""
 
     name: str
-    title: str
+    title: str  # in a sentence
     rows: tuple[Row, ...]
-    head: str = ""
-    prefixes: tuple[str, ...] = ()
-    biases_optional: bool = False
+    head: str = ""  # source name of the language-model head; "" if the format has none
+    prefixes: tuple[str, ...] = ()  # what may stand before every name, such as the mark of torch.compile
+    biases_optional: bool = False  # a model without any bias is filled up with zeros
 
     def find_row(self, name: str) -> Row | None:
         """Return the row of a canonical name, with the names of its layer."""
@@ -98,7 +89,6 @@ CAUSAL_MASK = "a causal mask, which our attention does not store"
 LAYER = "model.layers.{i}."
 EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
 QKV = tuple(f"{LAYER}self_attn.{letter}_proj." for letter in "qkv")
-QKV_WEIGHTS = tuple(f"{module}weight" for module in QKV)
 LN_1, LN_2, LN_F = f"{LAYER}input_layernorm.", f"{LAYER}post_attention_layernorm.", "model.norm."
 ATTENTION_OUT, MLP_IN, MLP_OUT = f"{LAYER}self_attn.o_proj.", f"{LAYER}mlp.up_proj.", f"{LAYER}mlp.down_proj."
 
@@ -155,16 +145,8 @@ OPENAI = Format(
         Row("model/wte", (EMBEDDING,)),
         Row("model/wpe", (POSITIONS,)),
         *rows_of({"model/h{i}/ln_1/": LN_1, "model/h{i}/ln_2/": LN_2, "model/ln_f/": LN_F}, "gb"),
-        *rows_of(
-            {
-                "model/h{i}/attn/c_attn/": QKV,
-                "model/h{i}/attn/c_proj/": ATTENTION_OUT,
-                "model/h{i}/mlp/c_fc/": MLP_IN,
-                "model/h{i}/mlp/c_proj/": MLP_OUT,
-            },
-            "wb",
-            Layout.CONV1D_TF,
-        ),
+        *rows_of({"model/h{i}/attn/c_attn/": QKV, "model/h{i}/attn/c_proj/": ATTENTION_OUT}, "wb", Layout.CONV1D_TF),
+        *rows_of({"model/h{i}/mlp/c_fc/": MLP_IN, "model/h{i}/mlp/c_proj/": MLP_OUT}, "wb", Layout.CONV1D_TF),
         *dropped_rows("a counter of training steps", "global_step", "{any}/global_step"),
         *dropped_rows("a counter of saved checkpoints", "save_counter{any}"),
         *dropped_rows("TensorFlow's own record of objects", "_CHECKPOINTABLE_OBJECT_GRAPH"),
@@ -233,11 +215,7 @@ def canonical_names(format_: Format, names: Iterable[str]) -> dict[str, str]:
 
 
 def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Format:
-    """Detect the format of a checkpoint from its names; `hint` is what its own settings say.
-
-    Raises:
-        ValueError: no table knows any of the names.
-    """
+    """Detect the format of a checkpoint from its names, unless its own settings say it: the `hint`."""
     if hint is not None:
         return FORMATS[hint]
     known = {
@@ -310,14 +288,10 @@ def plan_moves(
     source_vocab_size: int | None = None,
     drop: Mapping[str, str] | None = None,
 ) -> MappingPlan:
-    """Account for every tensor.
+    """Account for every tensor of a checkpoint of this format and these shapes.
 
-    Args:
-        format_: the table.
-        shapes: names and shapes of the source.
-        config: fields of GPTScratchConfig that fix the shapes of our tensors.
-        source_vocab_size: rows of the source's embedding; those beyond `vocab_size` of the config are cut.
-        drop: names in the table that this checkpoint does not need, with the reason.
+    The config fixes the shapes of our tensors; of `source_vocab_size` rows of the embedding, those beyond its
+    `vocab_size` are cut. `drop` are names in the table that this checkpoint does not need, with the reason.
 
     Raises:
         ValueError: names or shapes do not fit; one line lists all of them, or the first and how many more.

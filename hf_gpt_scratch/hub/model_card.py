@@ -35,13 +35,6 @@ class CardDetails:
     pictures: tuple[Path, ...] = field(default=())  # files that the sections show, to lie beside the card
 
 
-def card_template() -> Template:
-    """Read the README of a repository, with $names to fill in; in a checkout it lies in model_cards/."""
-    packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "model_card.md")))
-    checkout = Path(__file__).parents[2] / "model_cards" / "template.md"
-    return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
-
-
 def render_card(
     model: PreTrainedModel,
     name: str,
@@ -78,7 +71,8 @@ def render_card(
         model_name=title,
         eval_results=list(details.eval_results) or None,
     )
-    return card_template().substitute(
+    template = (files("hf_gpt_scratch") / "assets" / "model_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
         metadata=metadata.to_yaml(),
         title=title,
         origin=f"fine-tuned from `{Path(base_model).name}`" if base_model else "trained from scratch",

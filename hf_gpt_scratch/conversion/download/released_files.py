@@ -91,11 +91,7 @@ def download_gpt2(
 
 
 def base_urls(mirrors: Sequence[str] | None) -> list[str]:
-    """Return the base URLs to ask, in order.
-
-    Raises:
-        ValueError: one is not an http or https URL.
-    """
+    """Return the base URLs to ask, in order; ValueError says that one is not an http or https URL."""
     urls = list(mirrors or os.environ.get(MIRRORS_VARIABLE, "").split() or (OPENAI_URL, *MIRROR_URLS))
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
@@ -190,11 +186,7 @@ class Download:
         return True
 
     def check_space(self) -> int:
-        """Return the bytes of the missing files, as far as they are known.
-
-        Raises:
-            OSError: the disk cannot take them.
-        """
+        """Return the bytes of the missing files, as far as they are known; OSError says that the disk is too small."""
         missing = self.missing()
         known_bytes = sum(self.size.files[name] or 0 for name in missing)
         needed = known_bytes - sum(size_of(self.part(name)) for name in missing)
@@ -214,11 +206,7 @@ class Download:
         return self.folder / f"{name}.part"
 
     def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
-        """Fetch one file from the first mirror that gives it.
-
-        Raises:
-            ServerError: none does.
-        """
+        """Fetch one file from the first mirror that gives it, or raise `ServerError`."""
         part, num_bytes, verify = self.part(name), self.size.files[name], partial(self.verify, name)
         reasons = []
         for base in self.bases:
@@ -238,16 +226,7 @@ class Download:
         raise ServerError("; ".join(reasons))
 
     def verify(self, name: str, path: Path, md5: str) -> None:
-        """Compare a complete file with all that is known of it.
-
-        Args:
-            name: the final name.
-            path: where it lies now.
-            md5: what the server stated, base64; "" if nothing.
-
-        Raises:
-            BadResponse: it is something else.
-        """
+        """Raise `BadResponse` unless a complete file fits all that is known of it, and the MD5 that a server said."""
         num_bytes = self.size.files[name]
         if num_bytes not in (None, size_of(path)):
             raise BadResponse(f"it has {size_of(path)} bytes instead of {num_bytes}")

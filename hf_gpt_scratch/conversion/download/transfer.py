@@ -46,13 +46,7 @@ class BadResponse(Exception):
 
 
 class InterruptedTransfer(Exception):
-    """A transfer that broke off or could not begin, and may be resumed.
-
-    Args:
-        reason: why.
-        wait: seconds that the server asks to wait.
-        reached: whether there was any answer at all.
-    """
+    """A transfer that broke off, or did not begin if nothing was `reached`; it may be resumed after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0, reached: bool = True) -> None:
         super().__init__(reason)
@@ -74,12 +68,7 @@ class Transfer:
     log: Callable[[str], None]  # given a line for each retry
 
     def run(self) -> None:
-        """Complete `part` and verify it.
-
-        Raises:
-            OSError: the file cannot be written.
-            ServerError: this server does not give it.
-        """
+        """Complete `part` and verify it; `ServerError` says that this server does not give the file."""
         tries = wrong_answers = 0
         progressed = False
         while True:

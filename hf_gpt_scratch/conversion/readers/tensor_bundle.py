@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.leveldb_table import Cursor, mask, parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_checkpoint_prefix
+from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
 
 
 READ_BYTES = 256 << 10
@@ -72,12 +72,7 @@ class BundleEntry:
 
 
 def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
-    """Read an entry of the index and check that it does not contradict itself.
-
-    Raises:
-        NotImplementedError: it is of a kind that is not read here.
-        ValueError: it contradicts itself.
-    """
+    """Read an entry of the index; ValueError says that it contradicts itself."""
     values = message_values(message)
     if 7 in values:
         raise NotImplementedError(f"{name} is a partitioned variable, in {len(values[7])} slices")
@@ -94,32 +89,26 @@ def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
 
 
 def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
-    """Read and check an .index file.
-
-    Returns:
-        The number of data files, and the entries by variable name.
+    """Read and check an .index file: the number of data files, and the entries by variable name.
 
     Raises:
         CheckpointError: it is damaged or of a kind that is not read here.
     """
     try:
-        table = parse_table(path.read_bytes())
-        if b"" not in table:
-            raise ValueError("it has no header")
-        header = message_values(table.pop(b""))
-        num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
-        min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
-        if is_big_endian or min_consumer > BUNDLE_VERSION:
-            raise NotImplementedError("it is big-endian or of a later version of the format")
-        # Keys that begin with a zero byte are the slices of a partitioned variable, whose own entry counts them.
-        names = {key.decode("utf-8"): message for key, message in table.items() if not key.startswith(b"\0")}
-        return num_shards, {name: parse_entry(name, message, num_shards) for name, message in names.items()}
+        with checkpoint_errors(path):
+            table = parse_table(path.read_bytes())
+            if b"" not in table:
+                raise ValueError("it has no header")
+            header = message_values(table.pop(b""))
+            num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
+            min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
+            if is_big_endian or min_consumer > BUNDLE_VERSION:
+                raise NotImplementedError("it is big-endian or of a later version of the format")
+            # Keys that begin with a zero byte are the slices of a partitioned variable, whose own entry counts them.
+            names = {key.decode("utf-8"): message for key, message in table.items() if not key.startswith(b"\0")}
+            return num_shards, {name: parse_entry(name, message, num_shards) for name, message in names.items()}
     except NotImplementedError as error:
         raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): get it again") from None
 
 
 class TensorBundle(NamedTensors):
@@ -141,15 +130,11 @@ class TensorBundle(NamedTensors):
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         entry = self._entries[name]
         path = self._data_files[entry.shard_id]
-        try:
+        with checkpoint_errors(path, f" at {name}"):
             verify_checksum(path, entry)
             if not entry.size:
                 return np.zeros(entry.shape, NUMPY_DTYPES[entry.dtype])
             return np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.offset, entry.shape)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged at {name} ({error}): get it again") from None
 
 
 def skip_reason(dtype: int) -> str:
@@ -158,11 +143,7 @@ def skip_reason(dtype: int) -> str:
 
 
 def verify_checksum(path: Path, entry: BundleEntry) -> None:
-    """Read a tensor part by part, which unlike a map survives a file that is truncated meanwhile.
-
-    Raises:
-        ValueError: the bytes are not those that were written.
-    """
+    """Read a tensor part by part, which unlike a map survives a file that is truncated meanwhile."""
     crc, left = 0, entry.size
     with path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
@@ -186,20 +167,16 @@ def check_data_files(data_files: dict[int, Path], entries: dict[str, BundleEntry
     for entry in entries.values():
         ends[entry.shard_id] = max(ends[entry.shard_id], entry.offset + entry.size)
     for shard_id, path in data_files.items():
-        try:
+        with checkpoint_errors(path):
             size = path.stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         if size != ends[shard_id]:
             raise CheckpointError(f"{path} has {size} bytes, its index says {ends[shard_id]}: get both again")
 
 
 def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
-    """Open a checkpoint; what it holds is verified when it is asked for.
+    """Open the checkpoint that `find_checkpoint_prefix` finds; what it holds is verified when it is asked for.
 
-    Args:
-        path: what `find_checkpoint_prefix` takes.
-        ending: what is added to the names of the data files, such as ".part" while they are not complete.
+    `ending` is added to the names of the data files, such as ".part" while they are not complete.
 
     Raises:
         CheckpointError: it is damaged, incomplete or of a kind that is not read here.

@@ -11,7 +11,7 @@ import numpy as np
 from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.tensor_bundle import NUMPY_DTYPES, skip_reason
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_checkpoint_prefix
+from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
 
 
 class TFCheckpoint(NamedTensors):
@@ -51,11 +51,8 @@ def damaged(prefix: Path, error: Exception) -> CheckpointError:
 
 def check_index(path: Path) -> None:
     """Raise CheckpointError for a damaged index: where a block is damaged, TensorFlow takes the index for ended."""
-    try:
-        with suppress(NotImplementedError):
-            parse_table(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
+    with checkpoint_errors(path), suppress(NotImplementedError):
+        parse_table(path.read_bytes())
 
 
 def import_tensorflow() -> ModuleType:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
 from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
-from hf_gpt_scratch.runtime.files import name_file_in_errors
+from hf_gpt_scratch.runtime.files import name_file_in_errors, write_json
 
 
 def num_bytes(shape: Shape, dtype: str) -> int:
@@ -23,11 +23,7 @@ def num_bytes(shape: Shape, dtype: str) -> int:
 
 
 def cast(block: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to nearest, ties to even, and return the values as they are stored (bfloat16 as uint16).
-
-    Raises:
-        OverflowError: a finite value would become infinite.
-    """
+    """Round to nearest, ties to even, bfloat16 as uint16; OverflowError for a finite value that becomes infinite."""
     if dtype == "float32":
         return block.astype("<f4", copy=False)
     if dtype == "float16":
@@ -93,17 +89,9 @@ def write_model(
     dtype: str,
     max_shard_size: int,
 ) -> list[Path]:
-    """Write one file, or several and the index that transformers reads.
+    """Write one file, or several of at most `max_shard_size` bytes and the index that transformers reads; return them.
 
-    Args:
-        folder: where they go.
-        shapes: name and shape of every tensor, in order.
-        blocks: (name, next values), C-contiguous float32 or float16; together every tensor, each in order.
-        dtype: "float32", "bfloat16" or "float16".
-        max_shard_size: bytes of the largest file.
-
-    Returns:
-        The weight files.
+    `blocks` are (name, next values), C-contiguous float32 or float16: together every tensor of `shapes` in its order.
 
     Raises:
         ValueError: a value is too large for the dtype.
@@ -138,14 +126,11 @@ def write_model(
 def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: str) -> None:
     """Write which tensor is in which file, as transformers does."""
     shapes = [shape for shard in shards.values() for shape in shard.values()]
-    index = {
-        "metadata": {
-            "total_parameters": sum(math.prod(shape) for shape in shapes),
-            "total_size": sum(num_bytes(shape, dtype) for shape in shapes),
-        },
-        "weight_map": dict(sorted((name, file.name) for file, shard in shards.items() for name in shard)),
-    }
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    num_parameters = sum(math.prod(shape) for shape in shapes)
+    total_size = sum(num_bytes(shape, dtype) for shape in shapes)
+    weight_map = {name: file.name for file, shard in shards.items() for name in shard}
+    metadata = {"total_parameters": num_parameters, "total_size": total_size}
+    write_json(path, {"metadata": metadata, "weight_map": weight_map})
 
 
 def parse_size(text: str) -> int:
