@@ -56,11 +56,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
 
 
 def find_texts(arguments: argparse.Namespace) -> TextSample:
-    """Find the texts that the options name.
-
-    Raises:
-        ValueError, OSError: a path does not exist, is of no known kind, or the column would do nothing.
-    """
+    """Find the texts that the options name."""
     text_column = arguments.text_column or "text"
     files = find_files(arguments.source, ("text", "JSON lines", "parquet"), say=say)
     refuse_unused_column(files, text_column)

@@ -116,16 +116,14 @@ def _settle_head(
         # Without a head in the file the model ties it, but for the tutorial's, which always has one.
         config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
         return {}
-    same = _are_equal(tensors, names[format_.head], names[embedding])
-    if said and not same:
+    is_tied = _are_equal(tensors, names[format_.head], names[embedding])
+    if said and not is_tied:
         raise ValueError(
             f"{names[format_.head]} differs from {names[embedding]}, though config.json ties them: "
             "set tie_word_embeddings to false there if the head is meant, or remove it from the file"
         )
-    config["tie_word_embeddings"] = same and said is not False
-    return (
-        {format_.head: "it equals the token embedding, and the head is tied"} if config["tie_word_embeddings"] else {}
-    )
+    config["tie_word_embeddings"] = is_tied = is_tied and said is not False
+    return {format_.head: "it equals the token embedding, and the head is tied"} if is_tied else {}
 
 
 def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:

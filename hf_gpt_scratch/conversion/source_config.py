@@ -35,8 +35,6 @@ SETTINGS: dict[str, dict[str, str]] = {
     | {name: name for name in SAME_NAMES},
     "nanogpt": {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "dropout": "dropout"}
     | SIZE_NAMES,
-    "tutorial": {},
-    "gpt_scratch": {},
 }
 # Fixed by a format's own code, where it differs from our defaults.
 FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GELU() is the exact form
@@ -91,7 +89,7 @@ def build_config(
             nothing says how many heads there are; one line names all of it.
     """
     sizes = sizes_from_shapes(format_, shapes)
-    names = SETTINGS[format_.name]
+    names = SETTINGS.get(format_.name, {})
     stated = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
     problems = _wrong_values(names, stated)
     problems += [

@@ -27,11 +27,7 @@ class SkippedRows:
     first: str | None = None
 
     def add(self, reason: str) -> None:
-        """Note an unusable row.
-
-        Raises:
-            ValueError: such rows are to stop the work.
-        """
+        """Note an unusable row; ValueError says that such rows are to stop the work."""
         if self.stops:
             raise ValueError(
                 f"{reason}; repair it, or leave such rows out with hf-gpt-scratch prepare --bad_rows skip"
