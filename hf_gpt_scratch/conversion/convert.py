@@ -198,15 +198,14 @@ def convert_checkpoint(
         source = open_source(path, reader)
         conversion = plan_conversion(source, num_heads, vocab_size)
         format_, config, plan = conversion.format, conversion.config, conversion.plan
-        source_files = describe_files(source.files)
         if size is not None:
             check_size(config, size)
-            conversion.notes.extend(compare_hashes(source_files, size))
         say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
         write_model_files(folder, config, dtype, conversion.vocabulary)
-        report = {"format": format_.name, "reader": source.reader, "dtype": dtype, "config": config}
-        report |= {"source_files": source_files, "dropped": plan.dropped, "zeros": plan.zeros}
-        report |= {"notes": conversion.notes}
+        source_files = describe_files(source.files)
+        report = {"format": format_.name, "reader": source.reader, "source_files": source_files}
+        report |= {"dtype": dtype, "config": config, "dropped": plan.dropped, "zeros": plan.zeros}
+        report["notes"] = conversion.notes + (compare_hashes(source_files, size) if size else [])
         return write_proved(
             folder, source, plan.shapes, tensor_blocks(plan, source.tensors), report,
             license_text=render_license(format_.name, size), render_card=partial(render_card, Path(output).name, size),
