@@ -19,6 +19,7 @@ from hf_gpt_scratch.conversion.cards import render_card, render_license
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.conversion.mapping import (
     EMBEDDING,
+    HEAD,
     Format,
     MappingPlan,
     canonical_names,
@@ -111,19 +112,19 @@ def _settle_head(
 ) -> dict[str, str]:
     """Decide whether the head is the token embedding, and what to drop for it; settings and values must agree."""
     said = settings.get("tie_word_embeddings", True if settings else None) if format_.name == "gpt2" else None
-    embedding = next(row.source for row in format_.rows if row.targets == (EMBEDDING,))
-    if format_.head not in names:
+    head, embedding = format_.source_of(HEAD), names[format_.source_of(EMBEDDING)]
+    if head not in names:
         # Without a head in the file the model ties it, but for the tutorial's, which always has one.
         config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
         return {}
-    is_tied = _are_equal(tensors, names[format_.head], names[embedding])
+    is_tied = _are_equal(tensors, names[head], embedding)
     if said and not is_tied:
         raise ValueError(
-            f"{names[format_.head]} differs from {names[embedding]}, though config.json ties them: "
+            f"{names[head]} differs from {embedding}, though config.json ties them: "
             "set tie_word_embeddings to false there if the head is meant, or remove it from the file"
         )
     config["tie_word_embeddings"] = is_tied = is_tied and said is not False
-    return {format_.head: "it equals the token embedding, and the head is tied"} if is_tied else {}
+    return {head: "it equals the token embedding, and the head is tied"} if is_tied else {}
 
 
 def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from hf_gpt_scratch.conversion.readers.named_tensors import Shape
 
-Shape = tuple[int, ...]
 
 MAX_PROBLEMS_NAMED = 8
 
@@ -67,9 +67,11 @@ class Format:
     name: str
     title: str  # in a sentence
     rows: tuple[Row, ...]
-    head: str = ""  # source name of the language-model head; "" if the format has none
-    prefixes: tuple[str, ...] = ()  # what may stand before every name, such as the mark of torch.compile
     biases_optional: bool = False  # a model without any bias is filled up with zeros
+
+    def source_of(self, target: str) -> str:
+        """Return the source name of one of our tensors that is stored alone, "" if the format lacks it."""
+        return next((row.source for row in self.rows if row.targets == (target,)), "")
 
     def find_row(self, name: str) -> Row | None:
         """Return the row of a canonical name, with the names of its layer."""
@@ -153,8 +155,8 @@ OPENAI = Format(
         *dropped_rows("state of the optimizer", *OPTIMIZER_NAMES),
     ),
 )
-GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D), HEAD, PREFIXES)
-NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), HEAD, PREFIXES, biases_optional=True)
+GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D))
+NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), biases_optional=True)
 TUTORIAL_BLOCK = "trf_blocks.{i}."
 TUTORIAL_ROWS = (
     Row("tok_emb.weight", (EMBEDDING,)),
@@ -173,11 +175,7 @@ SEPARATE_ATTENTION = {
     f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT,
 }
 TUTORIAL = Format(
-    "tutorial",
-    "a checkpoint of the tutorial's GPTModel",
-    (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION)),
-    "out_head.weight",
-    PREFIXES,
+    "tutorial", "a checkpoint of the tutorial's GPTModel", (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION))
 )
 # The faster attentions beside the tutorial have one projection for all three.
 FUSED_ATTENTION = {f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}
@@ -190,8 +188,6 @@ STATE_DICT = Format(
         *(Row(name, (name,)) for name in (EMBEDDING, POSITIONS, HEAD)),
         *rows_of({module: module for module in (LN_1, *QKV, ATTENTION_OUT, LN_2, MLP_IN, MLP_OUT, LN_F)}),
     ),
-    HEAD,
-    PREFIXES,
 )
 FORMATS = {format_.name: format_ for format_ in (OPENAI, GPT2, NANOGPT, TUTORIAL, STATE_DICT)}
 
@@ -204,7 +200,7 @@ def canonical_names(format_: Format, names: Iterable[str]) -> dict[str, str]:
     canonical = {}
     for name in names:
         short = name
-        while short.startswith(format_.prefixes):
+        while short.startswith(PREFIXES):
             short = short.partition(".")[2]
         if format_ is STATE_DICT and re.match(r"(embed_tokens|embed_positions|layers|norm)\.", short):
             short = f"model.{short}"
@@ -261,20 +257,11 @@ def target_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     return shapes
 
 
-@dataclass(frozen=True)
-class Move:
-    """One source tensor on its way; each part gets as many rows as its target has."""
-
-    source: str
-    targets: tuple[str, ...]
-    layout: Layout
-
-
 @dataclass
 class MappingPlan:
     """The outcome for every tensor, source and target."""
 
-    moves: list[Move]
+    moves: list[Row]  # one for each source tensor, with its own name and those of its layer
     shapes: dict[str, Shape]  # of the targets
     dropped: dict[str, str] = field(default_factory=dict)  # source name -> reason
     zeros: list[str] = field(default_factory=list)  # targets that the source does not have
@@ -316,20 +303,24 @@ def plan_moves(
             problems += _compare_shapes(
                 name, shapes[name], row.layout, row.layout.join(target_shape, len(row.targets))
             )
-            plan.moves.append(Move(name, row.targets, row.layout))
+            plan.moves.append(replace(row, source=name))
     missing = [target for target in plan.shapes if target not in filled]
     if format_.biases_optional and not any(target.endswith(".bias") for target in filled):
         plan.zeros = [target for target in missing if target.endswith(".bias")]
     problems += [f"{' and '.join(names)} are both {target}" for target, names in filled.items() if len(names) > 1]
-    all_rows = [row.for_layer(index) for row in format_.rows for index in range(num_layers)]
-    sources = {target: row.source for row in all_rows for target in row.targets}
-    absent = dict.fromkeys(sources.get(target, target) for target in missing if target not in plan.zeros)
-    problems += [f"{source} is missing" for source in absent]
+    problems += _name_absent(format_, [target for target in missing if target not in plan.zeros], num_layers)
     if problems:
         raise ValueError(f"this looks like {format_.title}, but {name_some(problems, '; ')}")
     order = {target: place for place, target in enumerate(plan.shapes)}
     plan.moves.sort(key=lambda move: order[move.targets[0]])
     return plan
+
+
+def _name_absent(format_: Format, targets: list[str], num_layers: int) -> list[str]:
+    """Say which source tensors are missing, for the targets that nothing fills."""
+    rows = [row.for_layer(index) for row in format_.rows for index in range(num_layers)]
+    sources = {target: row.source for row in rows for target in row.targets}
+    return [f"{source} is missing" for source in dict.fromkeys(sources.get(target, target) for target in targets)]
 
 
 def _compare_shapes(name: str, shape: Shape, layout: Layout, expected: Shape) -> list[str]:
