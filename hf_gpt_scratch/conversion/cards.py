@@ -55,13 +55,7 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
 
 
 def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> str:
-    """Fill the template.
-
-    Args:
-        name: the title.
-        size: the released size, if it is one.
-        report: see `convert_checkpoint`.
-    """
+    """Render the card of a converted model, of a released size or not, from the report of `convert_checkpoint`."""
     if size is None:
         introduction = render("introduction", title=FORMATS[report["format"]].title)
     else:

@@ -266,11 +266,7 @@ def write_proved(
 
 def check_size(config: Mapping[str, Any], size: GPT2Size) -> None:
     """Raise ValueError if a checkpoint is not the released size that it is said to be."""
-    expected = {
-        "hidden_size": size.hidden_size,
-        "num_hidden_layers": size.num_hidden_layers,
-        "num_attention_heads": size.num_attention_heads,
-    }
+    expected = {key: getattr(size, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     wrong = [f"{key} is {config[key]}, not {value}" for key, value in expected.items() if config[key] != value]
     if wrong:
         raise ValueError(f"this is not GPT-2 {size.name}: {'; '.join(wrong)}")

@@ -1,7 +1,8 @@
 """TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,36 +18,36 @@ from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoi
 class TFCheckpoint(NamedTensors):
     """A checkpoint opened by TensorFlow, as `TensorBundle` otherwise; arrays are read-only copies in memory."""
 
-    def __init__(self, prefix: Path, reader: Any, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, prefix: Path, tf: ModuleType) -> None:
         self._prefix = prefix
-        self._reader = reader
-        self._errors = errors
+        self._tf = tf
+        with self._one_line():
+            self._reader: Any = tf.train.load_checkpoint(str(prefix))
+            found, shapes = self._reader.get_variable_to_dtype_map(), self._reader.get_variable_to_shape_map()
         # The reader's maps have no order; the index has that of the UTF-8 bytes.
-        dtypes = {
-            name: dtype.as_datatype_enum
-            for name, dtype in sorted(reader.get_variable_to_dtype_map().items(), key=lambda item: item[0].encode())
-        }
-        shapes = reader.get_variable_to_shape_map()
+        dtypes = {name: found[name].as_datatype_enum for name in sorted(found, key=str.encode)}
         self.shapes = {name: tuple(shapes[name]) for name, number in dtypes.items() if number in NUMPY_DTYPES}
         self.dtypes = {name: NUMPY_DTYPES[dtypes[name]] for name in self.shapes}
         self.skipped = {name: skip_reason(number) for name, number in dtypes.items() if number not in NUMPY_DTYPES}
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Say in one line what TensorFlow says in many."""
+        try:
+            yield
+        except (self._tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{self._prefix} cannot be read by TensorFlow: {reason}") from None
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.skipped:
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         if name not in self.shapes:
             raise KeyError(name)
-        try:
+        with self._one_line():
             array = np.asarray(self._reader.get_tensor(name))
-        except self._errors as error:
-            raise damaged(self._prefix, error) from None
         array.flags.writeable = False
         return array
-
-
-def damaged(prefix: Path, error: Exception) -> CheckpointError:
-    """Return an error that says in one line what TensorFlow says in many."""
-    return CheckpointError(f"{prefix} cannot be read by TensorFlow: {' '.join(str(error).split())}")
 
 
 def check_index(path: Path) -> None:
@@ -74,9 +75,4 @@ def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """
     prefix = find_checkpoint_prefix(path)
     check_index(Path(f"{prefix}.index"))
-    tf = import_tensorflow()
-    errors = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError)
-    try:
-        return TFCheckpoint(prefix, tf.train.load_checkpoint(str(prefix)), errors)
-    except errors as error:
-        raise damaged(prefix, error) from None
+    return TFCheckpoint(prefix, import_tensorflow())
