@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,31 +41,19 @@ def cast(block: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-@dataclass
-class Place:
-    """Position of the next values of a tensor, and its end, in bytes of a file."""
-
-    path: Path
-    position: int
-    end: int
-
-
-def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, Place]:
-    """Create a file that holds the header only, and return where each tensor goes."""
+def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, tuple[Path, int]]:
+    """Create a file that holds the header only, and return for each tensor the file and where it ends there."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places, end = {}, 0
+    ends, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + num_bytes(shape, dtype)
         header[name] = {"dtype": STORED[dtype][0], "shape": list(shape), "data_offsets": [start, end]}
-        places[name] = Place(path, start, end)
+        ends[name] = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with name_file_in_errors(path), path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-    for place in places.values():
-        place.position += 8 + len(text)
-        place.end += 8 + len(text)
-    return places
+    return {name: (path, 8 + len(text) + end) for name, end in ends.items()}
 
 
 def split_into_shards(shapes: Mapping[str, Shape], dtype: str, max_shard_size: int) -> list[dict[str, Shape]]:
@@ -91,7 +78,7 @@ def write_model(
 ) -> list[Path]:
     """Write one file, or several of at most `max_shard_size` bytes and the index that transformers reads; return them.
 
-    `blocks` are (name, next values), C-contiguous float32 or float16: together every tensor of `shapes` in its order.
+    `blocks` are (name, next values), C-contiguous float32 or float16: together all values of `shapes`, each in order.
 
     Raises:
         ValueError: a value is too large for the dtype.
@@ -103,7 +90,8 @@ def write_model(
     else:
         paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
         write_index(folder / INDEX_FILE, dict(zip(paths, shards, strict=True)), dtype)
-    places: dict[str, Place] = {}
+    places: dict[str, tuple[Path, int]] = {}
+    left = {name: num_bytes(shape, dtype) for name, shape in shapes.items()}
     for path, shard in zip(paths, shards, strict=True):
         places |= begin_file(path, shard, dtype)
     for name, values in blocks:
@@ -111,14 +99,14 @@ def write_model(
             stored = cast(values, dtype)
         except OverflowError:
             raise ValueError(f"{name} has values too large for {dtype}: use --dtype float32 or bfloat16") from None
-        place = places[name]
-        if place.position + stored.nbytes > place.end:
+        path, end = places[name]
+        if stored.nbytes > left[name]:
             raise RuntimeError(f"{name} got more values than it has")
-        with name_file_in_errors(place.path), place.path.open("r+b") as file:
-            file.seek(place.position)
+        with name_file_in_errors(path), path.open("r+b") as file:
+            file.seek(end - left[name])
             file.write(stored.data)
-        place.position += stored.nbytes
-    if short := [name for name, place in places.items() if place.position != place.end]:
+        left[name] -= stored.nbytes
+    if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
     return paths
 
