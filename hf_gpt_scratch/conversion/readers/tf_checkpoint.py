@@ -50,12 +50,6 @@ class TFCheckpoint(NamedTensors):
         return array
 
 
-def check_index(path: Path) -> None:
-    """Raise CheckpointError for a damaged index: where a block is damaged, TensorFlow takes the index for ended."""
-    with checkpoint_errors(path), suppress(NotImplementedError):
-        parse_table(path.read_bytes())
-
-
 def import_tensorflow() -> ModuleType:
     """Import TensorFlow, which takes seconds; ValueError says that it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
@@ -74,5 +68,8 @@ def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
         ValueError: TensorFlow is not installed; for others see `open_tensor_bundle`.
     """
     prefix = find_checkpoint_prefix(path)
-    check_index(Path(f"{prefix}.index"))
+    index = Path(f"{prefix}.index")
+    # Where a block is damaged, TensorFlow takes the index for ended.
+    with checkpoint_errors(index), suppress(NotImplementedError):
+        parse_table(index.read_bytes())
     return TFCheckpoint(prefix, import_tensorflow())
