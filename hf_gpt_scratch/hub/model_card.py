@@ -42,14 +42,9 @@ def render_card(
     base_model: str | None = None,
     details: CardDetails | None = None,
 ) -> str:
-    """Fill in the card.
+    """Fill in the card of a model, whose title is `name` if the details have none; `facts` are more rows of the table.
 
-    Args:
-        model: what the table of facts begins with.
-        name: the title, if the details have none.
-        facts: further rows of the table.
-        base_model: folder or Hub name of the model that training began with; none: fresh weights.
-        details: what is known of the run.
+    `base_model` is the folder or Hub name of the model that training began with; none: fresh weights.
     """
     details = details or CardDetails()
     config = model.config
