@@ -26,12 +26,6 @@ BATCH_TOKENS = 4096  # scored at once by default: small windows are faster in la
 COUNTED_STRETCHES, STRETCH_TOKENS = 64, 1 << 16  # of a longer text, for the bytes of a token
 
 
-def token_log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Natural logarithm of the probability of each target: logits [..., V] and targets [...] -> float [...]."""
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    return log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean negative log-probability of the targets, nats per token; targets of -100 do not count.
 

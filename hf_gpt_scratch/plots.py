@@ -33,12 +33,7 @@ class LossCurves:
 
 
 def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
-    """Draw the losses of a run over epochs, with tokens seen as a second x axis.
-
-    Args:
-        curves: over epochs.
-        tokens_per_epoch: tokens predicted in training in one epoch.
-    """
+    """Draw the losses of a run over epochs, with the tokens predicted in training as a second x axis."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     draw_losses(axes, curves, "C0", "C1", "")
@@ -55,12 +50,7 @@ def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
 
 
 def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
-    """Draw the losses of several runs, a color for each.
-
-    Args:
-        runs: the curves of each name.
-        x: what they are over, such as "steps" or "tokens".
-    """
+    """Draw the losses of several runs, by name, a color for each; `x` is what they are over, such as "steps"."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):

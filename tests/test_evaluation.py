@@ -22,7 +22,6 @@ from hf_gpt_scratch.evaluation import (
     mean_token_bytes,
     perplexity,
     sum_losses,
-    token_log_probabilities,
 )
 from hf_gpt_scratch.training.optim import reset_to_torch_defaults
 
@@ -69,7 +68,7 @@ def test_worked_example_of_the_tutorial(tutorial_model: GPTScratchForCausalLM) -
         logits = tutorial_model(inputs).logits
     assert logits.shape == (2, 3, 50257)
     assert logits.argmax(-1).tolist() == [[16657, 339, 42826], [49906, 29669, 41751]]
-    log_probabilities = token_log_probabilities(logits, targets)
+    log_probabilities = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     printed = torch.tensor([[7.4541e-05, 3.1061e-05, 1.1563e-05], [1.0337e-05, 5.6776e-05, 4.7559e-06]])
     torch.testing.assert_close(log_probabilities.exp(), printed, rtol=1e-4, atol=0)
     printed = torch.tensor([[-9.5042, -10.3796, -11.3677], [-11.4798, -9.7764, -12.2561]])
@@ -301,8 +300,9 @@ def test_initial_losses_of_the_tutorial(
     tutorial_model: GPTScratchForCausalLM, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To two steps of float32, since processors sum in other orders; with SiLU it is a hundred times as far."""
+    from hf_gpt_scratch.data.documents import read_text
     from hf_gpt_scratch.data.tokenizer import load_encoding
-    from hf_gpt_scratch.data.windows import draw_like_torch_loader, encode_text, read_text, split_text
+    from hf_gpt_scratch.data.windows import draw_like_torch_loader, encode_text, split_text
 
     parts = split_text(read_text(shared_data / "the-verdict.txt"), 0.9)
     windows = [TokenWindows(encode_text(part, load_encoding()), 256, drop_last=True) for part in parts]

@@ -17,6 +17,7 @@ TEXTS = [
     ROOT / "CHANGELOG.md",
     ROOT / "pyproject.toml",
     *sorted((ROOT / "model_cards").glob("*.md")),
+    *sorted((ROOT / "hf_gpt_scratch" / "assets").rglob("*.md")),
 ]
 OPENING = re.compile(r"(What|Whether|How|Where|Which|Who|That)\b")
 STEMS = (

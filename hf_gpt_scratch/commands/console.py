@@ -50,13 +50,7 @@ def main() -> None:
 
 
 def run_command(name: str, words: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Run a subcommand and leave with its exit code.
-
-    Args:
-        name: its key in `COMMANDS`.
-        words: its arguments; by default those of this process.
-        prog: the program's name in its usage; by default that of the script.
-    """
+    """Run a subcommand and leave with its exit code; its words and its name are by default those of the process."""
     command = COMMANDS[name]
     arguments = sys.argv[1:] if words is None else words
     module = f"{__package__}.{command.module}"
@@ -64,11 +58,7 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
 
 
 def explain(words: Sequence[str]) -> None:
-    """Print what was asked for in place of a subcommand: help or the version.
-
-    Raises:
-        ValueError: neither was; one line.
-    """
+    """Print what was asked for in place of a subcommand: help or the version; ValueError where it was neither."""
     parser = OneLineParser(
         prog=PROGRAM,
         description="Train, use and share a GPT written from scratch.",

@@ -56,15 +56,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
 
 
 def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks for.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: options contradict each other, or the checkpoint does not fit.
-        OSError: a file is missing or cannot be written.
-    """
+    """Do what the command line asks for, and return the report."""
     refuse_unused_options(arguments)
     common = {
         "max_shard_size": parse_size(arguments.max_shard_size),

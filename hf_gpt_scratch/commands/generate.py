@@ -43,7 +43,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
 
     from transformers import TextStreamer
 
-    from hf_gpt_scratch.data.windows import read_text
+    from hf_gpt_scratch.data.documents import read_text
     from hf_gpt_scratch.generation.decoding import Decoding, generate_samples
     from hf_gpt_scratch.generation.interactive import run_session
     from hf_gpt_scratch.generation.quantization import quantize_int8

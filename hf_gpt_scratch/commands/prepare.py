@@ -77,15 +77,7 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
 
 
 def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks for.
-
-    Returns:
-        The index of the folder.
-
-    Raises:
-        ValueError: options contradict each other, a source cannot be used, or a folder is damaged.
-        OSError: a file is missing or cannot be written.
-    """
+    """Do what the command line asks for, and return the index of the folder."""
     num_workers = arguments.num_workers or available_cores()
     if arguments.verify:
         options = ["--source", "--dataset", "--dataset_config", "--dataset_split", "--dataset_revision", "--output"]

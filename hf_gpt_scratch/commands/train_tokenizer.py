@@ -48,24 +48,15 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
 def main(words: Sequence[str], prog: str | None = None) -> None:
     """Train a vocabulary, write its folder, and print how it fits the texts."""
     arguments = parse_arguments(words, prog)
+    text_column = arguments.text_column or "text"
     with atomic_folder(arguments.output) as folder:
-        texts = find_texts(arguments)
+        files = find_files(arguments.source, ("text", "JSON lines", "parquet"), say=say)
+        refuse_unused_column(files, text_column)
+        warn_of_copies(files, say)
+        texts = TextSample(files, text_column, arguments.sample_bytes)
         vocabulary = train_vocabulary(texts, arguments.vocab_size)
         write_tokenizer(folder, vocabulary)
     print("\n".join(describe(vocabulary, texts, arguments)))
-
-
-def find_texts(arguments: argparse.Namespace) -> TextSample:
-    """Find the texts that the options name.
-
-    Raises:
-        ValueError, OSError: a path does not exist, is of no known kind, or the column would do nothing.
-    """
-    text_column = arguments.text_column or "text"
-    files = find_files(arguments.source, ("text", "JSON lines", "parquet"), say=say)
-    refuse_unused_column(files, text_column)
-    warn_of_copies(files, say)
-    return TextSample(files, text_column, arguments.sample_bytes)
 
 
 def describe(vocabulary: Vocabulary, texts: TextSample, arguments: argparse.Namespace) -> list[str]:

@@ -6,7 +6,7 @@ matrix is held in memory at a time.
 
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,34 +15,34 @@ from typing import Any
 import numpy as np
 
 import hf_gpt_scratch
+from hf_gpt_scratch.conversion.cards import render_card, render_license
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.conversion.mapping import (
     EMBEDDING,
+    HEAD,
     Format,
     MappingPlan,
-    Shape,
     canonical_names,
     detect_format,
     name_some,
     plan_moves,
 )
-from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
 from hf_gpt_scratch.conversion.source_config import build_config
-from hf_gpt_scratch.conversion.writers.repository_files import (
-    write_json,
-    write_model_files,
-)
+from hf_gpt_scratch.conversion.verify import verify_folder
+from hf_gpt_scratch.conversion.writers.repository_files import write_model_files
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
+from hf_gpt_scratch.data.documents import read_text
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
 from hf_gpt_scratch.data.vocabulary_folder import REMEDY, load_vocabulary
-from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256
+from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256, write_json
 
 
 REPORT_FILE = "conversion_report.json"
 DEFAULT_SHARD_SIZE = 5_000_000_000
-VERIFYING = "verifying: every value, and logits of the folder loaded in a fresh process"
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,14 @@ class Conversion:
 
 
 def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: int | None = None) -> Conversion:
-    """Detect the format, build the config and account for every tensor.
-
-    Args:
-        source: the open checkpoint.
-        num_heads: number of attention heads, where nothing else says it.
-        vocab_size: keep only so many rows of the vocabulary; none keeps all.
-
-    Raises:
-        ValueError: something does not fit; one line.
-    """
+    """Detect the format, build the config and account for every tensor; see `convert_checkpoint`."""
     if source.hint == OURS:
         raise ValueError(
             f"{source.path} is in our own layout already: --export_stock writes it as transformers' GPT-2"
         )
-    tensors = source.tensors
-    shapes = tensors.shapes
+    tensors, shapes = source.tensors, source.tensors.shapes
     format_ = detect_format(shapes, source.hint)
-    found = build_config(format_, shapes, source.settings, num_heads)
-    config, notes = found.config, found.notes
+    config, notes = build_config(format_, shapes, source.settings, num_heads)
     names = {short: name for name, short in canonical_names(format_, shapes).items()}
     drop = _settle_head(format_, tensors, names, source.settings, config)
     drop |= _settle_zero_biases(format_, tensors, names, config)
@@ -121,27 +110,21 @@ def _settle_head(
     settings: Mapping[str, Any],
     config: dict[str, Any],
 ) -> dict[str, str]:
-    """Decide whether the head is the token embedding, and what to drop for it.
-
-    Raises:
-        ValueError: the settings say that it is, and its values say that it is not.
-    """
+    """Decide whether the head is the token embedding, and what to drop for it; settings and values must agree."""
     said = settings.get("tie_word_embeddings", True if settings else None) if format_.name == "gpt2" else None
-    embedding = next(row.source for row in format_.rows if row.targets == (EMBEDDING,))
-    if format_.head not in names:
+    head, embedding = format_.source_of(HEAD), names[format_.source_of(EMBEDDING)]
+    if head not in names:
         # Without a head in the file the model ties it, but for the tutorial's, which always has one.
         config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
         return {}
-    same = _are_equal(tensors, names[format_.head], names[embedding])
-    if said and not same:
+    is_tied = _are_equal(tensors, names[head], embedding)
+    if said and not is_tied:
         raise ValueError(
-            f"{names[format_.head]} differs from {names[embedding]}, though config.json ties them: "
+            f"{names[head]} differs from {embedding}, though config.json ties them: "
             "set tie_word_embeddings to false there if the head is meant, or remove it from the file"
         )
-    config["tie_word_embeddings"] = same and said is not False
-    return (
-        {format_.head: "it equals the token embedding, and the head is tied"} if config["tie_word_embeddings"] else {}
-    )
+    config["tie_word_embeddings"] = is_tied = is_tied and said is not False
+    return {head: "it equals the token embedding, and the head is tied"} if is_tied else {}
 
 
 def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
@@ -154,11 +137,7 @@ def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
 def _settle_zero_biases(
     format_: Format, tensors: NamedTensors, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Drop the zero QKV biases that `export_stock` added.
-
-    Raises:
-        ValueError: it is no longer zero.
-    """
+    """Drop the QKV biases that `export_stock` added; ValueError says that they are no longer zero."""
     biases = [short for short in names if short.endswith(".attn.c_attn.bias")]
     if format_.name != "gpt2" or config["qkv_bias"] or not biases:
         return {}
@@ -216,74 +195,78 @@ def convert_checkpoint(
         ValueError: the checkpoint does not fit, or the proof fails; one line.
         OSError: a file is missing or cannot be written.
     """
-    from hf_gpt_scratch.conversion.cards import (  # these two are not needed for the weights alone
-        render_card,
-        render_license,
-    )
-    from hf_gpt_scratch.conversion.verify import read_text, verify_folder
-
-    output = Path(output)
-    given_text = read_text(text)
-    with atomic_folder(output) as folder:
-        conversion = plan_conversion(open_source(path, reader), num_heads, vocab_size)
-        source, format_, config, plan = conversion.source, conversion.format, conversion.config, conversion.plan
-        has_tokenizer = conversion.vocabulary is not None
-        if text is not None and not has_tokenizer:
-            raise ValueError(
-                f"--text {text} needs a tokenizer, and none is known for the {config['vocab_size']} tokens here"
-            )
+    with atomic_folder(Path(output)) as folder:
+        source = open_source(path, reader)
+        conversion = plan_conversion(source, num_heads, vocab_size)
+        format_, config, plan = conversion.format, conversion.config, conversion.plan
         if size is not None:
             check_size(config, size)
         say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
-        weights = write_model(folder, plan.shapes, tensor_blocks(plan, source.tensors), dtype, max_shard_size)
         write_model_files(folder, config, dtype, conversion.vocabulary)
-        verification = None
-        if verify:
-            say(VERIFYING)
-            usable_text = given_text if has_tokenizer else None
-            verification = verify_folder(
-                folder, weights, source.tensors, format_.name, config, dtype, text=usable_text
-            )
         source_files = describe_files(source.files)
-        if size is not None:
-            conversion.notes.extend(compare_hashes(source_files, size))
-        report = build_report(format_.name, config, plan.shapes, dtype, conversion.notes, text, verification)
-        report |= {"reader": source.reader, "source_files": source_files}
-        report |= {"dropped": plan.dropped, "zeros": plan.zeros}
-        finish(folder, report, render_license(format_.name, size), partial(render_card, output.name, size))
-    return report
+        report = {"format": format_.name, "reader": source.reader, "source_files": source_files}
+        report |= {"dtype": dtype, "config": config, "dropped": plan.dropped, "zeros": plan.zeros}
+        report["notes"] = conversion.notes + (compare_hashes(source_files, size) if size else [])
+        return write_proved(
+            folder, source, plan.shapes, tensor_blocks(plan, source.tensors), report,
+            license_text=render_license(format_.name, size), render_card=partial(render_card, Path(output).name, size),
+            max_shard_size=max_shard_size, verify=verify, text=text, say=say,
+        )  # fmt: skip
 
 
-def build_report(
-    format_name: str,
-    config: Mapping[str, Any],
+def write_proved(
+    folder: Path,
+    source: Source,
     shapes: Mapping[str, Shape],
-    dtype: str,
-    notes: list[str],
+    blocks: Iterable[tuple[str, np.ndarray]],
+    report: dict[str, Any],
+    *,
+    license_text: str,
+    render_card: Callable[[dict[str, Any]], str],
+    max_shard_size: int,
+    verify: bool,
     text: str | Path | None,
-    verification: dict[str, Any] | None,
+    say: Callable[[str], None],
+    stock: bool = False,
 ) -> dict[str, Any]:
-    """Collect what is known of a written folder, but for its files."""
-    return {
-        "format": format_name,
-        "dtype": dtype,
+    """Write weights, license, card and report to a folder that has all other files, and prove it equal to its source.
+
+    `report` comes with the format, dtype, config, notes and what else is to be told, and is completed and returned.
+    `stock` means the layout of transformers' GPT-2. The others are those of `convert_checkpoint` and `write_model`.
+    """
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    if text is not None and not has_tokenizer:
+        raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
+    used_text = read_text(Path(text) if text else bundled_text_path()) if has_tokenizer else None
+    weights = write_model(folder, shapes, blocks, report["dtype"], max_shard_size)
+    report |= {
         "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
-        "tied": config["tie_word_embeddings"],
-        "config": config,
+        "tied": report["config"]["tie_word_embeddings"],
         "tensors": {name: list(shape) for name, shape in shapes.items()},
-        "notes": notes,
         "text": None if text is None else Path(text).name,
-        "verification": verification,
+        "verification": None,
+        "versions": {
+            "hf_gpt_scratch": hf_gpt_scratch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
+    if verify:
+        say("verifying: every value, and logits of the folder loaded in a fresh process")
+        report["verification"] = verify_folder(
+            folder, weights, source.tensors, OURS if stock else report["format"], report["config"], report["dtype"],
+            stock=stock, text=used_text,
+        )  # fmt: skip
+    (folder / "LICENSE").write_text(license_text, encoding="utf-8")
+    report["files"] = describe_files(sorted(folder.iterdir()))
+    (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+    write_json(folder / REPORT_FILE, report)
+    return report
 
 
 def check_size(config: Mapping[str, Any], size: GPT2Size) -> None:
     """Raise ValueError if a checkpoint is not the released size that it is said to be."""
-    expected = {
-        "hidden_size": size.hidden_size,
-        "num_hidden_layers": size.num_hidden_layers,
-        "num_attention_heads": size.num_attention_heads,
-    }
+    expected = {key: getattr(size, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     wrong = [f"{key} is {config[key]}, not {value}" for key, value in expected.items() if config[key] != value]
     if wrong:
         raise ValueError(f"this is not GPT-2 {size.name}: {'; '.join(wrong)}")
@@ -296,19 +279,6 @@ def compare_hashes(source_files: Mapping[str, Mapping[str, Any]], size: GPT2Size
         for name, facts in source_files.items()
         if facts["sha256"] != size.sha256.get(name, facts["sha256"])
     ]
-
-
-def finish(folder: Path, report: dict[str, Any], license_text: str, render: Callable[[dict[str, Any]], str]) -> None:
-    """Add license, card and report to a folder that is otherwise complete; the report gets the hashes."""
-    report["versions"] = {
-        "hf_gpt_scratch": hf_gpt_scratch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    (folder / "LICENSE").write_text(license_text, encoding="utf-8")
-    report["files"] = describe_files(sorted(folder.iterdir()))
-    (folder / "README.md").write_text(render(report), encoding="utf-8")
-    write_json(folder / REPORT_FILE, report)
 
 
 def describe_files(paths: list[Path]) -> dict[str, dict[str, Any]]:

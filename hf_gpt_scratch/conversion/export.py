@@ -8,26 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from hf_gpt_scratch.conversion.cards import render_stock_card, render_stock_license
-from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, VERIFYING, build_report, finish
+from hf_gpt_scratch.conversion.cards import UNKNOWN_LICENSE, render_stock_card
+from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, write_proved
 from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, name_some, target_shapes
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape, free_pages
 from hf_gpt_scratch.conversion.readers.safetensors_reader import STORED, SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
 from hf_gpt_scratch.conversion.source_config import DEFAULTS, HEADS, SETTINGS, SIZES
-from hf_gpt_scratch.conversion.verify import read_text, verify_folder
-from hf_gpt_scratch.conversion.writers.repository_files import (
-    has_gpt2_vocabulary,
-    transformers_version,
-    write_generation_config,
-    write_json,
-)
-from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
+from hf_gpt_scratch.conversion.writers.repository_files import transformers_version, write_generation_config
 from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blocks
 from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
-from hf_gpt_scratch.data.vocabulary import named_vocabulary
+from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, named_vocabulary
 from hf_gpt_scratch.runtime import remote_code
-from hf_gpt_scratch.runtime.files import atomic_folder
+from hf_gpt_scratch.runtime.files import atomic_folder, write_json
 
 
 # GPT-2's activation, as one kernel or written out. The tools that know GPT-2 compute no other, whatever is asked for.
@@ -77,19 +70,14 @@ def check_model(source: Source) -> dict[str, Any]:
 
 def stock_shapes(config: Mapping[str, Any]) -> tuple[dict[str, Shape], dict[str, Row]]:
     """Return the shape of every tensor of GPT2LMHeadModel, and the row of `mapping`, of its layer, that it is from."""
-    our_shapes = target_shapes(config)
-    rows = [row for row in GPT2.rows if row.targets]
-    of_layers = [row for row in rows if "{i}" in row.source]
-    all_rows = [row.for_layer(index) for index in range(config["num_hidden_layers"]) for row in of_layers]
-    all_rows += [row for row in rows if row not in of_layers]
-    shapes: dict[str, Shape] = {}
-    for row in all_rows:
-        if row.targets[0] in our_shapes:
-            shapes[row.source] = row.layout.join(our_shapes[row.targets[0]], len(row.targets))
-        elif row.targets[0].endswith("q_proj.bias"):
-            shapes[row.source] = (len(row.targets) * config["hidden_size"],)
-        # else it is the head, where that is the embedding
-    return shapes, {row.source: row for row in all_rows if row.source in shapes}
+    layers = range(config["num_hidden_layers"])
+    rows = [row.for_layer(index) for index in layers for row in GPT2.rows if "{i}" in row.source]
+    rows += [row for row in GPT2.rows if "{i}" not in row.source]
+    our_shapes = target_shapes({**config, "qkv_bias": True})  # GPT-2 always has them
+    # A tied head is not among ours.
+    used = {row.source: row for row in rows if row.targets and row.targets[0] in our_shapes}
+    shapes = {name: row.layout.join(our_shapes[row.targets[0]], len(row.targets)) for name, row in used.items()}
+    return shapes, used
 
 
 def stock_blocks(
@@ -121,18 +109,16 @@ def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return fields | about | {"dtype": dtype, "transformers_version": transformers_version()}
 
 
-def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any], notes: list[str]) -> bool:
-    """Put the model's tokenizer into the exported folder, or GPT-2's if it fits; returns whether there is one."""
+def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any], notes: list[str]) -> None:
+    """Put the model's tokenizer into the exported folder, or GPT-2's if every id of it has an embedding."""
     for name in TOKENIZER_FILES:
         if (source_folder / name).is_file():
             shutil.copyfile(source_folder / name, folder / name)
-    if (folder / "tokenizer.json").is_file():
-        return True
-    if has_gpt2_vocabulary(config):
-        write_tokenizer(folder, named_vocabulary("gpt2"), config["max_position_embeddings"])
-        return True
-    notes.append("the model has no tokenizer, so the exported folder has none")
-    return False
+    if not (folder / "tokenizer.json").is_file():
+        if config["vocab_size"] > END_OF_TEXT_ID:
+            write_tokenizer(folder, named_vocabulary("gpt2"), config["max_position_embeddings"])
+        else:
+            notes.append("the model has no tokenizer, so the exported folder has none")
 
 
 def export_stock(
@@ -147,49 +133,30 @@ def export_stock(
 ) -> dict[str, Any]:
     """Write our model as transformers' GPT2LMHeadModel, atomically and verified.
 
-    Args:
-        path: our repository folder.
-        output: the folder to make.
-        dtype: "float32", "bfloat16" or "float16"; by default that of the model.
-        max_shard_size: bytes of the largest weight file.
-        verify: prove the folder equal to the model.
-        text: file to compute losses on; by default a short one of the package.
-        say: called with a line about each step.
-
-    Returns:
-        The report that is stored in the folder.
+    `path` is our repository folder, `dtype` by default that of its weights; for the rest see `convert_checkpoint`.
 
     Raises:
         ValueError: GPT-2 cannot be this model, or the proof fails; one line.
         OSError: a file is missing or cannot be written.
     """
-    given_text = read_text(text)
-    output = Path(output)
-    with atomic_folder(output) as folder:
+    with atomic_folder(Path(output)) as folder:
         source = open_source(path)
         config, notes = check_model(source), []
         dtype = dtype or stored_dtype(source.tensors)
         if not config["qkv_bias"]:
             notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
-        shapes, rows = stock_shapes(config)
-        weights = write_model(folder, shapes, stock_blocks(source.tensors, shapes, rows), dtype, max_shard_size)
         write_json(folder / "config.json", stock_config(config, dtype))
         write_generation_config(folder, config)
-        has_tokenizer = copy_tokenizer(source.path.parent, folder, config, notes)
-        if text is not None and not has_tokenizer:
-            raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
-        verification = None
-        if verify:
-            say(VERIFYING)
-            verification = verify_folder(
-                folder, weights, source.tensors, OURS, config, dtype,
-                stock=True, text=given_text if has_tokenizer else None,
-            )  # fmt: skip
-        report = build_report("stock GPT2LMHeadModel", config, shapes, dtype, notes, text, verification)
+        copy_tokenizer(source.path.parent, folder, config, notes)
         license_file = source.path.parent / "LICENSE"
-        license_ = license_file.read_text(encoding="utf-8") if license_file.is_file() else render_stock_license()
-        finish(folder, report, license_, partial(render_stock_card, output.name))
-    return report
+        shapes, rows = stock_shapes(config)
+        return write_proved(
+            folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
+            {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
+            license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
+            render_card=partial(render_stock_card, Path(output).name),
+            max_shard_size=max_shard_size, verify=verify, text=text, say=say, stock=True,
+        )  # fmt: skip
 
 
 def stored_dtype(tensors: NamedTensors) -> str:

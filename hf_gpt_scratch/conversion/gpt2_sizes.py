@@ -18,26 +18,17 @@ CONTEXT_LENGTH = 1024  # tokens
 
 @dataclass(frozen=True)
 class GPT2Size:
-    """One released size.
+    """One released size."""
 
-    Attributes:
-        name: the folder in OpenAI's store, such as "124M".
-        hidden_size: width of the residual stream.
-        num_hidden_layers: number of blocks.
-        num_attention_heads: heads of a block; the tensors do not show them.
-        num_parameters: with the output head counted once, since it is the token embedding.
-        files: bytes of each of the seven files, None where no source states them. The small files come first, so that
-            a store that does not have the size is noticed before the big one.
-        sha256: hexadecimal hashes of the files for which one is known.
-    """
-
-    name: str
+    name: str  # the folder in OpenAI's store, such as "124M"
     hidden_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    num_parameters: int
+    num_attention_heads: int  # which no tensor shows
+    num_parameters: int  # with the output head counted once, since it is the token embedding
+    # Bytes of each of the seven files, None where no source states them. The small files come first, so that a store
+    # that does not have the size is noticed before the big one.
     files: Mapping[str, int | None]
-    sha256: Mapping[str, str] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)  # hexadecimal, of the files for which one is known
 
     @property
     def hparams(self) -> dict[str, int]:
@@ -93,16 +84,12 @@ GPT2_SIZES = {
     )
 }
 
-# What the sizes are called on the Hub.
-ALIASES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
+HUB_NAMES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
+ALIASES = {hub_name: name for name, hub_name in HUB_NAMES.items()}
 
 
 def find_size(name: str) -> GPT2Size:
-    """Return the released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub; upper or lower case.
-
-    Raises:
-        ValueError: there is no such size.
-    """
+    """Return the released size of that name, "124M" as in OpenAI's store or "gpt2" as on the Hub, in any case."""
     key = ALIASES.get(name.lower(), name.upper())
     if key not in GPT2_SIZES:
         raise ValueError(f"unknown GPT-2 size {name!r}: choose from {', '.join([*GPT2_SIZES, *ALIASES])}")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from hf_gpt_scratch.conversion.readers.named_tensors import Shape
 
-Shape = tuple[int, ...]
 
 MAX_PROBLEMS_NAMED = 8
 
@@ -62,23 +62,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of checkpoint.
-
-    Args:
-        name: short name, for the report.
-        title: what to call it in a sentence.
-        rows: the table.
-        head: source name of the language-model head; "" if the format has none.
-        prefixes: what may stand before every name, such as the mark of torch.compile.
-        biases_optional: whether a model without any bias is filled up with zeros.
-    """
+    """A kind of checkpoint."""
 
     name: str
-    title: str
+    title: str  # in a sentence
     rows: tuple[Row, ...]
-    head: str = ""
-    prefixes: tuple[str, ...] = ()
-    biases_optional: bool = False
+    biases_optional: bool = False  # a model without any bias is filled up with zeros
+
+    def source_of(self, target: str) -> str:
+        """Return the source name of one of our tensors that is stored alone, "" if the format lacks it."""
+        return next((row.source for row in self.rows if row.targets == (target,)), "")
 
     def find_row(self, name: str) -> Row | None:
         """Return the row of a canonical name, with the names of its layer."""
@@ -98,7 +91,6 @@ CAUSAL_MASK = "a causal mask, which our attention does not store"
 LAYER = "model.layers.{i}."
 EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
 QKV = tuple(f"{LAYER}self_attn.{letter}_proj." for letter in "qkv")
-QKV_WEIGHTS = tuple(f"{module}weight" for module in QKV)
 LN_1, LN_2, LN_F = f"{LAYER}input_layernorm.", f"{LAYER}post_attention_layernorm.", "model.norm."
 ATTENTION_OUT, MLP_IN, MLP_OUT = f"{LAYER}self_attn.o_proj.", f"{LAYER}mlp.up_proj.", f"{LAYER}mlp.down_proj."
 
@@ -155,24 +147,16 @@ OPENAI = Format(
         Row("model/wte", (EMBEDDING,)),
         Row("model/wpe", (POSITIONS,)),
         *rows_of({"model/h{i}/ln_1/": LN_1, "model/h{i}/ln_2/": LN_2, "model/ln_f/": LN_F}, "gb"),
-        *rows_of(
-            {
-                "model/h{i}/attn/c_attn/": QKV,
-                "model/h{i}/attn/c_proj/": ATTENTION_OUT,
-                "model/h{i}/mlp/c_fc/": MLP_IN,
-                "model/h{i}/mlp/c_proj/": MLP_OUT,
-            },
-            "wb",
-            Layout.CONV1D_TF,
-        ),
+        *rows_of({"model/h{i}/attn/c_attn/": QKV, "model/h{i}/attn/c_proj/": ATTENTION_OUT}, "wb", Layout.CONV1D_TF),
+        *rows_of({"model/h{i}/mlp/c_fc/": MLP_IN, "model/h{i}/mlp/c_proj/": MLP_OUT}, "wb", Layout.CONV1D_TF),
         *dropped_rows("a counter of training steps", "global_step", "{any}/global_step"),
         *dropped_rows("a counter of saved checkpoints", "save_counter{any}"),
         *dropped_rows("TensorFlow's own record of objects", "_CHECKPOINTABLE_OBJECT_GRAPH"),
         *dropped_rows("state of the optimizer", *OPTIMIZER_NAMES),
     ),
 )
-GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D), HEAD, PREFIXES)
-NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), HEAD, PREFIXES, biases_optional=True)
+GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D))
+NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), biases_optional=True)
 TUTORIAL_BLOCK = "trf_blocks.{i}."
 TUTORIAL_ROWS = (
     Row("tok_emb.weight", (EMBEDDING,)),
@@ -191,11 +175,7 @@ SEPARATE_ATTENTION = {
     f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT,
 }
 TUTORIAL = Format(
-    "tutorial",
-    "a checkpoint of the tutorial's GPTModel",
-    (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION)),
-    "out_head.weight",
-    PREFIXES,
+    "tutorial", "a checkpoint of the tutorial's GPTModel", (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION))
 )
 # The faster attentions beside the tutorial have one projection for all three.
 FUSED_ATTENTION = {f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}
@@ -208,8 +188,6 @@ STATE_DICT = Format(
         *(Row(name, (name,)) for name in (EMBEDDING, POSITIONS, HEAD)),
         *rows_of({module: module for module in (LN_1, *QKV, ATTENTION_OUT, LN_2, MLP_IN, MLP_OUT, LN_F)}),
     ),
-    HEAD,
-    PREFIXES,
 )
 FORMATS = {format_.name: format_ for format_ in (OPENAI, GPT2, NANOGPT, TUTORIAL, STATE_DICT)}
 
@@ -222,7 +200,7 @@ def canonical_names(format_: Format, names: Iterable[str]) -> dict[str, str]:
     canonical = {}
     for name in names:
         short = name
-        while short.startswith(format_.prefixes):
+        while short.startswith(PREFIXES):
             short = short.partition(".")[2]
         if format_ is STATE_DICT and re.match(r"(embed_tokens|embed_positions|layers|norm)\.", short):
             short = f"model.{short}"
@@ -233,11 +211,7 @@ def canonical_names(format_: Format, names: Iterable[str]) -> dict[str, str]:
 
 
 def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Format:
-    """Detect the format of a checkpoint from its names; `hint` is what its own settings say.
-
-    Raises:
-        ValueError: no table knows any of the names.
-    """
+    """Detect the format of a checkpoint from its names, unless its own settings say it: the `hint`."""
     if hint is not None:
         return FORMATS[hint]
     known = {
@@ -283,20 +257,11 @@ def target_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     return shapes
 
 
-@dataclass(frozen=True)
-class Move:
-    """One source tensor on its way; each part gets as many rows as its target has."""
-
-    source: str
-    targets: tuple[str, ...]
-    layout: Layout
-
-
 @dataclass
 class MappingPlan:
     """The outcome for every tensor, source and target."""
 
-    moves: list[Move]
+    moves: list[Row]  # one for each source tensor, with its own name and those of its layer
     shapes: dict[str, Shape]  # of the targets
     dropped: dict[str, str] = field(default_factory=dict)  # source name -> reason
     zeros: list[str] = field(default_factory=list)  # targets that the source does not have
@@ -310,14 +275,10 @@ def plan_moves(
     source_vocab_size: int | None = None,
     drop: Mapping[str, str] | None = None,
 ) -> MappingPlan:
-    """Account for every tensor.
+    """Account for every tensor of a checkpoint of this format and these shapes.
 
-    Args:
-        format_: the table.
-        shapes: names and shapes of the source.
-        config: fields of GPTScratchConfig that fix the shapes of our tensors.
-        source_vocab_size: rows of the source's embedding; those beyond `vocab_size` of the config are cut.
-        drop: names in the table that this checkpoint does not need, with the reason.
+    The config fixes the shapes of our tensors; of `source_vocab_size` rows of the embedding, those beyond its
+    `vocab_size` are cut. `drop` are names in the table that this checkpoint does not need, with the reason.
 
     Raises:
         ValueError: names or shapes do not fit; one line lists all of them, or the first and how many more.
@@ -342,20 +303,24 @@ def plan_moves(
             problems += _compare_shapes(
                 name, shapes[name], row.layout, row.layout.join(target_shape, len(row.targets))
             )
-            plan.moves.append(Move(name, row.targets, row.layout))
+            plan.moves.append(replace(row, source=name))
     missing = [target for target in plan.shapes if target not in filled]
     if format_.biases_optional and not any(target.endswith(".bias") for target in filled):
         plan.zeros = [target for target in missing if target.endswith(".bias")]
     problems += [f"{' and '.join(names)} are both {target}" for target, names in filled.items() if len(names) > 1]
-    all_rows = [row.for_layer(index) for row in format_.rows for index in range(num_layers)]
-    sources = {target: row.source for row in all_rows for target in row.targets}
-    absent = dict.fromkeys(sources.get(target, target) for target in missing if target not in plan.zeros)
-    problems += [f"{source} is missing" for source in absent]
+    problems += _name_absent(format_, [target for target in missing if target not in plan.zeros], num_layers)
     if problems:
         raise ValueError(f"this looks like {format_.title}, but {name_some(problems, '; ')}")
     order = {target: place for place, target in enumerate(plan.shapes)}
     plan.moves.sort(key=lambda move: order[move.targets[0]])
     return plan
+
+
+def _name_absent(format_: Format, targets: list[str], num_layers: int) -> list[str]:
+    """Say which source tensors are missing, for the targets that nothing fills."""
+    rows = [row.for_layer(index) for row in format_.rows for index in range(num_layers)]
+    sources = {target: row.source for row in rows for target in row.targets}
+    return [f"{source} is missing" for source in dict.fromkeys(sources.get(target, target) for target in targets)]
 
 
 def _compare_shapes(name: str, shape: Shape, layout: Layout, expected: Shape) -> list[str]:

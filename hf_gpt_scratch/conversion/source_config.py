@@ -1,11 +1,19 @@
 """The configuration of a converted model, from the shapes of its tensors and its own settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
-from hf_gpt_scratch.conversion.mapping import EMBEDDING, POSITIONS, Format, Layout, Shape, canonical_names, name_some
+from hf_gpt_scratch.conversion.mapping import (
+    EMBEDDING,
+    MLP_IN,
+    POSITIONS,
+    Format,
+    Layout,
+    Shape,
+    canonical_names,
+    name_some,
+)
 from hf_gpt_scratch.runtime import remote_code
 
 
@@ -27,8 +35,6 @@ SETTINGS: dict[str, dict[str, str]] = {
     | {name: name for name in SAME_NAMES},
     "nanogpt": {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "dropout": "dropout"}
     | SIZE_NAMES,
-    "tutorial": {},
-    "gpt_scratch": {},
 }
 # Fixed by a format's own code, where it differs from our defaults.
 FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GELU() is the exact form
@@ -49,57 +55,41 @@ DEFAULTS = {field: value for field, value in remote_code.DEFAULTS.items() if fie
 HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
 
 
-@dataclass
-class SourceConfig:
-    """Configuration and notes from the shapes and the settings of a checkpoint."""
+class SourceConfig(NamedTuple):
+    """Configuration of a checkpoint, as the fields of GPTScratchConfig, and decisions that the user should know."""
 
-    config: dict[str, Any]  # fields of GPTScratchConfig
-    notes: list[str] = field(default_factory=list)  # decisions that the user should know
+    config: dict[str, Any]
+    notes: list[str]
 
 
 def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """Read the sizes of a model off its tensors.
-
-    Raises:
-        ValueError: a tensor that this takes is missing or not a matrix.
-    """
-    matrices: dict[str, Shape] = {}
-    num_layers = 0
-    for name, canonical in canonical_names(format_, shapes).items():
-        for row in format_.rows:
-            if row.targets and (match := row.match(canonical)):
-                num_layers = max(num_layers, 1 + int(match["i"] or -1))
-                shape = shapes[name][-2:]
-                matrices.setdefault(row.targets[0], shape if row.layout is Layout.LINEAR else shape[::-1])
-    wanted = (EMBEDDING, POSITIONS, "model.layers.{i}.mlp.up_proj.weight")
-    missing = [
-        f"{row.source.replace('{i}', '0')} is missing or not a matrix"
-        for row in format_.rows
-        if row.targets and row.targets[0] in wanted and len(matrices.get(row.targets[0], ())) != 2
-    ]
+    """Read the sizes of a model off its tensors; ValueError says which one is missing or not a matrix."""
+    names = {short: name for name, short in canonical_names(format_, shapes).items()}
+    layers = [int(match["i"]) for row in format_.rows for name in names if (match := row.match(name)) and match["i"]]
+    matrices, missing = [], []
+    for target in (EMBEDDING, POSITIONS, f"{MLP_IN}weight"):
+        row = next(row for row in format_.rows if row.targets == (target,)).for_layer(0)
+        shape = shapes[names[row.source]][-2:] if row.source in names else ()
+        matrices.append(shape if row.layout is Layout.LINEAR else shape[::-1])
+        if len(shape) != 2:
+            missing.append(f"{row.source} is missing or not a matrix")
     if missing:
         raise ValueError(f"this looks like {format_.title}, but {name_some(missing, '; ')}")
-    (vocab_size, width), (context, _), (inner, _) = (matrices[name] for name in wanted)
-    return dict(zip(SIZES, (vocab_size, context, width, num_layers, inner), strict=True))
+    (vocab_size, width), (context, _), (inner, _) = matrices
+    return dict(zip(SIZES, (vocab_size, context, width, 1 + max(layers), inner), strict=True))
 
 
 def build_config(
     format_: Format, shapes: Mapping[str, Shape], settings: Mapping[str, Any], num_heads: int | None = None
 ) -> SourceConfig:
-    """Build the configuration from shapes and settings.
-
-    Args:
-        format_: the format of the checkpoint.
-        shapes: names and shapes of its tensors.
-        settings: its hparams.json, config.json or model_args; empty if there are none.
-        num_heads: number of attention heads where the checkpoint does not say, or says it wrongly.
+    """Build the configuration from the shapes and the settings of a checkpoint, and the number of heads that is given.
 
     Raises:
         ValueError: shapes and settings contradict each other, a setting has a value that our model cannot follow, or
             nothing says how many heads there are; one line names all of it.
     """
     sizes = sizes_from_shapes(format_, shapes)
-    names = SETTINGS[format_.name]
+    names = SETTINGS.get(format_.name, {})
     stated = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
     problems = _wrong_values(names, stated)
     problems += [
@@ -130,11 +120,7 @@ def build_config(
 
 
 def count_heads(format_: Format, width: int, stated: int | None, given: int | None) -> int:
-    """Find the number of attention heads, which no tensor shows.
-
-    Raises:
-        ValueError: nothing says it, the settings say something else, or the width is not a multiple of it.
-    """
+    """Find the number of attention heads, which no tensor shows; what is known of it must agree."""
     released = HEADS_OF_WIDTH.get(width)
     if given is not None and stated is not None and given != stated:
         raise ValueError(f"--n_head {given} contradicts n_head={stated} of the checkpoint's own settings: drop one")
@@ -157,21 +143,19 @@ def _their_name(names: Mapping[str, str], ours: str) -> str:
 
 def _wrong_values(names: Mapping[str, str], stated: Mapping[str, Any]) -> list[str]:
     """Name the settings whose value has the wrong type or is unknown to our model."""
-    problems = []
-    for key, value in stated.items():
+
+    def is_right(key: str, value: Any) -> bool:
         if key in ("dropout", "layer_norm_eps", "initializer_range"):
-            is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
-        elif key in ("tie_word_embeddings", "use_cache", "qkv_bias"):
-            is_right = isinstance(value, bool)
-        elif key == "hidden_act":
-            is_right = isinstance(value, str) and value in ACTIVATIONS
-        elif key == "eos_token_id" and isinstance(value, list):
-            is_right = all(type(token_id) is int for token_id in value)
-        else:
-            is_right = type(value) is int and value >= (0 if key.endswith("_token_id") else 1)
-        if not is_right:
-            problems.append(f"{_their_name(names, key)} is {value!r}")
-    return problems
+            return type(value) in (int, float) and 0 <= value < 1
+        if key in ("tie_word_embeddings", "use_cache", "qkv_bias"):
+            return isinstance(value, bool)
+        if key == "hidden_act":
+            return isinstance(value, str) and value in ACTIVATIONS
+        if key == "eos_token_id" and isinstance(value, list):
+            return all(type(token_id) is int for token_id in value)
+        return type(value) is int and value >= (0 if key.endswith("_token_id") else 1)
+
+    return [f"{_their_name(names, key)} is {value!r}" for key, value in stated.items() if not is_right(key, value)]
 
 
 def _set_special_tokens(config: dict[str, Any], settings: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +85,9 @@ NORMS, LINEARS = ("ln_1", "ln_2"), ("qkv", "proj", "fc", "out")
 
 
 class SourceWeights:
-    """The weights of a checkpoint, read by its own names.
+    """The weights of a checkpoint, read by the names of its format, with the first `vocab_size` embeddings.
 
-    Args:
-        tensors: the open checkpoint.
-        format_name: "openai", "gpt2", "nanogpt", "tutorial", or "gpt_scratch" for ours.
-        vocab_size: rows of the embedding that are wanted.
-        prepare: applied to every array, such as rounding it to the dtype that was written.
+    `prepare` is applied to every array, such as rounding it to the dtype that was written.
     """
 
     def __init__(
@@ -133,8 +128,8 @@ class SourceWeights:
                 values = values.reshape(values.shape[-2:])  # TensorFlow's convolution has a leading axis of 1
                 values = values.T if self.names.is_transposed else values
             weights.append(values)
-            size = values.shape[-1]
-            biases.append(self._get(bias) if bias in self._full_names else np.zeros(size, np.float32))
+            has_bias = bias in self._full_names
+            biases.append(self._get(bias) if has_bias else np.zeros(values.shape[-1], np.float32))
         return (weights[0], biases[0]) if len(weights) == 1 else (np.concatenate(weights, 1), np.concatenate(biases))
 
 
@@ -212,10 +207,7 @@ def round_to(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.ndarray]], dtype: str) -> float:
-    """Compare every written value with its source; in float32 they are the same bits, else rounded to nearest.
-
-    Returns:
-        The largest difference, absolute.
+    """Compare every written value with its source, rounded to the dtype, and return the largest absolute difference.
 
     Raises:
         ValueError: a tensor is missing, left over, or has other values.
@@ -250,38 +242,10 @@ def compare_piece(name: str, values: np.ndarray, source: np.ndarray, dtype: str)
     return float(difference.max(initial=0))
 
 
-def read_text(path: str | Path | None) -> str:
-    """Read the text to compute losses on, by default the packaged one.
-
-    Raises:
-        ValueError: it is empty or not UTF-8.
-        OSError: it cannot be read.
-    """
-    path = Path(path or str(files("hf_gpt_scratch") / "assets" / "sample_text.txt"))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: convert it first") from None
-    if not text.strip():
-        raise ValueError(
-            f"{path} {'holds nothing but white space' if text else 'is empty'}: give a file with text in it"
-        )
-    return text
-
-
 def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, text: str | None) -> dict[str, Any]:
-    """Load `folder` where nothing of this package can be imported; see `verify_worker`.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    request = {
-        "folder": str(folder.resolve()),
-        "exchange": str(exchange),
-        "trust_remote_code": trust_remote_code,
-        "text": text,
-        "asker": os.getpid(),
-    }
+    """Load `folder` where nothing of this package can be imported; see `verify_worker`."""
+    request = {"folder": str(folder.resolve()), "exchange": str(exchange), "asker": os.getpid(), "text": text}
+    request |= {"trust_remote_code": trust_remote_code}
     # An empty cache, so that the code of the folder is what is run, and no network.
     environment = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
     # Python imports from beside a program first, and what lies beside this one would stand for libraries of its names.
@@ -305,13 +269,10 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
 def compare_logits(
     source: SourceWeights, config: Mapping[str, Any], result: dict[str, Any], exchange: Path
 ) -> dict[str, dict[str, float]]:
-    """Compare logits on every sequence that the fresh process was given.
+    """Compare logits on every sequence that the fresh process was given; in the most exact dtype they must agree.
 
     Returns:
         {dtype: {sequence: largest absolute difference}}.
-
-    Raises:
-        ValueError: the most exact of the two dtypes differs by more than rounding.
     """
     differences: dict[str, dict[str, float]] = {dtype: {} for dtype in result["dtypes"]}
     judge = result["dtypes"][-1]
@@ -341,20 +302,10 @@ def verify_folder(
     stock: bool = False,
     text: str | None = None,
 ) -> dict[str, Any]:
-    """Prove a written folder equal to its source.
+    """Prove a written folder equal to the tensors of its source, and return the figures for the report.
 
-    Args:
-        folder: the repository folder.
-        weights: its weight files.
-        tensors: the open source.
-        format_name: its format.
-        config: fields of GPTScratchConfig.
-        dtype: what the folder was written in.
-        stock: whether it is in the layout of transformers' GPT-2 and has to load without its own code.
-        text: a text to compare logits and compute losses on; needs a tokenizer in the folder.
-
-    Returns:
-        The figures for the report.
+    With `stock` the folder is in the layout of transformers' GPT-2 and has to load without code of its own. Logits are
+    compared and losses computed on `text` too, which needs a tokenizer in the folder.
 
     Raises:
         ValueError: it is not equal; one line says where.

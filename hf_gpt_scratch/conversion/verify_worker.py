@@ -45,11 +45,7 @@ def text_losses(model: Any, tokenizer: Any, text: str) -> dict[str, float]:
 
 
 def load(folder: str, trust_remote_code: bool) -> Any:
-    """Load the model in float32; nothing may be missing, unexpected or of another shape.
-
-    Raises:
-        ValueError: the weights do not fit the model.
-    """
+    """Load the model in float32; nothing may be missing, unexpected or of another shape."""
     import torch
     from transformers import AutoModelForCausalLM
 

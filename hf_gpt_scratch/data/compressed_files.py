@@ -49,11 +49,7 @@ def open_packed(file: BinaryIO, path: Path) -> io.BufferedIOBase:
 
 
 def unpacked_frames(file: BinaryIO, zstandard: ModuleType) -> Iterator[bytes]:
-    """Unpack the frames of a .zst file; its own reader would take a file that was cut off for a whole one.
-
-    Raises:
-        EOFError: it is damaged, or ends inside a frame.
-    """
+    """Unpack the frames of a .zst file; EOFError says that it is cut off, which its own reader would not notice."""
     packed, frame = b"", None
     while packed := packed or file.read(BLOCK_BYTES):
         frame = frame or zstandard.ZstdDecompressor().decompressobj()

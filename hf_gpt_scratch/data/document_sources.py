@@ -47,11 +47,7 @@ class Source:
     dataset: DatasetName | None = None
 
     def read(self, text_column: str, skipped: SkippedRows) -> Iterator[Piece]:
-        """Its documents, in pieces.
-
-        Raises:
-            ValueError, OSError: it cannot be read or used; the line names it.
-        """
+        """Read its documents, in pieces; ValueError or OSError names it where that cannot be done."""
         path = Path(self.name)
         if self.dataset is not None:
             return read_dataset(self.dataset, text_column, skipped)
@@ -136,13 +132,7 @@ def hashes_of_equal_size(files: Sequence[Path], others: Sequence[Path]) -> set[s
 
 
 def warn_of_shared(trained: Collection[str], validation_files: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Say which files to validate on are trained on too, under whatever name.
-
-    Args:
-        trained: SHA-256 of the files to train on.
-        validation_files: to validate on.
-        say: hears the warning.
-    """
+    """Say which files to validate on are, by SHA-256, among those trained on, under whatever name."""
     if shared := [path for path in validation_files if trained and file_sha256(path) in trained]:
         more = f" and {len(shared) - 1} more files" if len(shared) > 1 else ""
         say(f"warning: {shared[0]}{more}: trained on too, so the validation loss does not show overfitting")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_gpt_scratch.data.compressed_files import is_packed, open_unpacked
 from hf_gpt_scratch.data.pieces import Piece, cut_string, cut_text
@@ -27,17 +27,32 @@ class SkippedRows:
     first: str | None = None
 
     def add(self, reason: str) -> None:
-        """Note an unusable row.
-
-        Raises:
-            ValueError: such rows are to stop the work.
-        """
+        """Note an unusable row; ValueError says that such rows are to stop the work."""
         if self.stops:
             raise ValueError(
                 f"{reason}; repair it, or leave such rows out with hf-gpt-scratch prepare --bad_rows skip"
             )
         self.count += 1
         self.first = self.first or reason
+
+
+def read_text(path: Path) -> str:
+    """Read one UTF-8 text file.
+
+    Raises:
+        ValueError: the file has no text, is binary or not UTF-8; the line names it and says what to do.
+    """
+    # Line ends become \n on every system, so that a text has the same tokens everywhere.
+    text = "".join(decoded_blocks(path))
+    if not text.strip():
+        refuse_blank(path)
+    return text
+
+
+def refuse_blank(path: Path) -> NoReturn:
+    """Raise ValueError for a file without text."""
+    what = "holds nothing but white space" if path.stat().st_size else "is empty"
+    raise ValueError(f"{path} {what}: give a file with text in it")
 
 
 def read_text_file(path: Path) -> Iterator[Piece]:

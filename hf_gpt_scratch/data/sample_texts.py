@@ -5,8 +5,6 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-import requests
-
 from hf_gpt_scratch.runtime.files import file_sha256, make_folder, write_file
 
 
@@ -43,6 +41,8 @@ def fetch_verified(url: str, path: Path, sha256: str, timeout: float = 20.0) -> 
     """
     if path.is_file() and file_sha256(path) == sha256:
         return path
+    import requests  # here, because the bundled text needs no HTTP client
+
     by_hand = "fetch it by hand and give it with --train_file"
     try:
         response = requests.get(url, timeout=timeout)

@@ -18,11 +18,7 @@ UNFINISHED_NAME = "unfinished.json"
 
 
 def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
-    """Read what a folder of shards says of itself.
-
-    Args:
-        folder: made by `hf-gpt-scratch prepare`.
-        vocabulary: that the tokens must be of; none: of any.
+    """Read what a folder made by `hf-gpt-scratch prepare` says of itself; its tokens must be of the vocabulary given.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing prepared in it, or it is not finished.

@@ -40,14 +40,7 @@ def block_checksums(tokens: np.ndarray) -> np.ndarray:
 def save_shard(
     path: Path, tokens: np.ndarray, num_documents: int, vocab_sha256: str = VOCAB_SHA256, vocab_size: int = VOCAB_SIZE
 ) -> None:
-    """Write a shard, whole or not at all.
-
-    Args:
-        path: where it shall lie.
-        tokens: uint16 or uint32 [N].
-        num_documents: how many documents end in it.
-        vocab_sha256: hash of the vocabulary that the ids are of.
-        vocab_size: number of ids of that vocabulary.
+    """Write a shard of `tokens`, uint16 or uint32 [N], in which `num_documents` end, whole or not at all.
 
     Raises:
         OSError: it cannot be written; what lay in its place is unharmed.

@@ -18,20 +18,12 @@ VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a byte-level BPE and its merges; two are equal if every text has the same ids.
+    """The tokens of a byte-level BPE and its merges; two are equal if every text has the same ids."""
 
-    Args:
-        sha256: of all that ids depend on; for GPT-2's that of `vocab.bpe`.
-        name: "gpt2", "bytes" or "own".
-        tokens: spelling of each token in order of the ids, `<|endoftext|>` among them.
-        merges: pairs of spellings, in order of the ids of what they make.
-        end_of_text_id: id of `<|endoftext|>`.
-    """
-
-    sha256: str
-    name: str = field(compare=False)
-    tokens: tuple[str, ...] = field(compare=False, repr=False)
-    merges: tuple[tuple[str, str], ...] = field(compare=False, repr=False)
+    sha256: str  # of all that ids depend on; for GPT-2's that of `vocab.bpe`
+    name: str = field(compare=False)  # "gpt2", "bytes" or "own"
+    tokens: tuple[str, ...] = field(compare=False, repr=False)  # spellings in order of the ids, with `<|endoftext|>`
+    merges: tuple[tuple[str, str], ...] = field(compare=False, repr=False)  # in order of the ids of what they make
     end_of_text_id: int = field(compare=False)
 
     @property

@@ -57,11 +57,7 @@ def load_vocabulary(name_or_folder: str) -> Vocabulary:
 
 @functools.lru_cache(maxsize=4)  # a run asks for it several times
 def parse_vocabulary(content: bytes | str, place: str) -> Vocabulary:
-    """Parse the JSON of a tokenizer.
-
-    Args:
-        content: as tokenizers writes it.
-        place: its file, for messages.
+    """Parse the JSON of a tokenizer, as tokenizers writes it.
 
     Raises:
         ValueError: tiktoken would not give its ids; the line names the place, the value and the way out.

@@ -31,13 +31,9 @@ BLOCK_CHARS = 1 << 16
 
 @dataclass
 class Quota:
-    """A number of bytes, taken from texts as evenly as they come.
+    """A number of bytes, taken from texts as evenly as they come."""
 
-    Args:
-        num_bytes: to take at most.
-    """
-
-    num_bytes: int
+    num_bytes: int  # to take at most
     taken: int = 0
 
     def takes(self, size: int, share: float) -> bool:
@@ -50,17 +46,11 @@ class Quota:
 
 @dataclass
 class TextSample:
-    """The part of texts that a vocabulary is trained on, in blocks; a smaller part of that is kept to measure it.
+    """The part of texts that a vocabulary is trained on, in blocks; a smaller part of that is kept to measure it."""
 
-    Args:
-        files: text, JSON lines and parquet.
-        text_column: key or column of rows; rows without text are left out, and counted in `skipped`.
-        sample_bytes: UTF-8 bytes to take at most.
-    """
-
-    files: Sequence[Path]
-    text_column: str = "text"
-    sample_bytes: int = SAMPLE_BYTES
+    files: Sequence[Path]  # text, JSON lines and parquet
+    text_column: str = "text"  # key or column of rows; rows without text are left out, and counted in `skipped`
+    sample_bytes: int = SAMPLE_BYTES  # of UTF-8 to take at most
     skipped: SkippedRows = field(default_factory=lambda: SkippedRows(stops=False))
     measured: list[str] = field(default_factory=list)
 

@@ -7,7 +7,6 @@ token that follows every input as its label, so that each token but the first is
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import tiktoken
@@ -15,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_gpt_scratch.data.document_sources import Source, find_files, kind_of, refuse_unused_column, silent
-from hf_gpt_scratch.data.documents import SkippedRows, decoded_blocks
+from hf_gpt_scratch.data.documents import SkippedRows, refuse_blank
 from hf_gpt_scratch.data.token_folder import ShardedTokens
 from hf_gpt_scratch.data.tokenizer import encode_to_numpy
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT
@@ -24,25 +23,6 @@ from hf_gpt_scratch.data.window_order import KeyedOrder
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy skips
 PADDING_WINDOW = -1  # the index of a window whose labels are all skipped
-
-
-def read_text(path: Path) -> str:
-    """Read one UTF-8 text file.
-
-    Raises:
-        ValueError: the file has no text, is binary or not UTF-8; the line names it and says what to do.
-    """
-    # Line ends become \n on every system, so that a text has the same tokens everywhere.
-    text = "".join(decoded_blocks(path))
-    if not text.strip():
-        refuse_blank(path)
-    return text
-
-
-def refuse_blank(path: Path) -> NoReturn:
-    """Raise ValueError for a file without text."""
-    what = "holds nothing but white space" if path.stat().st_size else "is empty"
-    raise ValueError(f"{path} {what}: give a file with text in it")
 
 
 def find_text_files(paths: Sequence[str | Path], say: Callable[[str], None] = silent) -> list[Path]:

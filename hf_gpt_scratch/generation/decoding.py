@@ -23,21 +23,14 @@ BATCH_SIZE = 8  # rows of a forward pass
 
 @dataclass
 class Decoding:
-    """Settings of decoding. `check` refuses impossible ones.
+    """Settings of decoding. `check` refuses impossible ones."""
 
-    Attributes:
-        max_new_tokens: number of tokens to add, fewer if the model ends the text.
-        temperature: 0 is greedy.
-        top_k: number of most likely tokens to choose from; None or 0 for all.
-        seed: of the first sample of each prompt; the next ones count on. None: another one every time.
-        past_context: how to go on when the context is full: "exact" conditions each token on the last window, as the
-            tutorial does; "rolling" starts again from half a window and is faster; None refuses.
-    """
-
-    max_new_tokens: int = 25
-    temperature: float = 0.0
-    top_k: int | None = None
-    seed: int | None = None
+    max_new_tokens: int = 25  # fewer if the model ends the text
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int | None = None  # number of most likely tokens to choose from; None or 0 for all
+    seed: int | None = None  # of the first sample of each prompt; the next ones count on. None: another one every time
+    # How to go on when the context is full: "exact" conditions each token on the last window, as the tutorial does;
+    # "rolling" starts again from half a window and is faster; None refuses.
     past_context: Literal["exact", "rolling"] | None = "exact"
 
     def check(self) -> None:
@@ -55,11 +48,7 @@ class Decoding:
         return secrets.randbits(31) if self.seed is None else self.seed
 
     def generation_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Arguments of `generate()`: our processors do all, so that nothing of the global random state is used.
-
-        Args:
-            seeds: one for each row.
-        """
+        """Arguments of `generate()`, with a seed for each row: our processors draw, not the global random state."""
         processors: list[LogitsProcessor] = [TemperatureTopKLogitsProcessor(self.temperature, self.top_k)]
         if self.temperature > 0:
             processors.append(SeededDrawLogitsProcessor(list(seeds)))

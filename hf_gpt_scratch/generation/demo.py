@@ -23,12 +23,7 @@ move temperature and top-k, and see what is chosen from.
 
 
 class DemoModel:
-    """The model behind the page.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: its tokenizer.
-    """
+    """The model behind the page, in evaluation mode."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
@@ -81,11 +76,7 @@ def build_demo(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
     """Build the page; `launch()` of what is returned serves it.
 
     Samples are made one at a time, and who comes meanwhile sees his place in the queue. The bars do not wait for them.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: its tokenizer.
-        name: heading of the page.
+    The model is in evaluation mode; `name` is the heading.
     """
     demo_model = DemoModel(model, tokenizer)
     with gr.Blocks(title=name, analytics_enabled=False) as page:

@@ -35,16 +35,8 @@ def stream_sample(
 ) -> Iterator[Sample]:
     """Yield the sample so far, whenever there is more text; the last is what `generate_samples` returns.
 
-    A caller who leaves the loop, or closes the iterator, stops the sample: at most one more token is computed.
-
-    Args:
-        model: see `generate_samples`.
-        tokenizer: its tokenizer.
-        prompt: text to continue.
-        decoding: how; without a seed all samples that are yielded name the one that was taken.
-
-    Raises:
-        ValueError: see `generate_samples`.
+    A caller who leaves the loop, or closes the iterator, stops the sample: at most one more token is computed. Without
+    a seed all samples that are yielded name the one that was taken.
     """
     seed = decoding.first_seed()
     decoding = replace(decoding, seed=seed)

@@ -65,14 +65,7 @@ def root_cause(error: Exception) -> Exception:
 
 
 def explain(error: Exception, repo_id: str, endpoint: str, repo_exists: bool) -> str:
-    """Say what an error of the client means and what to do.
-
-    Args:
-        error: what the client raised.
-        repo_id: where the push went.
-        endpoint: the address of the Hub that was really asked.
-        repo_exists: the repository was there before.
-    """
+    """Say what an error of the client means and what to do, where the Hub at `endpoint` was really asked."""
     error = root_cause(error)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code

@@ -35,13 +35,6 @@ class CardDetails:
     pictures: tuple[Path, ...] = field(default=())  # files that the sections show, to lie beside the card
 
 
-def card_template() -> Template:
-    """Read the README of a repository, with $names to fill in; in a checkout it lies in model_cards/."""
-    packaged = Path(str(files("hf_gpt_scratch").joinpath("assets", "model_card.md")))
-    checkout = Path(__file__).parents[2] / "model_cards" / "template.md"
-    return Template((packaged if packaged.is_file() else checkout).read_text(encoding="utf-8"))
-
-
 def render_card(
     model: PreTrainedModel,
     name: str,
@@ -49,14 +42,9 @@ def render_card(
     base_model: str | None = None,
     details: CardDetails | None = None,
 ) -> str:
-    """Fill in the card.
+    """Fill in the card of a model, whose title is `name` if the details have none; `facts` are more rows of the table.
 
-    Args:
-        model: what the table of facts begins with.
-        name: the title, if the details have none.
-        facts: further rows of the table.
-        base_model: folder or Hub name of the model that training began with; none: fresh weights.
-        details: what is known of the run.
+    `base_model` is the folder or Hub name of the model that training began with; none: fresh weights.
     """
     details = details or CardDetails()
     config = model.config
@@ -78,7 +66,8 @@ def render_card(
         model_name=title,
         eval_results=list(details.eval_results) or None,
     )
-    return card_template().substitute(
+    template = (files("hf_gpt_scratch") / "assets" / "model_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
         metadata=metadata.to_yaml(),
         title=title,
         origin=f"fine-tuned from `{Path(base_model).name}`" if base_model else "trained from scratch",

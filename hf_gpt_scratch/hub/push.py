@@ -126,12 +126,7 @@ def check_names(repo_id: str, revision: str = "main", tag: str | None = None) ->
 
 
 class PushProcess:
-    """A push in a process of its own, which can be ended however it hangs, and ends with this one.
-
-    Args:
-        request: what to push, checked already.
-        shows_progress: on a terminal, draw bars.
-    """
+    """A checked push in a process of its own, which can be ended however it hangs, and ends with this one."""
 
     def __init__(self, request: PushRequest, shows_progress: bool = True) -> None:
         self.request = request

@@ -42,11 +42,7 @@ GIT_ATTRIBUTES = ".gitattributes"  # made by the Hub; says which files are large
 
 @dataclass(frozen=True)
 class PushRequest:
-    """A model folder, and the repository that it is pushed to.
-
-    Raises:
-        ValueError: the timeout is not positive.
-    """
+    """A model folder, and the repository that it is pushed to."""
 
     folder: str | None  # None: only the code files of this package, into a repository that exists
     repo_id: str
@@ -85,12 +81,7 @@ class Refusal(OSError):
 
 
 class Push:
-    """A push under way; `attempt` may be called again after an error.
-
-    Args:
-        request: what to do.
-        token: the user's; it goes into the Authorization header and nowhere else.
-    """
+    """A push under way; `attempt` may be called again after an error. The token goes into a header alone."""
 
     def __init__(self, request: PushRequest, token: str) -> None:
         self.request = request
@@ -297,11 +288,7 @@ def why_no_push() -> str | None:
 
 
 def push(request: PushRequest) -> PushResult:
-    """Push, with further attempts where the next one may succeed.
-
-    Raises:
-        OSError: what is wrong and what to do; one line, without the token.
-    """
+    """Push, with further attempts where the next may succeed; OSError says what is wrong, without the token."""
     problem = why_no_push()
     if problem:
         raise OSError(f"cannot push to {request.repo_id}: {problem}")

@@ -88,35 +88,21 @@ def number(kind: type[int] | type[float], minimum: float, below: float = math.in
 
 
 def refuse_unused(arguments: argparse.Namespace, options: Sequence[str], place: str) -> None:
-    """Raise ValueError for options that have no effect in this place; they have no default.
-
-    Args:
-        arguments: what was parsed.
-        options: as they are written, such as "--text".
-        place: where they have no effect, such as "with --verify".
-    """
+    """Raise ValueError for options, such as "--text", that would do nothing in this place, such as "with --verify"."""
     values = {option: getattr(arguments, option.lstrip("-")) for option in options}
     if given := [option for option, value in values.items() if value not in (None, False)]:
         raise ValueError(f"{' and '.join(given)} would do nothing {place}: leave it out")
 
 
 def filled(value: str) -> str:
-    """Return the value of an option as it is, if there is one.
-
-    Raises:
-        ArgumentTypeError: it is empty; the parser adds the name of the option.
-    """
+    """Return the value of an option, which may not be empty; the parser adds the name of the option to the error."""
     if not value.strip():
         raise argparse.ArgumentTypeError("the value is empty: give one, or leave the option out")
     return value
 
 
 def folder_or_repository(value: str) -> str:
-    """Return the value of --model, unless it is a file.
-
-    Raises:
-        ArgumentTypeError: it is a file; the parser adds the name of the option.
-    """
+    """Return the value of --model, which may not be a file; the parser adds the name of the option to the error."""
     path = Path(filled(value))
     if path.is_file():
         raise argparse.ArgumentTypeError(f"{value} is a file: name its folder, {path.parent}")

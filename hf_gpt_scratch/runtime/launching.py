@@ -107,14 +107,10 @@ def read_config(config_file: str | None) -> dict[str, Any]:
 
 
 def settings_of_launcher(given: Mapping[str, Any], parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings that only the launcher was given.
-
-    Args:
-        given: the settings from the script's own flags and files.
-        parse: turns a flag into a setting.
+    """Return the settings that only the launcher was given; `parse` turns a flag into a setting.
 
     Raises:
-        ValueError: both have a value, and not the same.
+        ValueError: the script was given another value.
     """
     found = {}
     for name, variable in SHARED_SETTINGS.items():

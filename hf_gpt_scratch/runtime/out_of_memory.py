@@ -20,12 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_line(error: BaseException, advice: str = ADVICE) -> str:
-    """Write one line: what was asked for, what there is, and what to do.
-
-    Args:
-        error: one that `is_out_of_memory`.
-        advice: what to do.
-    """
+    """Write one line on an error that `is_out_of_memory`: what was asked for, what there is, and what to do."""
     asked = ""
     if found := re.search(r"(?:allocate|mmap) (([\d.]+) ?([KMGTPE]?i?[Bb](?:ytes)?))\b", str(error)):
         size = f"{float(found[2]) / 1e9:,.2f} GB" if found[3].lower() == "bytes" else found[1]

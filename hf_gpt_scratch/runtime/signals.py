@@ -22,12 +22,7 @@ class Stopped(Exception):
 
 
 class Interrupted(Stopped):
-    """A run stopped by a signal, after saving where there was something to save.
-
-    Args:
-        message: what is saved and how to continue, one line.
-        signal_number: the signal that stopped it.
-    """
+    """A run stopped by a signal, after saving where there was something to save; the message says how to continue."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

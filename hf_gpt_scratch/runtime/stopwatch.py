@@ -11,11 +11,7 @@ def process_start() -> float:
 
 
 class Stopwatch:
-    """Wall time in laps.
-
-    Args:
-        begun: where the first lap begins, by `time.perf_counter()`; None: now.
-    """
+    """Wall time in laps, of which the first begins now or at a value of `time.perf_counter()`."""
 
     def __init__(self, begun: float | None = None) -> None:
         self.lap_begun = time.perf_counter() if begun is None else begun

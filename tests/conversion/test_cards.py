@@ -12,13 +12,15 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from hf_gpt_scratch.conversion.cards import (
+from hf_gpt_scratch.conversion.cards import render_card, render_license, render_stock_card
+from hf_gpt_scratch.conversion.gpt2_sizes import (
+    CONTEXT_LENGTH,
+    GPT2_SIZES,
     HUB_NAMES,
-    render_card,
-    render_license,
-    render_stock_card,
+    VOCAB_SIZE,
+    GPT2Size,
+    find_size,
 )
-from hf_gpt_scratch.conversion.gpt2_sizes import CONTEXT_LENGTH, GPT2_SIZES, VOCAB_SIZE, GPT2Size, find_size
 
 
 FIGURES = json.loads((files("hf_gpt_scratch") / "assets" / "gpt2_figures.json").read_text(encoding="utf-8"))

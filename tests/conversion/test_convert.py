@@ -20,7 +20,7 @@ from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.conversion import convert
 from hf_gpt_scratch.conversion.convert import compare_hashes, convert_checkpoint
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES, find_size
-from hf_gpt_scratch.conversion.mapping import OPENAI, QKV_WEIGHTS, Format, Row
+from hf_gpt_scratch.conversion.mapping import OPENAI, QKV, Format, Row
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import open_source
 from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_tensors
@@ -101,7 +101,7 @@ def test_each_fault_is_seen(fault: str, openai: Path, tmp_path: Path, monkeypatc
     convert_checkpoint(openai, tmp_path / "good", verify=False)
     stock = to_stock(dict(open_source(openai).tensors), 4)
     if fault == "swap":
-        faulty = with_fault(swapped(QKV_WEIGHTS[0], QKV_WEIGHTS[1]))
+        faulty = with_fault(swapped(f"{QKV[0]}weight", f"{QKV[1]}weight"))
         monkeypatch.setattr(convert, "detect_format", lambda shapes, hint: faulty)
     else:
         original = tensor_blocks.move_blocks

@@ -19,10 +19,10 @@ from hf_gpt_scratch.data.documents import (
     read_dataset,
     read_json_lines,
     read_parquet,
+    read_text,
     read_text_file,
 )
 from hf_gpt_scratch.data.pieces import Piece
-from hf_gpt_scratch.data.windows import read_text
 
 
 TEXTS = ["The lamp.", "", "Zwei Zeilen\nüber Öl", "日本語 " * 50, "a\r\nb"]

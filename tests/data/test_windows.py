@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import AutoModelForCausalLM
 
 from hf_gpt_scratch import GPTScratchConfig
+from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
 from hf_gpt_scratch.data.windows import (
@@ -27,7 +28,6 @@ from hf_gpt_scratch.data.windows import (
     find_text_files,
     positions_in_documents,
     read_blocks,
-    read_text,
     read_texts,
     split_text,
 )

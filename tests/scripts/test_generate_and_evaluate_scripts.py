@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.data.windows import read_text
+from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.evaluation import evaluate_text
 from hf_gpt_scratch.generation.decoding import generate_text
 from hf_gpt_scratch.generation.quantization import quantize_int8

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
+from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.tokenizer import load_encoding
-from hf_gpt_scratch.data.windows import encode_text, read_text, split_text
+from hf_gpt_scratch.data.windows import encode_text, split_text
 from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.training.base_model import read_base_model, with_base_model
 from hf_gpt_scratch.training.checkpoints.manifest import write_manifest

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import (
@@ -24,7 +25,6 @@ from hf_gpt_scratch.data.windows import (
     TokenWindows,
     encode_text,
     epoch_order_seed,
-    read_text,
     split_text,
 )
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
-from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, read_text, split_text
+from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, split_text
 from hf_gpt_scratch.evaluation import perplexity
 from hf_gpt_scratch.runtime.signals import Interrupted
 from hf_gpt_scratch.training import loop

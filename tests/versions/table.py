@@ -22,7 +22,8 @@ TABLE = Path(__file__).with_name("README.md")
 ROOT = Path(__file__).parents[2]
 # README.md and the cards say the range in these words.
 SENTENCE = re.compile(r"tested with transformers \d+\.\d+ to \d+\.\d+")
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "model_cards").glob("*.md"))]
+TEMPLATES = [ROOT / "hf_gpt_scratch" / "assets" / name for name in ("model_card.md", "cards/converted.md")]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "model_cards").glob("*.md")), *TEMPLATES]
 HEAD = """\
 # One exported folder, every transformers
 

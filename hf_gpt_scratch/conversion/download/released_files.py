@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,6 @@ from hf_gpt_scratch.runtime.files import flush, update_hash
 
 
 MIRRORS_VARIABLE = "HF_GPT_SCRATCH_MIRRORS"
-PART = ".part"
 
 
 def download_gpt2(
@@ -78,23 +77,21 @@ def download_gpt2(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     download = Download(size, folder, bases, policy or RetryPolicy(), log or partial(tqdm.write, file=sys.stderr))
-    with ExitStack() as stack:
-        lock = FileLock(folder / ".lock")
-        try:
-            stack.enter_context(lock.acquire(blocking=False))
-        except Timeout:
-            download.log(f"another process downloads to {folder}: waiting for it")
-            stack.enter_context(lock.acquire())
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        download.log(f"another process downloads to {folder}: waiting for it")
+        lock.acquire()
+    try:
         download.run(progress)
+    finally:
+        lock.release()
     return folder
 
 
 def base_urls(mirrors: Sequence[str] | None) -> list[str]:
-    """Return the base URLs to ask, in order.
-
-    Raises:
-        ValueError: one is not an http or https URL.
-    """
+    """Return the base URLs to ask, in order; ValueError says that one is not an http or https URL."""
     urls = list(mirrors or os.environ.get(MIRRORS_VARIABLE, "").split() or (OPENAI_URL, *MIRROR_URLS))
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
@@ -115,12 +112,7 @@ def without_secrets(url: str) -> str:
 
 
 class Bars:
-    """A bar for the file that comes and one for all; the bytes are those that are known.
-
-    Args:
-        shown: show them, if stderr is a terminal.
-        num_bytes: of all files.
-    """
+    """A bar for the file that comes and one for all, of `num_bytes` as far as they are known."""
 
     def __init__(self, shown: bool, num_bytes: int) -> None:
         bar = partial(tqdm, unit="B", unit_scale=True, unit_divisor=1024, disable=None if shown else True)
@@ -158,9 +150,8 @@ class Download:
 
     def run(self, progress: bool) -> None:
         """Fetch what is not there yet."""
-        missing = [name for name in self.size.files if not self.seems_there(name)]
-        self.check_space(missing)
-        with requests.Session() as session, closing(Bars(progress, self.known_bytes(missing))) as bars:
+        known_bytes = self.check_space()
+        with requests.Session() as session, closing(Bars(progress, known_bytes)) as bars:
             session.max_redirects = MAX_REDIRECTS
             for name in self.size.files:
                 # One after the other, for what the data should hold is known when the index is there.
@@ -170,14 +161,17 @@ class Download:
                 try:
                     self.fetch(session, name, bars)
                 except ServerError as error:
-                    wanted = [other for other in self.size.files if other == name or not self.seems_there(other)]
-                    hint = f"fetch by hand into {self.folder} and run again: {', '.join(map(self.by_hand, wanted))}"
+                    by_hand = ", ".join(map(self.by_hand, dict.fromkeys((name, *self.missing()))))
+                    hint = f"fetch by hand into {self.folder} and run again: {by_hand}"
                     raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({error}): {hint}") from None
 
-    def seems_there(self, name: str) -> bool:
-        """Return True if there is a file with the right number of bytes."""
-        path, num_bytes = self.folder / name, self.size.files[name]
-        return path.is_file() and num_bytes in (None, size_of(path))
+    def missing(self) -> list[str]:
+        """Return the files that are not there with the right number of bytes."""
+        return [
+            name
+            for name, num_bytes in self.size.files.items()
+            if not (path := self.folder / name).is_file() or num_bytes not in (None, size_of(path))
+        ]
 
     def is_there(self, name: str) -> bool:
         """Return True if the file is there and verified."""
@@ -191,16 +185,15 @@ class Download:
             return False
         return True
 
-    def known_bytes(self, names: list[str]) -> int:
-        """Sum the bytes of files, as far as they are known."""
-        return sum(self.size.files[name] or 0 for name in names)
-
-    def check_space(self, missing: list[str]) -> None:
-        """Raise OSError if the disk cannot take what is missing."""
-        needed = self.known_bytes(missing) - sum(size_of(self.folder / f"{name}{PART}") for name in missing)
+    def check_space(self) -> int:
+        """Return the bytes of the missing files, as far as they are known; OSError says that the disk is too small."""
+        missing = self.missing()
+        known_bytes = sum(self.size.files[name] or 0 for name in missing)
+        needed = known_bytes - sum(size_of(self.part(name)) for name in missing)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(f"{self.folder} has {free} bytes free and {needed} are needed: free some, or go elsewhere")
+        return known_bytes
 
     def by_hand(self, name: str) -> str:
         """Return a URL for the user, with the size where it is known."""
@@ -208,26 +201,17 @@ class Download:
         url = without_secrets(file_url(self.bases[0], self.size, name))
         return f"{url} ({num_bytes} bytes)" if num_bytes else url
 
-    def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
-        """Fetch one file from the first mirror that gives it.
+    def part(self, name: str) -> Path:
+        """Return where a file lies while it is not complete."""
+        return self.folder / f"{name}.part"
 
-        Raises:
-            ServerError: none does.
-        """
-        part = self.folder / f"{name}{PART}"
+    def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
+        """Fetch one file from the first mirror that gives it, or raise `ServerError`."""
+        part, num_bytes, verify = self.part(name), self.size.files[name], partial(self.verify, name)
         reasons = []
         for base in self.bases:
             url = file_url(base, self.size, name)
-            transfer = Transfer(
-                session=session,
-                url=url,
-                part=part,
-                size=self.size.files[name],
-                verify=lambda path, md5: self.verify(name, path, md5),
-                policy=self.policy,
-                report=bars.show,
-                log=self.log,
-            )
+            transfer = Transfer(session, url, part, num_bytes, verify, self.policy, bars.show, self.log)
             try:
                 transfer.run()
             except ServerError as error:
@@ -242,18 +226,9 @@ class Download:
         raise ServerError("; ".join(reasons))
 
     def verify(self, name: str, path: Path, md5: str) -> None:
-        """Compare a complete file with all that is known of it.
-
-        Args:
-            name: the final name.
-            path: where it lies now.
-            md5: what the server stated, base64; "" if nothing.
-
-        Raises:
-            BadResponse: it is something else.
-        """
+        """Raise `BadResponse` unless a complete file fits all that is known of it, and the MD5 that a server said."""
         num_bytes = self.size.files[name]
-        if size_of(path) != num_bytes and num_bytes is not None:
+        if num_bytes not in (None, size_of(path)):
             raise BadResponse(f"it has {size_of(path)} bytes instead of {num_bytes}")
         if md5 and md5 != base64.b64encode(digest(path, "md5")).decode():
             raise BadResponse("it has another MD5 than the server said")

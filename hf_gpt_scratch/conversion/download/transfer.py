@@ -9,8 +9,9 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import requests
 from urllib3.exceptions import InvalidHeader, MaxRetryError
@@ -26,37 +27,26 @@ WRONG_ANSWERS_ALLOWED = 1  # per file: a second one means that the server has so
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Time limits and number of retries of a transfer.
-
-    Attributes:
-        connect_timeout: seconds until a connection must stand.
-        read_timeout: seconds without a byte after which a connection counts as dead.
-        retries: tries without progress; every new byte resets the count.
-        first_wait: seconds before the first retry; each wait after it is twice as long.
-        longest_wait: upper limit of a wait in seconds, also where the server asks for more.
-        chunk_bytes: how much is received before it is written; a kill loses at most that.
-    """
+    """Time limits and number of retries of a transfer; times in seconds."""
 
     connect_timeout: float = 10.0
-    read_timeout: float = 30.0
-    retries: int = 5
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
-    chunk_bytes: int = 1 << 16
+    read_timeout: float = 30.0  # without a byte
+    retries: int = 5  # without progress; every new byte resets the count
+    first_wait: float = 1.0  # before the first retry; each wait after it is twice as long
+    longest_wait: float = 60.0  # also where the server asks for more
+    chunk_bytes: int = 1 << 16  # received before it is written; a kill loses at most that
 
 
 class ServerError(Exception):
     """A server does not give the file, and asking again does not help."""
 
 
-class InterruptedTransfer(Exception):
-    """A transfer that broke off or could not begin, and may be resumed.
+class BadResponse(Exception):
+    """An answer that is not the file, or not the part that was asked for."""
 
-    Args:
-        reason: why.
-        wait: seconds that the server asks to wait.
-        reached: whether there was any answer at all.
-    """
+
+class InterruptedTransfer(Exception):
+    """A transfer that broke off, or did not begin if nothing was `reached`; it may be resumed after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0, reached: bool = True) -> None:
         super().__init__(reason)
@@ -64,56 +54,21 @@ class InterruptedTransfer(Exception):
         self.reached = reached
 
 
-class BadResponse(Exception):
-    """An answer that is not the file, or not the part that was asked for."""
-
-
-@dataclass
-class PartState:
-    """The source of an unfinished file, kept beside it.
-
-    Attributes:
-        url: where its first byte came from.
-        validator: ETag or Last-Modified, by which the server knows whether it has changed since; "" if it gave none.
-        md5: Content-MD5 of the whole file, base64; "" if the server gave none.
-    """
-
-    url: str = ""
-    validator: str = ""
-    md5: str = ""
-
-
 @dataclass
 class Transfer:
-    """The transfer of one file.
-
-    Attributes:
-        session: a requests session, which sees to proxies.
-        url: of the file.
-        part: where the unfinished file lies.
-        size: bytes of the file; None if unknown.
-        verify: is called with the complete `part` and the Content-MD5 ("" if none), and raises `BadResponse`.
-        policy: time limits and retries.
-        report: is called with the number of bytes that are there, and of all bytes if known.
-        log: is called with a line for each retry.
-    """
+    """The transfer of one file from `url` to `part`."""
 
     session: requests.Session
     url: str
     part: Path
-    size: int | None
-    verify: Callable[[Path, str], None]
+    size: int | None  # bytes of the file, where they are known
+    verify: Callable[[Path, str], None]  # given the complete part and its Content-MD5 or ""; raises `BadResponse`
     policy: RetryPolicy
-    report: Callable[[int, int | None], None]
-    log: Callable[[str], None]
+    report: Callable[[int, int | None], None]  # given the bytes that are there, and all bytes where they are known
+    log: Callable[[str], None]  # given a line for each retry
 
     def run(self) -> None:
-        """Complete `part` and verify it.
-
-        Raises:
-            OSError: the file cannot be written.
-            ServerError: this server does not give it.
-        """
+        """Complete `part` and verify it; `ServerError` says that this server does not give the file."""
         tries = wrong_answers = 0
         progressed = False
         while True:
@@ -150,10 +105,9 @@ class Transfer:
             return
         headers = {"Accept-Encoding": "identity"}
         if offset:
-            state = self.read_state()
             headers["Range"] = f"bytes={offset}-"
-            if state.url == self.url and state.validator:
-                headers["If-Range"] = state.validator
+            if validator := self.validator():
+                headers["If-Range"] = validator
         timeout = (self.policy.connect_timeout, self.policy.read_timeout)
         try:
             with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
@@ -170,7 +124,7 @@ class Transfer:
     def check(self) -> None:
         """Verify the complete part; what is not the file is not kept."""
         try:
-            self.verify(self.part, self.read_state().md5)
+            self.verify(self.part, self.read_state().get("md5", ""))
         except BadResponse:
             self.discard()
             raise
@@ -182,8 +136,7 @@ class Transfer:
         if status in RETRIED_STATUS:
             raise InterruptedTransfer(said, wait=retry_after(response))
         if status == 416:
-            self.discard()
-            raise BadResponse(said)
+            self.refuse(said)
         if status not in (200, 206):
             raise ServerError(said)
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -191,14 +144,12 @@ class Transfer:
 
     def check_range(self, response: requests.Response, offset: int) -> int | None:
         """Check that an answer of status 206 continues the part; return the size of the whole file if it is known."""
-        state, etag = self.read_state(), response.headers.get("ETag", "")
-        if state.url == self.url and is_strong(state.validator) and is_strong(etag) and etag != state.validator:
-            self.discard()
-            raise BadResponse("the file has changed on the server")
+        validator, etag = self.validator(), response.headers.get("ETag", "")
+        if is_strong(validator) and is_strong(etag) and etag != validator:
+            self.refuse("the file has changed on the server")
         start, total = content_range(response)
         if start != offset or (total is not None and self.size not in (None, total)):
-            self.discard()
-            raise BadResponse(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
+            self.refuse(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
         return self.size if total is None else total
 
     def begin(self, response: requests.Response) -> int | None:
@@ -213,8 +164,8 @@ class Transfer:
         etag = response.headers.get("ETag", "")
         validator = etag if is_strong(etag) else response.headers.get("Last-Modified", "")
         self.discard()
-        state = PartState(self.url, validator, response.headers.get("Content-MD5", ""))
-        self.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        state = {"url": self.url, "validator": validator, "md5": response.headers.get("Content-MD5", "")}
+        self.state_file.write_text(json.dumps(state), encoding="utf-8")
         return total
 
     def append(self, response: requests.Response, offset: int, total: int | None) -> None:
@@ -224,8 +175,7 @@ class Transfer:
             for chunk in response.iter_content(self.policy.chunk_bytes):
                 offset += len(chunk)
                 if total is not None and offset > total:
-                    self.discard()
-                    raise BadResponse(f"more than {total} bytes came")
+                    self.refuse(f"more than {total} bytes came")
                 file.write(chunk)
                 file.flush()
                 self.report(offset, total)
@@ -234,15 +184,24 @@ class Transfer:
 
     @property
     def state_file(self) -> Path:
-        """The file that keeps the state of the part."""
+        """The file that keeps what the server said of the part: its URL, validator and Content-MD5, "" for none."""
         return self.part.with_name(f"{self.part.name}.json")
 
-    def read_state(self) -> PartState:
-        """Read the state of the part, empty if it cannot be read."""
-        try:
-            return PartState(**json.loads(self.state_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return PartState()
+    def read_state(self) -> dict[str, str]:
+        """Read the state file, empty if it cannot be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return dict(json.loads(self.state_file.read_text(encoding="utf-8")))
+        return {}
+
+    def validator(self) -> str:
+        """Return the ETag or Last-Modified by which this server knows whether the file has changed, "" for none."""
+        state = self.read_state()
+        return state.get("validator", "") if state.get("url") == self.url else ""
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Forget what has come so far, since it does not fit the answer, and raise `BadResponse`."""
+        self.discard()
+        raise BadResponse(reason)
 
     def discard(self) -> None:
         """Forget what has come so far."""
@@ -262,10 +221,9 @@ def classified(error: requests.RequestException) -> Exception:
     if isinstance(error, requests.exceptions.SSLError):
         return ServerError(f"its certificate is not accepted ({reason})")
     if isinstance(error, requests.Timeout | requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        reached = not isinstance(cause, MaxRetryError)  # requests allows no retries, so it means no connection
-        return InterruptedTransfer(
-            f"no connection ({reason})" if not reached else f"broke off ({reason})", 0.0, reached
-        )
+        if isinstance(cause, MaxRetryError):  # requests allows no retries, so it means no connection
+            return InterruptedTransfer(f"no connection ({reason})", reached=False)
+        return InterruptedTransfer(f"broke off ({reason})")
     if isinstance(error, requests.TooManyRedirects):
         return BadResponse(f"it redirected more than {MAX_REDIRECTS} times")
     return ServerError(f"it cannot be asked ({type(error).__name__})")
@@ -287,7 +245,4 @@ def content_range(response: requests.Response) -> tuple[int | None, int | None]:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return path.stat().st_size if path.exists() else 0

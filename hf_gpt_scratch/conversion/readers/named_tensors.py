@@ -10,15 +10,10 @@ Shape = tuple[int, ...]
 
 
 class NamedTensors(Mapping[str, np.ndarray]):
-    """The tensors of a checkpoint by name; each is read, and its checksum verified, when it is asked for.
-
-    Attributes:
-        shapes: of each tensor.
-        dtypes: of each tensor, as it is returned.
-    """
+    """The tensors of a checkpoint by name; each is read, and its checksum verified, when it is asked for."""
 
     shapes: dict[str, Shape]
-    dtypes: dict[str, np.dtype]
+    dtypes: dict[str, np.dtype]  # as they are returned
 
     def __len__(self) -> int:
         return len(self.shapes)

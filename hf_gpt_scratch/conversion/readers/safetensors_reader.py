@@ -24,10 +24,7 @@ def widen_bfloat16(stored: np.ndarray) -> np.ndarray:
 
 
 class SafetensorsFiles(NamedTensors):
-    """The tensors of one or several files, memory-mapped; bfloat16 becomes float32.
-
-    Attributes:
-        codes: dtype of each tensor, as it is stored, such as "BF16".
+    """The tensors of one or several files, memory-mapped; bfloat16 becomes float32. `codes` has the stored dtypes.
 
     Raises:
         ValueError: a file is not a valid safetensors file, or two files hold the same name.

@@ -1,6 +1,5 @@
 """Opening a checkpoint of any kind: its file, its tensors, and the settings that lie beside it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, WEI
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
 from hf_gpt_scratch.conversion.readers.tf_paths import find_checkpoint_prefix
+from hf_gpt_scratch.runtime.files import read_json
 
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -18,25 +18,15 @@ OURS = "gpt_scratch"
 
 @dataclass
 class Source:
-    """An open checkpoint.
-
-    Attributes:
-        tensors: name -> array.
-        path: the file, or the prefix of a TensorFlow checkpoint.
-        reader: what reads it.
-        hint: name of the format, if the settings say it.
-        settings: hparams.json, config.json or the model_args of nanoGPT; empty if there are none.
-        dropped: what is in the files and not a tensor of a model, with the reason.
-        files: the files that make it up.
-    """
+    """An open checkpoint."""
 
     tensors: NamedTensors
-    path: Path
+    path: Path  # the file, or the prefix of a TensorFlow checkpoint
     reader: str
-    hint: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
+    hint: str | None = None  # name of the format, if the settings say it
+    settings: dict[str, Any] = field(default_factory=dict)  # hparams.json, config.json or model_args; empty for none
+    dropped: dict[str, str] = field(default_factory=dict)  # what is no tensor of a model, with the reason
+    files: list[Path] = field(default_factory=list)  # that make it up
 
 
 def open_source(path: str | Path, reader: str = "bundle") -> Source:
@@ -106,7 +96,7 @@ def _open_tensorflow(path: Path, reader: str) -> Source:
         prefix,
         reader,
         hint="openai" if any(name.startswith("model/") for name in tensors.shapes) else None,
-        settings=read_json(hparams) if hparams.is_file() else {},
+        settings=read_settings(hparams) if hparams.is_file() else {},
         dropped=dict(tensors.skipped),
         files=sorted(
             file
@@ -117,30 +107,19 @@ def _open_tensorflow(path: Path, reader: str) -> Source:
 
 
 def _read_model_config(source: Source) -> Source:
-    """Add the config.json that lies beside the weights.
-
-    Raises:
-        ValueError: it belongs to another architecture.
-    """
+    """Add the config.json that lies beside the weights; ValueError says that it is of another architecture."""
     path = source.path.parent / "config.json"
     if path.is_file():
-        source.settings = read_json(path)
+        source.settings = read_settings(path)
         source.hint = source.settings.get("model_type")
         if source.hint not in (None, "gpt2", OURS):
             raise ValueError(f"{path} is of a {source.hint!r} model: only GPT-2 can be converted")
     return source
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: it is something else.
-    """
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError says that it is something else, and what to do."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is not JSON: fetch it again, or remove it if the shapes are to decide") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object: fetch it again, or remove it if the shapes are to decide")
-    return content
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: fetch it again, or remove it if the shapes are to decide") from None

@@ -6,11 +6,9 @@ protobuf/tensor_bundle.proto, framework/{tensor_shape,types}.proto; https://prot
 """
 
 import math
-import mmap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 import google_crc32c
@@ -18,30 +16,20 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.leveldb_table import Cursor, mask, parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_checkpoint_prefix
+from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
 
 
 READ_BYTES = 256 << 10
-HELD_BYTES = 16 << 20  # larger tensors are not read into memory but mapped
 BUNDLE_VERSION = 1
 
-# By the numbers of types.proto: the TensorFlow dtypes that numpy has too, and the names of some that it has not.
+# The TensorFlow dtypes that numpy has too, by the numbers of types.proto, and the names of some that it has not.
 NUMPY_DTYPES: dict[int, np.dtype] = {
-    1: np.dtype("<f4"),
-    2: np.dtype("<f8"),
-    3: np.dtype("<i4"),
-    4: np.dtype("u1"),
-    5: np.dtype("<i2"),
-    6: np.dtype("i1"),
-    8: np.dtype("<c8"),
-    9: np.dtype("<i8"),
-    10: np.dtype("?"),
-    17: np.dtype("<u2"),
-    18: np.dtype("<c16"),
-    19: np.dtype("<f2"),
-    22: np.dtype("<u4"),
-    23: np.dtype("<u8"),
-}
+    number: np.dtype(code)
+    for number, code in {
+        1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 8: "<c8", 9: "<i8", 10: "?", 17: "<u2", 18: "<c16",
+        19: "<f2", 22: "<u4", 23: "<u8",
+    }.items()
+}  # fmt: skip
 OTHER_DTYPES = {7: "string", 14: "bfloat16", 20: "resource", 21: "variant"}
 
 
@@ -84,12 +72,7 @@ class BundleEntry:
 
 
 def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
-    """Read an entry of the index and check that it does not contradict itself.
-
-    Raises:
-        NotImplementedError: it is of a kind that is not read here.
-        ValueError: it contradicts itself.
-    """
+    """Read an entry of the index; ValueError says that it contradicts itself."""
     values = message_values(message)
     if 7 in values:
         raise NotImplementedError(f"{name} is a partitioned variable, in {len(values[7])} slices")
@@ -106,44 +89,33 @@ def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
 
 
 def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
-    """Read and check an .index file.
-
-    Returns:
-        The number of data files, and the entries by variable name.
+    """Read and check an .index file: the number of data files, and the entries by variable name.
 
     Raises:
         CheckpointError: it is damaged or of a kind that is not read here.
     """
     try:
-        table = parse_table(path.read_bytes())
-        if b"" not in table:
-            raise ValueError("it has no header")
-        header = message_values(table.pop(b""))
-        num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
-        min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
-        if is_big_endian or min_consumer > BUNDLE_VERSION:
-            raise NotImplementedError("it is big-endian or of a later version of the format")
-        # Keys that begin with a zero byte are the slices of a partitioned variable, whose own entry counts them.
-        names = {key.decode("utf-8"): message for key, message in table.items() if not key.startswith(b"\0")}
-        return num_shards, {name: parse_entry(name, message, num_shards) for name, message in names.items()}
+        with checkpoint_errors(path):
+            table = parse_table(path.read_bytes())
+            if b"" not in table:
+                raise ValueError("it has no header")
+            header = message_values(table.pop(b""))
+            num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
+            min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
+            if is_big_endian or min_consumer > BUNDLE_VERSION:
+                raise NotImplementedError("it is big-endian or of a later version of the format")
+            # Keys that begin with a zero byte are the slices of a partitioned variable, whose own entry counts them.
+            names = {key.decode("utf-8"): message for key, message in table.items() if not key.startswith(b"\0")}
+            return num_shards, {name: parse_entry(name, message, num_shards) for name, message in names.items()}
     except NotImplementedError as error:
         raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): get it again") from None
 
 
 class TensorBundle(NamedTensors):
-    """The tensors of a checkpoint by name, in the order of the index, read-only and, if large, memory-mapped.
+    """The tensors of a checkpoint by name, in the order of the index, read-only and memory-mapped.
 
     A tensor's checksum is verified every time it is asked for; `CheckpointError` says that it is damaged, or that its
-    name is among the skipped.
-
-    Attributes:
-        shapes: of each tensor.
-        dtypes: of each tensor.
-        skipped: names of what numpy cannot hold, such as TensorFlow's object graph, with the reason.
+    name is among the skipped: of what numpy cannot hold, such as TensorFlow's object graph, with the reason.
     """
 
     def __init__(self, data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:
@@ -158,16 +130,11 @@ class TensorBundle(NamedTensors):
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         entry = self._entries[name]
         path = self._data_files[entry.shard_id]
-        try:
-            with path.open("rb", buffering=0) as file:
-                values = read_verified(file, entry)
-                if entry.size >= HELD_BYTES:
-                    return map_tensor(file, entry)
-                return values.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged at {name} ({error}): get it again") from None
+        with checkpoint_errors(path, f" at {name}"):
+            verify_checksum(path, entry)
+            if not entry.size:
+                return np.zeros(entry.shape, NUMPY_DTYPES[entry.dtype])
+            return np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.offset, entry.shape)
 
 
 def skip_reason(dtype: int) -> str:
@@ -175,27 +142,17 @@ def skip_reason(dtype: int) -> str:
     return f"numpy has no dtype {OTHER_DTYPES.get(dtype, f'number {dtype} of TensorFlow')}"
 
 
-def read_verified(file: FileIO, entry: BundleEntry) -> np.ndarray:
-    """Read a tensor, and return its bytes if it is small; else memory that was used again for each part of it.
-
-    Unlike a map, this survives a file that is truncated meanwhile.
-
-    Raises:
-        ValueError: the bytes are not those that were written.
-    """
-    memory = np.empty(entry.size if entry.size < HELD_BYTES else READ_BYTES, np.uint8)
-    file.seek(entry.offset)
-    crc = 0
-    for start in range(0, entry.size, READ_BYTES):
-        place = start if entry.size < HELD_BYTES else 0
-        part = memory[place : place + min(READ_BYTES, entry.size - start)]
-        count = file.readinto(part.data)
-        if count < len(part):
-            raise ValueError(f"{entry.size - start - count} bytes are missing")
-        crc = google_crc32c.extend(crc, part)
+def verify_checksum(path: Path, entry: BundleEntry) -> None:
+    """Read a tensor part by part, which unlike a map survives a file that is truncated meanwhile."""
+    crc, left = 0, entry.size
+    with path.open("rb", buffering=0) as file:
+        file.seek(entry.offset)
+        while left:
+            part = file.read(min(READ_BYTES, left))
+            if not part:
+                raise ValueError(f"{left} bytes are missing")
+            crc, left = google_crc32c.extend(crc, part), left - len(part)
     compare_checksum(crc, entry)
-    memory.flags.writeable = False
-    return memory
 
 
 def compare_checksum(crc: int, entry: BundleEntry) -> None:
@@ -204,38 +161,22 @@ def compare_checksum(crc: int, entry: BundleEntry) -> None:
         raise ValueError(f"its checksum is {mask(crc):08x}, the index says {entry.crc32c:08x}")
 
 
-def map_tensor(file: FileIO, entry: BundleEntry) -> np.ndarray:
-    """Map a tensor's bytes as an array; the map lives as long as the array, the file may be closed."""
-    dtype = NUMPY_DTYPES[entry.dtype]
-    before = entry.offset % mmap.ALLOCATIONGRANULARITY
-    pages = mmap.mmap(file.fileno(), before + entry.size, access=mmap.ACCESS_READ, offset=entry.offset - before)
-    return np.frombuffer(pages, dtype, offset=before).reshape(entry.shape)
-
-
 def check_data_files(data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:
-    """Check that every data file is there and ends with its last tensor.
-
-    Raises:
-        CheckpointError: one is missing, cut or too long.
-    """
+    """Raise CheckpointError unless every data file is there and ends with its last tensor."""
     ends = dict.fromkeys(data_files, 0)
     for entry in entries.values():
         ends[entry.shard_id] = max(ends[entry.shard_id], entry.offset + entry.size)
     for shard_id, path in data_files.items():
-        try:
+        with checkpoint_errors(path):
             size = path.stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         if size != ends[shard_id]:
             raise CheckpointError(f"{path} has {size} bytes, its index says {ends[shard_id]}: get both again")
 
 
 def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
-    """Open a checkpoint; what it holds is verified when it is asked for.
+    """Open the checkpoint that `find_checkpoint_prefix` finds; what it holds is verified when it is asked for.
 
-    Args:
-        path: what `find_checkpoint_prefix` takes.
-        ending: what is added to the names of the data files, such as ".part" while they are not complete.
+    `ending` is added to the names of the data files, such as ".part" while they are not complete.
 
     Raises:
         CheckpointError: it is damaged, incomplete or of a kind that is not read here.

@@ -1,8 +1,9 @@
 """TensorFlow checkpoints read by TensorFlow itself: the reference for `tensor_bundle`, for rare kinds too."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -11,66 +12,46 @@ import numpy as np
 from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.tensor_bundle import NUMPY_DTYPES, skip_reason
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, find_checkpoint_prefix
+from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
 
 
 class TFCheckpoint(NamedTensors):
     """A checkpoint opened by TensorFlow, as `TensorBundle` otherwise; arrays are read-only copies in memory."""
 
-    def __init__(self, prefix: Path, reader: Any, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, prefix: Path, tf: ModuleType) -> None:
         self._prefix = prefix
-        self._reader = reader
-        self._errors = errors
-        self._lock = Lock()  # tensor_bundle.h: one thread at a time may use a reader
+        self._tf = tf
+        with self._one_line():
+            self._reader: Any = tf.train.load_checkpoint(str(prefix))
+            found, shapes = self._reader.get_variable_to_dtype_map(), self._reader.get_variable_to_shape_map()
         # The reader's maps have no order; the index has that of the UTF-8 bytes.
-        dtypes = {
-            name: dtype.as_datatype_enum
-            for name, dtype in sorted(reader.get_variable_to_dtype_map().items(), key=lambda item: item[0].encode())
-        }
-        shapes = reader.get_variable_to_shape_map()
+        dtypes = {name: found[name].as_datatype_enum for name in sorted(found, key=str.encode)}
         self.shapes = {name: tuple(shapes[name]) for name, number in dtypes.items() if number in NUMPY_DTYPES}
         self.dtypes = {name: NUMPY_DTYPES[dtypes[name]] for name in self.shapes}
         self.skipped = {name: skip_reason(number) for name, number in dtypes.items() if number not in NUMPY_DTYPES}
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Say in one line what TensorFlow says in many."""
+        try:
+            yield
+        except (self._tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{self._prefix} cannot be read by TensorFlow: {reason}") from None
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.skipped:
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         if name not in self.shapes:
             raise KeyError(name)
-        try:
-            with self._lock:
-                array = np.asarray(self._reader.get_tensor(name))
-        except self._errors as error:
-            raise damaged(self._prefix, error) from None
+        with self._one_line():
+            array = np.asarray(self._reader.get_tensor(name))
         array.flags.writeable = False
         return array
 
 
-def damaged(prefix: Path, error: Exception) -> CheckpointError:
-    """Return an error that says in one line what TensorFlow says in many."""
-    return CheckpointError(f"{prefix} cannot be read by TensorFlow: {' '.join(str(error).split())}")
-
-
-def check_index(path: Path) -> None:
-    """Verify the checksums of the whole index: where a block is damaged, TensorFlow takes the index for ended.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        parse_table(path.read_bytes())
-    except NotImplementedError:
-        return
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from None
-
-
 def import_tensorflow() -> ModuleType:
-    """Import TensorFlow, which takes seconds; nothing else in this project imports it.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import TensorFlow, which takes seconds; ValueError says that it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about instruction sets
     try:
         import tensorflow as tf
@@ -83,19 +64,12 @@ def import_tensorflow() -> ModuleType:
 def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
     """Open a checkpoint through TensorFlow.
 
-    Args:
-        path: what `find_checkpoint_prefix` takes.
-
     Raises:
-        CheckpointError: it is damaged or incomplete.
-        FileNotFoundError: there is no checkpoint.
-        ValueError: TensorFlow is not installed.
+        ValueError: TensorFlow is not installed; for others see `open_tensor_bundle`.
     """
     prefix = find_checkpoint_prefix(path)
-    check_index(Path(f"{prefix}.index"))
-    tf = import_tensorflow()
-    errors = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError)
-    try:
-        return TFCheckpoint(prefix, tf.train.load_checkpoint(str(prefix)), errors)
-    except errors as error:
-        raise damaged(prefix, error) from None
+    index = Path(f"{prefix}.index")
+    # Where a block is damaged, TensorFlow takes the index for ended.
+    with checkpoint_errors(index), suppress(NotImplementedError):
+        parse_table(index.read_bytes())
+    return TFCheckpoint(prefix, import_tensorflow())

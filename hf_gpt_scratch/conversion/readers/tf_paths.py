@@ -2,11 +2,24 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged, incomplete or of a kind that is not read here; the message is one line."""
+
+
+@contextmanager
+def checkpoint_errors(path: Path, place: str = "") -> Iterator[None]:
+    """Say in one line that a file cannot be read, or is damaged at some place."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged{place} ({error}): get it again") from None
 
 
 def find_checkpoint_prefix(path: str | Path) -> Path:
@@ -44,10 +57,8 @@ def only_index(folder: Path) -> Path:
 
 def read_checkpoint_file(path: Path) -> Path:
     """Return the prefix that a `checkpoint` file names; an absolute one is first looked for beside it."""
-    try:
+    with checkpoint_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     found = re.search(r'^model_checkpoint_path: *"([^"]+)"', text, re.MULTILINE)
     if found is None:
         raise CheckpointError(f"{path} names no checkpoint: give the .index file instead")

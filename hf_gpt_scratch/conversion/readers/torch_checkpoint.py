@@ -19,12 +19,7 @@ WEIGHT_KEYS = ("model_state_dict", "model", "state_dict")
 
 
 class TorchTensors(NamedTensors):
-    """A state dict as a mapping to read-only numpy arrays; bfloat16 becomes float32, which holds it exactly.
-
-    Attributes:
-        shapes: shape of each tensor.
-        dtypes: numpy dtype of each tensor, as it is handed out.
-    """
+    """A state dict as a mapping to read-only numpy arrays; bfloat16 becomes float32, which holds it exactly."""
 
     def __init__(self, tensors: Mapping[str, "torch.Tensor"]) -> None:
         self._tensors = tensors
@@ -71,21 +66,19 @@ def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dic
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
     key = next((key for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), None)
     state_dict = content if key is None else content[key]
-    if non_tensors := [str(name) for name, value in state_dict.items() if not _is_plain_tensor(value)]:
+    non_tensors = [
+        str(name)
+        for name, value in state_dict.items()
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized
+    ]
+    if non_tensors:
         raise ValueError(
             f"{path} holds {', '.join(non_tensors[:8])}, which are not plain tensors: save model.state_dict()"
         )
-    others = (
-        {} if key is None else {str(name): f"not the weights, which are in {key!r}" for name in content if name != key}
-    )
-    model_args = content.get("model_args") if key is not None else None
+    beside = {} if key is None else {name: value for name, value in content.items() if name != key}
+    model_args = beside.get("model_args")
+    others = {str(name): f"not the weights, which are in {key!r}" for name in beside}
     return TorchTensors(state_dict), model_args if isinstance(model_args, dict) else {}, others
-
-
-def _is_plain_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _refuse_damage(path: Path) -> None:

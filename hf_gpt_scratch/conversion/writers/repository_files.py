@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_gpt_scratch.data.tokenizer_files import TOKENIZER_CLASS, write_tokenizer
-from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, Vocabulary
+from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.runtime.files import write_json
 from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, read_code
 
 
-NUM_GPT2_TOKENS = END_OF_TEXT_ID + 1
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -42,8 +41,3 @@ def write_generation_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the special tokens, those that are set."""
     special = {key: config[key] for key in SPECIAL_TOKENS if config[key] is not None}
     write_json(folder / "generation_config.json", special | {"transformers_version": transformers_version()})
-
-
-def has_gpt2_vocabulary(config: Mapping[str, Any]) -> bool:
-    """Return True if every id of GPT-2's tokenizer has an embedding; more rows are padding of the vocabulary."""
-    return config["vocab_size"] >= NUM_GPT2_TOKENS

@@ -7,14 +7,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
 from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
-from hf_gpt_scratch.runtime.files import flush, name_file_in_errors
+from hf_gpt_scratch.runtime.files import name_file_in_errors, write_json
 
 
 def num_bytes(shape: Shape, dtype: str) -> int:
@@ -23,11 +22,7 @@ def num_bytes(shape: Shape, dtype: str) -> int:
 
 
 def cast(block: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to nearest, ties to even, and return the values as they are stored (bfloat16 as uint16).
-
-    Raises:
-        OverflowError: a finite value would become infinite.
-    """
+    """Round to nearest, ties to even, bfloat16 as uint16; OverflowError for a finite value that becomes infinite."""
     if dtype == "float32":
         return block.astype("<f4", copy=False)
     if dtype == "float16":
@@ -46,31 +41,19 @@ def cast(block: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-@dataclass
-class Place:
-    """Position of the next values of a tensor, and its end, in bytes of a file."""
-
-    path: Path
-    position: int
-    end: int
-
-
-def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, Place]:
-    """Create a file that holds the header only, and return where each tensor goes."""
+def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str, tuple[Path, int]]:
+    """Create a file that holds the header only, and return for each tensor the file and where it ends there."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places, end = {}, 0
+    ends, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + num_bytes(shape, dtype)
         header[name] = {"dtype": STORED[dtype][0], "shape": list(shape), "data_offsets": [start, end]}
-        places[name] = Place(path, start, end)
+        ends[name] = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with name_file_in_errors(path), path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-    for place in places.values():
-        place.position += 8 + len(text)
-        place.end += 8 + len(text)
-    return places
+    return {name: (path, 8 + len(text) + end) for name, end in ends.items()}
 
 
 def split_into_shards(shapes: Mapping[str, Shape], dtype: str, max_shard_size: int) -> list[dict[str, Shape]]:
@@ -93,17 +76,9 @@ def write_model(
     dtype: str,
     max_shard_size: int,
 ) -> list[Path]:
-    """Write one file, or several and the index that transformers reads, and flush them to the disk.
+    """Write one file, or several of at most `max_shard_size` bytes and the index that transformers reads; return them.
 
-    Args:
-        folder: where they go.
-        shapes: name and shape of every tensor, in order.
-        blocks: (name, next values), C-contiguous float32 or float16; together every tensor, each in order.
-        dtype: "float32", "bfloat16" or "float16".
-        max_shard_size: bytes of the largest file.
-
-    Returns:
-        The weight files.
+    `blocks` are (name, next values), C-contiguous float32 or float16: together all values of `shapes`, each in order.
 
     Raises:
         ValueError: a value is too large for the dtype.
@@ -115,7 +90,8 @@ def write_model(
     else:
         paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
         write_index(folder / INDEX_FILE, dict(zip(paths, shards, strict=True)), dtype)
-    places: dict[str, Place] = {}
+    places: dict[str, tuple[Path, int]] = {}
+    left = {name: num_bytes(shape, dtype) for name, shape in shapes.items()}
     for path, shard in zip(paths, shards, strict=True):
         places |= begin_file(path, shard, dtype)
     for name, values in blocks:
@@ -123,31 +99,26 @@ def write_model(
             stored = cast(values, dtype)
         except OverflowError:
             raise ValueError(f"{name} has values too large for {dtype}: use --dtype float32 or bfloat16") from None
-        place = places[name]
-        if place.position + stored.nbytes > place.end:
+        path, end = places[name]
+        if stored.nbytes > left[name]:
             raise RuntimeError(f"{name} got more values than it has")
-        with name_file_in_errors(place.path), place.path.open("r+b") as file:
-            file.seek(place.position)
+        with name_file_in_errors(path), path.open("r+b") as file:
+            file.seek(end - left[name])
             file.write(stored.data)
-        place.position += stored.nbytes
-    if short := [name for name, place in places.items() if place.position != place.end]:
+        left[name] -= stored.nbytes
+    if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
-    for path in paths:
-        flush(path)
     return paths
 
 
 def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: str) -> None:
     """Write which tensor is in which file, as transformers does."""
     shapes = [shape for shard in shards.values() for shape in shard.values()]
-    index = {
-        "metadata": {
-            "total_parameters": sum(math.prod(shape) for shape in shapes),
-            "total_size": sum(num_bytes(shape, dtype) for shape in shapes),
-        },
-        "weight_map": dict(sorted((name, file.name) for file, shard in shards.items() for name in shard)),
-    }
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    num_parameters = sum(math.prod(shape) for shape in shapes)
+    total_size = sum(num_bytes(shape, dtype) for shape in shapes)
+    weight_map = {name: file.name for file, shard in shards.items() for name in shard}
+    metadata = {"total_parameters": num_parameters, "total_size": total_size}
+    write_json(path, {"metadata": metadata, "weight_map": weight_map})
 
 
 def parse_size(text: str) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Move
+from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Row
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, free_pages
 
 
@@ -19,7 +19,7 @@ def tensor_blocks(plan: MappingPlan, tensors: NamedTensors) -> Iterator[tuple[st
         yield name, np.zeros(plan.shapes[name], np.float32)
 
 
-def move_blocks(tensors: NamedTensors, move: Move, plan: MappingPlan) -> Iterator[tuple[str, np.ndarray]]:
+def move_blocks(tensors: NamedTensors, move: Row, plan: MappingPlan) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the targets of one source tensor; rows of a vocabulary beyond the target's are left out."""
     values = tensors[move.source]
     if move.layout is not Layout.LINEAR:

@@ -221,10 +221,9 @@ def test_a_tensor_without_values_is_verified_too(tmp_path):
 
 
 @pytest.mark.parametrize("byte", [0, -1], ids=["first", "last"])
-@pytest.mark.parametrize("held_bytes", [0, 1 << 20], ids=["mapped", "read"])
-def test_a_damaged_tensor_is_refused_mapped_or_read(tmp_path, monkeypatch, byte, held_bytes):
-    monkeypatch.setattr(tensor_bundle, "HELD_BYTES", held_bytes)
-    monkeypatch.setattr(tensor_bundle, "READ_BYTES", 120)
+@pytest.mark.parametrize("read_bytes", [120, 1 << 20], ids=["in parts", "at once"])
+def test_a_damaged_tensor_is_refused_read_in_parts_or_at_once(tmp_path, monkeypatch, byte, read_bytes):
+    monkeypatch.setattr(tensor_bundle, "READ_BYTES", read_bytes)
     values = np.arange(100, dtype=np.float32)
     write_bundle(tmp_path / "model.ckpt", {"v": values})
     assert np.array_equal(open_tensor_bundle(tmp_path)["v"], values)

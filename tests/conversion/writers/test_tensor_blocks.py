@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Move
+from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Row
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError
@@ -30,7 +30,7 @@ class Arrays(NamedTensors):
 
 def made(source: np.ndarray, layout: Layout, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Make the targets of one source tensor, as the writer does: block after block."""
-    plan = MappingPlan([Move("x", tuple(shapes), layout)], shapes)
+    plan = MappingPlan([Row("x", tuple(shapes), layout)], shapes)
     flat = {name: np.empty(0, source.dtype) for name in shapes}
     for name, values in tensor_blocks(plan, Arrays(x=source)):
         assert values.flags.c_contiguous
@@ -68,20 +68,20 @@ def test_a_damaged_matrix_is_told(tmp_path: Path) -> None:
     content = bytearray(data.read_bytes())
     content[-1] ^= 1
     data.write_bytes(content)
-    plan = MappingPlan([Move("x", ("y",), Layout.CONV1D)], {"y": (30, 10)})
+    plan = MappingPlan([Row("x", ("y",), Layout.CONV1D)], {"y": (30, 10)})
     with pytest.raises(CheckpointError, match="is damaged at x .its checksum is"):
         list(tensor_blocks(plan, open_tensor_bundle(tmp_path)))
 
 
 MEMORY_PROGRAM = f"""{PEAK}
 import sys
-from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Move
+from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Row
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
 from hf_gpt_scratch.conversion.writers import tensor_blocks as module
 module.BLOCK_BYTES = int(sys.argv[2])
 bundle = open_tensor_bundle(sys.argv[1])
 before = peak()
-for _ in module.tensor_blocks(MappingPlan([Move("x", ("y",), Layout.CONV1D)], {{"y": (8192, 2048)}}), bundle):
+for _ in module.tensor_blocks(MappingPlan([Row("x", ("y",), Layout.CONV1D)], {{"y": (8192, 2048)}}), bundle):
     pass
 print(peak() - before)
 """
