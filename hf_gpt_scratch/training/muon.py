@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -36,11 +36,11 @@ class StackedMuon(Muon):
         """Update matrices of one shape, or of its transpose."""
         directions = []
         for matrix in matrices:
-            state = self.state[matrix]
+            state, gradient = self.state[matrix], cast(torch.Tensor, matrix.grad)
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-            momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-            direction = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
             directions.append(lying(direction.bfloat16()))
         updates = orthogonalized(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))  # as AdamW's: arXiv:2502.16982, section 2.2
