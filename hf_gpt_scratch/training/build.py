@@ -164,7 +164,8 @@ def prepare_run(
         encoding=encoding,
         vocabulary=vocabulary,
         model=prepared_model,
-        optimizer=prepared_optimizer,
+        # Accelerate's wrapper looks for an installed package at each step, and only a gradient scaler needs it.
+        optimizer=prepared_optimizer if accelerator.scaler is not None else prepared_optimizer.optimizer,
         train_loader=loaders[0],
         train_eval_loader=loaders[1],
         validation_loader=loaders[2],

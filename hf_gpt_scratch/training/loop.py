@@ -227,7 +227,7 @@ def optimizer_step(
     if run.steps_in_backward:
         norm = run.steps_in_backward.pop_grad_norm()
     else:
-        norm = unshard(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+        norm = unshard(accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm or math.inf))
     # One reduction and one wait for the device; all processes get the same bits, so that all decide alike.
     figures = accelerator.reduce(torch.stack([step_loss, norm / accelerator.num_processes]), "sum")
     total_loss, grad_norm = figures.tolist()

@@ -2,14 +2,15 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,7 +57,7 @@ HASHED = (
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the loop works with; `model`, `optimizer` and the loaders as Accelerate prepared them."""
+    """Everything the loop works with; `model` and the loaders as Accelerate prepared them."""
 
     settings: TrainingSettings
     accelerator: Accelerator
@@ -64,7 +65,7 @@ class Run:
     encoding: "AnyTokenizer"
     vocabulary: Vocabulary | None  # None: a base model's tokenizer that tiktoken cannot stand for
     model: nn.Module
-    optimizer: AcceleratedOptimizer
+    optimizer: Optimizer  # of the prepared model, in Accelerate's wrapper where gradients are scaled
     train_loader: DataLoader  # a batch is this process's share of one optimizer step
     train_eval_loader: DataLoader
     validation_loader: DataLoader
@@ -108,6 +109,11 @@ class Run:
         if self.base is not None:
             return self.base.tokenizer
         return build_tokenizer(self.settings.context, self.vocabulary or "gpt2")
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the prepared model, in its order."""
+        return list(self.model.parameters())
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -162,8 +168,8 @@ class Run:
         """Save a checkpoint of this moment, then delete old ones. Collective: call on every process."""
         started = time.perf_counter()
         self.progress.mark_history(*self.history.mark())
-        optimizer = self.optimizer.optimizer
-        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, optimizer, self.saved_state())
+        saved = self.saved_state()
+        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, self.optimizer, saved)
         keep, best_step = self.settings.save_total_limit, self.progress.best_step
         on_main_process(self.accelerator, lambda: remove_old_checkpoints(path, keep, best_step))
         if self.settings.minutes is not None:

@@ -4,13 +4,16 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training import muon
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.optim import MuonWithAdamW, build_optimizer, set_learning_rate
+from hf_gpt_scratch.training.muon import MuonWithAdamW, StackedMuon
+from hf_gpt_scratch.training.optim import build_optimizer, set_learning_rate
 from hf_gpt_scratch.training.settings import TrainingSettings
 from tests.training.histories import rows, step_losses, without_speed
 
@@ -61,6 +64,53 @@ def test_updates_of_matrices_are_orthogonal_and_of_adamws_size(tiny_config: GPTS
         assert moved.norm() == pytest.approx(expected.norm().item(), rel=0.25)
         # The control: the momentum itself points elsewhere.
         assert torch.cosine_similarity(moved, -momentum.flatten(), dim=0) < 0.9, name
+
+
+SHAPES = [(16, 16), (64, 16), (16, 16), (16, 64), (7, 16), (64, 16), (16, 16)]
+
+
+def matrices_after_three_steps(
+    kind: type[torch.optim.Muon], dtype: torch.dtype = torch.float32, **options: Any
+) -> list[torch.Tensor]:
+    """Update matrices of several shapes by gradients of very unequal singular values; the third has none at first."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+    optimizer = kind(matrices, lr=0.01, weight_decay=0.2, adjust_lr_fn="match_rms_adamw", **options)
+    for step in range(3):
+        for number, matrix in enumerate(matrices):
+            gradient = torch.randn(matrix.shape, generator=generator) * torch.logspace(0, -2, matrix.shape[1])
+            matrix.grad = None if (step, number) == (0, 2) else gradient.to(dtype)
+        optimizer.step()
+    return [matrix.detach() for matrix in matrices]
+
+
+@pytest.mark.parametrize("most_elements", [1, 600, 2**20], ids=["each alone", "in parts", "together"])
+@pytest.mark.parametrize("options", [{}, {"nesterov": False, "momentum": 0.8, "ns_steps": 3}], ids=["usual", "other"])
+def test_stacked_updates_equal_those_of_pytorch(
+    monkeypatch: pytest.MonkeyPatch, most_elements: int, options: dict[str, Any]
+) -> None:
+    """To the rounding of bfloat16: 2**-8 of a direction of length 1, over a few products; here to the last bit."""
+    expected = matrices_after_three_steps(torch.optim.Muon, **options)
+    monkeypatch.setattr(muon, "MOST_ELEMENTS", most_elements)
+    moved = [
+        difference(ours, theirs)
+        for ours, theirs in zip(matrices_after_three_steps(StackedMuon, **options), expected, strict=True)
+    ]
+    assert max(moved) < 1e-4
+    # The control: the directions of one iteration less lie further away than the tolerance.
+    fewer = {**options, "ns_steps": options.get("ns_steps", 5) - 1}
+    assert difference(matrices_after_three_steps(StackedMuon, **fewer)[0], expected[0]) > 1e-3
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference; an update moves each of the elements by about 0.002."""
+    return (one - other).abs().max().item()
+
+
+def test_matrices_of_a_shape_and_its_transpose_share_a_stack() -> None:
+    matrices = [torch.zeros(shape) for shape in SHAPES]
+    found = [[tuple(matrix.shape) for matrix in stack] for stack in muon.stacks(matrices)]
+    assert found == [[(16, 16)] * 3, [(64, 16), (16, 64), (64, 16)], [(7, 16)]]
 
 
 def test_everything_else_is_updated_by_adamw(tiny_config: GPTScratchConfig) -> None:

@@ -66,7 +66,7 @@ def resume(run: Run, path: Path) -> None:
             f"cannot resume {path}: {'; '.join(differences)}; resume with the old values (they are in "
             f"{run.output_dir / 'settings.json'}, for --config) or start again in another --output_dir"
         )
-    load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer.optimizer)
+    load_checkpoint(path, run.accelerator, run.bare_model, run.optimizer)
     stored = dtype_of_weights(path)
     if stored != run.bare_model.dtype:
         run.say(

@@ -128,7 +128,7 @@ def digests_of_each_process(record: Path) -> None:
     def digest_and_finish(run: run_module.Run) -> object:
         mine = record.with_name(f"{record.name}.{run.accelerator.process_index}")
         weights = {f"model.{k}": v.detach().contiguous() for k, v in run.bare_model.named_parameters()}
-        state, _ = checkpoint.pack_optimizer(run.optimizer.optimizer)
+        state, _ = checkpoint.pack_optimizer(run.optimizer)
         checkpoint.save_file({**weights, **state, "draws": torch.get_rng_state()}, mine)
         text = file_sha256(mine)
         mine.write_text(text)
