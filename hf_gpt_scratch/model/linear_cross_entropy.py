@@ -21,6 +21,10 @@ CHUNK_SIZE = 512
 # Elements. A product that writes rows of 50257 floats takes 1.4 times as long on a CPU as one whose rows begin at
 # multiples of 64.
 ROW_MULTIPLE = 64
+# What a CPU works on at a time in half precision, few enough to stay in its cache: tokens whose logits it converts to
+# float32 and back, and rows of the head's gradient.
+SOFTMAX_ROWS = 32
+GRADIENT_ROWS = 2048
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -56,26 +60,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = buffer[: len(hidden)]
             logits[:, :vocab_size].addmm_(hidden, weight.T, beta=0)
             logits[:, vocab_size:] = -math.inf  # what is beyond the vocabulary has probability 0
-            # Over the logits: on a CPU, getting memory for as much again would take longer than computing it.
-            out = logits if logits.is_cpu and dtype == torch.float32 else None
-            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
-            losses[chunk] = -log_probabilities.gather(1, targets).masked_fill(is_ignored, 0.0).squeeze(1)
-            if not (needs_hidden or needs_weight):
-                continue
-            # The gradient of a cross-entropy by its logits: probabilities, less 1 at the target.
-            errors = log_probabilities.exp_()
-            errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
-            errors = errors[:, :vocab_size].to(dtype)
+            chunk_losses, errors = losses_and_errors(logits, targets, needs_hidden or needs_weight)
+            losses[chunk] = chunk_losses.masked_fill_(is_ignored.squeeze(1), 0.0)
+            errors = errors[:, :vocab_size]
             if needs_hidden:
                 grad_hidden[chunk] = (errors @ weight).masked_fill_(is_ignored, 0.0)
             if needs_weight:
                 hidden = hidden.masked_fill(is_ignored, 0.0)
-                if dtype == torch.float32:
-                    grad_weight.addmm_(errors.T, hidden, beta=0 if start == 0 else 1)
-                elif start == 0:
-                    grad_weight.copy_(errors.T @ hidden)
-                else:
-                    grad_weight.add_(errors.T @ hidden)
+                add_product(grad_weight, errors, hidden, is_first=start == 0)
         ctx.save_for_backward(grad_hidden if needs_hidden else None, grad_weight if needs_weight else None)
         return losses.sum()
 
@@ -88,6 +80,51 @@ class LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None
+
+
+def losses_and_errors(
+    logits: torch.Tensor, targets: torch.Tensor, needs_errors: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the cross-entropies [n], float32, of logits [n, V] at targets [n, 1], and the gradient of their sum.
+
+    The gradient, in the dtype of the logits and if it is needed, may be written over them.
+    """
+    is_float32 = logits.dtype == torch.float32
+    losses, errors = logits.new_empty(len(logits), dtype=torch.float32), logits
+    num_rows = SOFTMAX_ROWS if logits.is_cpu and not is_float32 else len(logits)
+    for start in range(0, len(logits), num_rows):
+        rows = slice(start, start + num_rows)
+        # On a CPU, getting memory for as much again would take longer than computing it.
+        out = logits if logits.is_cpu and is_float32 else None
+        log_probabilities = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32, out=out)
+        losses[rows] = -log_probabilities.gather(1, targets[rows]).squeeze(1)
+        if not needs_errors:
+            continue
+        # The gradient of a cross-entropy by its logits: probabilities, less 1 at the target.
+        part = log_probabilities.exp_()
+        part.scatter_add_(1, targets[rows], part.new_full(targets[rows].shape, -1.0))
+        if is_float32:
+            errors = part
+        else:
+            logits[rows] = part
+    return losses, errors
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
+    """Add left.T @ right to a float32 total [V, C], or write the first product over it.
+
+    left [n, V] and right [n, C] have one dtype.
+    """
+    if left.dtype == torch.float32:
+        total.addmm_(left.T, right, beta=0 if is_first else 1)
+        return
+    num_rows = GRADIENT_ROWS if total.is_cpu else len(total)
+    for rows, columns in zip(total.split(num_rows), left.split(num_rows, dim=1), strict=True):
+        product = columns.T @ right
+        if is_first:
+            rows.copy_(product)
+        else:
+            rows.add_(product.float() if product.is_cpu else product)  # a CPU is slow at adding two dtypes
 
 
 def linear_cross_entropy(

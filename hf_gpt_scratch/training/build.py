@@ -4,17 +4,19 @@ import hashlib
 import os
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import tiktoken
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    parse_flag_from_env,
     set_seed,
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -67,6 +69,7 @@ from hf_gpt_scratch.training.plan import (
     fit_to_text,
     plan_evaluations,
 )
+from hf_gpt_scratch.training.precision import decide_precision
 from hf_gpt_scratch.training.preflight import check_attention, check_compiler, seconds_of_micro_batch, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
@@ -98,6 +101,8 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, s
     """
     check_attention(settings)
     accelerator = build_accelerator(settings)
+    if settings.mixed_precision == "auto":
+        settings = replace(settings, mixed_precision=accelerator.mixed_precision)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
     base = read_base_model(settings)
     asked = settings = with_base_model(settings, base)
@@ -267,17 +272,19 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     refuse_deepspeed()
     if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
         raise ValueError("the launcher's mixed precision fp8 is not supported: launch with no, bf16 or fp16")
+    # Explicit, because several processes on a CPU find each other only then.
+    cpu = settings.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    timeout = timedelta(seconds=settings.ddp_timeout)
     accelerator = Accelerator(
-        # Explicit, because several processes on a CPU find each other only then.
-        cpu=settings.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision=settings.mixed_precision,
+        cpu=cpu,
+        mixed_precision=decide_precision(settings, PartialState(cpu=cpu, timeout=timeout)),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     complete_fsdp(accelerator)
     check_compiler(accelerator)

@@ -27,7 +27,7 @@ def is_in_group(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type != DistributedType.NO
 
 
-def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+def on_main_process(accelerator: Accelerator | PartialState, action: Callable[[], Result]) -> Result:
     """Call `action` on the main process and give its result to all. Collective: call on every process.
 
     Raises:

@@ -19,7 +19,7 @@ VOCAB_SIZE = 50257
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a step: the size of the model, the batch, and a folder with the initial weights."""
+    """The work of a step: the size of the model, the batch, a folder with the initial weights, and the precision."""
 
     layers: int
     width: int
@@ -28,6 +28,7 @@ class Task:
     rows: int
     length: int
     folder: str = ""
+    precision: str = "no"  # of products, as Accelerate calls it: "no" or "bf16"
 
     @property
     def weights(self) -> Path:

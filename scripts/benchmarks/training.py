@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import peer_benchmark
@@ -103,7 +103,20 @@ GROUPS = (
     },
 )
 ENTRIES = {name: entry for group in GROUPS for name, entry in group.items()}
-TOLERANCE = 1e-4  # nats per token
+FLOAT32 = "ours, float32"
+BF16_GROUP = {
+    PRODUCT: Entry(
+        "make_product",
+        {"size": PRODUCT_SIZE, "times": NUM_PRODUCTS, "dtype": "bfloat16"},
+        equal_losses=0,
+        limit=None,
+    ),
+    "ours": Entry("make_ours", limit=None),
+    FLOAT32: Entry("make_ours", {"mixed_precision": "no"}, limit=2.3),
+    "nanoGPT": Entry("make_nanogpt", needs="nanogpt", limit=1.3),
+    "transformers": Entry("make_transformers", limit=1.3),
+}
+TOLERANCES = {"no": 1e-4, "bf16": 5e-3}  # nats per token
 
 
 class Training(PeerBenchmark):
@@ -113,19 +126,31 @@ class Training(PeerBenchmark):
     packages = ("torch", "transformers", "accelerate")
     settings = SETTINGS
     default_settings = ("124M-2x256", "124M-2x1024", "small-4x256")
-    entries = ENTRIES
+    entries = BF16_GROUP | ENTRIES
+
+    def add_arguments(self, parser: "argparse.ArgumentParser") -> None:
+        """Add `--mixed_precision` to the options of all benchmarks with peers."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--mixed_precision", choices=TOLERANCES, default="no", help="of all candidates (default: no, float32)"
+        )
 
     def report(self, name: str, task_fields: dict[str, Any], arguments: "argparse.Namespace") -> dict[str, Any]:
         """Measure a setting."""
-        setting, machine = SETTINGS[name], self.describe_machine(arguments)
+        setting, machine, precision = SETTINGS[name], self.describe_machine(arguments), arguments.mixed_precision
+        entries, part, of_groups = ENTRIES, name, list(GROUPS)
+        if precision == "bf16":
+            entries, part, of_groups = BF16_GROUP, f"{name}-bf16", [BF16_GROUP]
+            text, memory = f"{setting.text}, bf16", (("ours", FLOAT32, 1.0),)
+            setting = replace(setting, text=text, least_part_of_peak=None, memory_limits=memory)
         groups: list[Results] = []
         together: Results = {}
         rounds = math.ceil(arguments.rounds * setting.share_of_rounds)
-        for group in GROUPS:
-            candidates = list(candidates_of(group, task_fields, arguments))
+        for group in of_groups:
+            candidates = list(candidates_of(group, task_fields | {"precision": precision}, arguments))
             if len(candidates) > len(ALWAYS):
                 groups.append(run_workers(candidates, rounds, arguments.threads))
-                check_losses(groups[-1])
+                check_losses(groups[-1], entries, TOLERANCES[precision])
         for results in groups:
             for candidate, samples in results.items():
                 together.setdefault(candidate, []).extend(samples)
@@ -134,10 +159,10 @@ class Training(PeerBenchmark):
             setting.text,
             machine,
             together,
-            part=name,
+            part=part,
             comparisons=[row for results in groups for row in compare(without_product(results), "wall", "ours")],
-            limits=[*speed_limits(groups), *peak_limits(groups, setting), *memory_limits(together, setting)],
-            left_out=left_out(ENTRIES, arguments),
+            limits=[*speed_limits(groups, entries), *peak_limits(groups, setting), *memory_limits(together, setting)],
+            left_out=left_out(entries, arguments),
         )
 
 
@@ -152,7 +177,7 @@ def candidates_of(
             yield entry.candidate(name, "training_steps", options, arguments)
 
 
-def check_losses(results: Results) -> None:
+def check_losses(results: Results, entries: dict[str, Entry] = ENTRIES, tolerance: float = TOLERANCES["no"]) -> None:
     """Check that every candidate computed our losses, as far as the architectures are the same.
 
     Raises:
@@ -160,8 +185,8 @@ def check_losses(results: Results) -> None:
     """
     expected = results["ours"][-1].details["losses"]
     for name, samples in results.items():
-        pairs = list(zip(expected, samples[-1].details.get("losses", []), strict=False))[: ENTRIES[name].equal_losses]
-        if any(abs(ours - theirs) > TOLERANCE for ours, theirs in pairs):
+        pairs = list(zip(expected, samples[-1].details.get("losses", []), strict=False))[: entries[name].equal_losses]
+        if any(abs(ours - theirs) > tolerance for ours, theirs in pairs):
             ours, theirs = zip(*pairs, strict=True)
             raise ValueError(f"{name} does other work: its first losses are {theirs}, ours {ours}")
 
@@ -171,11 +196,11 @@ def without_product(results: Results) -> Results:
     return {name: samples for name, samples in results.items() if name != PRODUCT}
 
 
-def speed_limits(groups: list[Results]) -> Iterator[dict[str, Any]]:
+def speed_limits(groups: list[Results], entries: dict[str, Entry] = ENTRIES) -> Iterator[dict[str, Any]]:
     """Yield the limits of the time of peers over ours, and of dropout over none."""
     for results in groups:
         for name in results:
-            entry = ENTRIES[name]
+            entry = entries[name]
             if entry.limit is not None:
                 yield describe_limit(f"{name} / ours", ratios(results, "wall", name, "ours"), entry.bound, entry.limit)
 

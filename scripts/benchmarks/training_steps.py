@@ -1,8 +1,8 @@
 """The candidates of the training benchmark: our step and that of each peer, from the same weights and tokens.
 
-A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32. Every candidate runs in
-a process of its own (`workers`) and gives back the losses of its first steps: where the architecture is the same,
-equal losses show that it did the same work.
+A step is forward, backward, clipping of the whole gradient to norm 1, and AdamW, in float32 or in PyTorch's autocast
+to bf16. Every candidate runs in a process of its own (`workers`) and gives back the losses of its first steps: where
+the architecture is the same, equal losses show that it did the same work.
 """
 
 import os
@@ -48,9 +48,9 @@ def numbered(task: Task, step: Step) -> Work:
     return work
 
 
-def make_product(size: int, times: int) -> Work:
+def make_product(size: int, times: int, dtype: str = "float32") -> Work:
     """Multiply two square matrices, large enough for the machine's full speed."""
-    matrix = torch.rand(size, size)
+    matrix = torch.rand(size, size).to(getattr(torch, dtype))
     out = torch.empty_like(matrix)
 
     def work() -> dict[str, Any]:
@@ -87,6 +87,7 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
         "max_grad_norm": MAX_NORM,
         "weight_decay": ADAMW["weight_decay"],
         "sample_tokens": 0,
+        "mixed_precision": task.precision,
         "peak_flops": 1e12,  # not measured here
     }
     with FolderLock(folder / "run") as lock:
@@ -103,11 +104,14 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
     return numbered(task, step)
 
 
-def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[..., torch.Tensor]) -> Step:
+def plain_step(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[..., torch.Tensor]
+) -> Step:
     """Return a step as the peers' own loops write it."""
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
-        loss = loss_of(ids, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=task.precision == "bf16"):
+            loss = loss_of(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
@@ -123,7 +127,7 @@ def make_nanogpt(task_fields: Fields, source: str, compiled: bool = False) -> Wo
     model = nanogpt_model(task, Path(source))
     optimizer = model.configure_optimizers(ADAMW["weight_decay"], LEARNING_RATE, ADAMW["betas"], "cpu")
     called = torch.compile(model) if compiled else model
-    return numbered(task, plain_step(model, optimizer, lambda ids, targets: called(ids, targets)[1]))
+    return numbered(task, plain_step(task, model, optimizer, lambda ids, targets: called(ids, targets)[1]))
 
 
 def make_transformers(task_fields: Fields, compiled: bool = False) -> Work:
@@ -133,7 +137,7 @@ def make_transformers(task_fields: Fields, compiled: bool = False) -> Work:
     called = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
     loss_of = lambda ids, targets: called(ids, labels=targets, shift_labels=targets).loss  # noqa: E731
-    return numbered(task, plain_step(model, optimizer, loss_of))
+    return numbered(task, plain_step(task, model, optimizer, loss_of))
 
 
 def make_trainer(task_fields: Fields) -> Work:
@@ -178,6 +182,7 @@ def make_trainer(task_fields: Fields) -> Work:
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        bf16=task.precision == "bf16",
     )
     trainer = TrainerWithLosses(stock_model(task), settings, train_dataset=Rows(), callbacks=[Gate()])
 
@@ -204,7 +209,7 @@ def make_litgpt(task_fields: Fields) -> Work:
     task = Task(**task_fields)
     model = litgpt_model(task)
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
-    return numbered(task, plain_step(model, optimizer, lambda ids, to: chunked_cross_entropy(model(ids), to)))
+    return numbered(task, plain_step(task, model, optimizer, lambda ids, to: chunked_cross_entropy(model(ids), to)))
 
 
 def make_tutorial(task_fields: Fields) -> Work:
@@ -215,4 +220,4 @@ def make_tutorial(task_fields: Fields) -> Work:
     task = Task(**task_fields)
     model = tutorial_model(task, GPTModel)
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
-    return numbered(task, plain_step(model, optimizer, partial(calc_loss_batch, model=model, device="cpu")))
+    return numbered(task, plain_step(task, model, optimizer, partial(calc_loss_batch, model=model, device="cpu")))

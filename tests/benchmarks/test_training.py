@@ -59,6 +59,26 @@ def test_limits_are_judged_by_the_samples(report):
     assert report["left_out"][0] == "nanoGPT, without --nanogpt"
 
 
+@pytest.mark.commands
+def test_bf16_is_measured_of_all_and_beside_our_float32(project_root, tmp_path):
+    """Losses tell that the peer computed in bf16 too; the file has a name of its own."""
+    arguments = ["--settings", "tiny", "--rounds", "1", "--only", "transformers", "ours, float32"]
+    process = run_script(project_root, *arguments, "--mixed_precision", "bf16", "--json", str(tmp_path / "x.json"))
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / "x-tiny-bf16.json").read_text(encoding="utf-8"))
+    assert report["setting"].endswith(", bf16")
+    losses = {name: samples[-1]["details"].get("losses") for name, samples in report["candidates"].items()}
+    assert set(losses) == {"torch.mm", "ours", "ours, float32", "transformers"}
+    assert 0 < abs(losses["ours"][0] - losses["ours, float32"][0]) < 5e-3
+    assert 0 < abs(losses["transformers"][0] - losses["ours, float32"][0]) < 5e-3
+    limits = {limit["text"]: (limit["bound"], limit["limit"]) for limit in report["limits"]}
+    assert limits == {
+        "ours, float32 / ours": ("at least", 2.3),
+        "transformers / ours": ("at least", 1.3),
+        "memory, ours / ours, float32": ("at most", 1.0),
+    }
+
+
 def samples_of(losses):
     return [Measurement(1.0, 1.0, 100.0, {"losses": losses})]
 

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from hf_gpt_scratch.model import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.model import linear_cross_entropy as linear_cross_entropy_module
 from hf_gpt_scratch.model.linear_cross_entropy import fused_causal_lm_loss, linear_cross_entropy, use_fused_loss
 
 
@@ -170,6 +171,29 @@ def test_no_label_counts():
 def test_no_labels_are_a_mistake():
     with pytest.raises(ValueError, match="skip_logits=True leaves nothing to compute: give labels"):
         build()(batch()[0], skip_logits=True)
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, VOCAB, 1000])
+@pytest.mark.parametrize("chunk_size", [7, 64, 1000])
+def test_bfloat16_gradient_of_the_head_is_added_up_in_float32(monkeypatch, chunk_size, num_rows):
+    """Against float64 of the same rounded inputs, however it is cut: to bfloat16's rounding of logits and errors.
+
+    Added up in bfloat16, 111 chunks of a token would lose the last of them.
+    """
+    monkeypatch.setattr(linear_cross_entropy_module, "GRADIENT_ROWS", num_rows)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(111, 32, generator=generator).bfloat16().float().requires_grad_()
+    weight = torch.randn(VOCAB, 32, generator=generator).bfloat16().float().requires_grad_()
+    labels = batch()[1].flatten()
+    with torch.autocast("cpu", torch.bfloat16):
+        total = linear_cross_entropy(hidden, weight, labels, chunk_size)
+    got = torch.autograd.grad(total, (hidden, weight))
+    expected_total = reference_sum(hidden, weight, labels)
+    expected = torch.autograd.grad(expected_total, (hidden, weight))
+    torch.testing.assert_close(total.double(), expected_total, rtol=2e-3, atol=0)
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.01 * other.norm()
 
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "weights"])

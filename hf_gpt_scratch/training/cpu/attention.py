@@ -1,4 +1,6 @@
-"""Causal attention with dropout on a CPU in float32: a block of queries at a time, with only the keys it may see.
+"""Causal attention with dropout on a CPU: a block of queries at a time, with only the keys it may see.
+
+It computes in float32 whatever the dtype: of a step in bf16 it takes a small part, and keeps the weights exact.
 
 The formulas are those of FlashAttention (arXiv:2205.14135, appendix B). PyTorch's flash kernel has no dropout: its
 fallback keeps all attention weights and takes two to four times as long.
@@ -36,13 +38,15 @@ class BlockwiseAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         """Compute [B, H, T, D]."""
         masks = DropoutMasks(dropout)
+        kept, dtype = (query, key, value), query.dtype
+        query, key, value = (tensor.float() for tensor in kept)
         output = torch.empty_like(query)
         for rows, columns in blocks(query):
             weights = attention_weights(query[rows], key[columns], scaling)
             weights.mul_(masks.draw(weights.shape))
             torch.bmm(weights, value[columns], out=output[rows])
-        output.mul_(masks.scale)
-        ctx.save_for_backward(query, key, value, output)
+        output = output.mul_(masks.scale).to(dtype)
+        ctx.save_for_backward(*kept, output)
         ctx.scaling, ctx.dropout, ctx.seed = scaling, dropout, masks.seed
         return output
 
@@ -50,7 +54,8 @@ class BlockwiseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the gradients; weights and masks are recomputed."""
-        query, key, value, output = ctx.saved_tensors
+        dtype = grad.dtype
+        query, key, value, output, grad = (tensor.float() for tensor in (*ctx.saved_tensors, grad))
         masks = DropoutMasks(ctx.dropout, ctx.seed)
         grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
         # The sum over the keys of weight times its gradient, which softmax's gradient needs.
@@ -63,7 +68,7 @@ class BlockwiseAttention(torch.autograd.Function):
             grad_scores = torch.bmm(grad[rows], value[columns].mT).mul_(kept).addcmul_(weights, sums[rows], value=-1)
             grad_query[rows].baddbmm_(grad_scores, key[columns], alpha=ctx.scaling)
             grad_key[columns].baddbmm_(grad_scores.mT, query[rows], alpha=ctx.scaling)
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query.to(dtype), grad_key.to(dtype), grad_value.to(dtype), None, None
 
 
 def blocks(query: torch.Tensor) -> Iterator[tuple[Index, Index]]:
@@ -104,11 +109,12 @@ def blockwise_attention_forward(
     is_causal = attention_mask is None and query.shape == key.shape
     if not is_causal or dropout == 0 or query.shape[2] < MIN_LENGTH:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    return BlockwiseAttention.apply(query, key, value, scaling, dropout).transpose(1, 2), None
+    with torch.autocast("cpu", enabled=False):
+        return BlockwiseAttention.apply(query, key, value, scaling, dropout).transpose(1, 2), None
 
 
 def use_blockwise_attention(model: PreTrainedModel) -> None:
-    """Switch a float32 model on a CPU from PyTorch's kernel to blockwise attention."""
+    """Switch a model on a CPU from PyTorch's kernel to blockwise attention."""
     AttentionInterface.register(NAME, blockwise_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

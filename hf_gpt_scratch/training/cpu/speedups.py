@@ -5,8 +5,13 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_gpt_scratch.training.cpu.attention import use_blockwise_attention
+from hf_gpt_scratch.training.cpu.bf16 import add_rows_of_tokens, convert_norms_once
+from hf_gpt_scratch.training.distributed import is_in_group
 from hf_gpt_scratch.training.preflight import is_compiled
 from hf_gpt_scratch.training.settings import TrainingSettings
+
+
+DTYPES = {"no": "float32", "bf16": "bf16"}
 
 
 def enable_cpu_speedups(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> list[str]:
@@ -17,9 +22,16 @@ def enable_cpu_speedups(model: PreTrainedModel, settings: TrainingSettings, acce
     """
     if accelerator.device.type != "cpu" or not settings.cpu_speedups:
         return []
-    is_plain = not is_compiled(settings, accelerator) and not accelerator.is_fsdp2
-    is_float32 = accelerator.mixed_precision == "no" and model.dtype == torch.float32
-    if is_plain and is_float32 and settings.attn_implementation == "sdpa" and settings.dropout > 0:
+    if is_compiled(settings, accelerator) or accelerator.is_fsdp2 or model.dtype != torch.float32:
+        return []
+    enabled, dtype = [], DTYPES[accelerator.mixed_precision]
+    if settings.attn_implementation == "sdpa" and settings.dropout > 0:
         use_blockwise_attention(model)
-        return [f"blockwise attention (dropout {settings.dropout:g} in float32)"]
-    return []
+        enabled.append(f"blockwise attention (dropout {settings.dropout:g} in {dtype})")
+    if dtype == "bf16":
+        convert_norms_once(model)
+        enabled.append("one conversion of each norm (bf16)")
+        if not settings.optimizer_in_backward and not is_in_group(accelerator):
+            add_rows_of_tokens(model)
+            enabled.append("embedding gradient by rows (bf16)")
+    return enabled

@@ -71,6 +71,27 @@ def test_values_and_gradients_are_those_of_the_formula(
         assert (output - expected(seed + 1)[0]).abs().max() > 0.1
 
 
+def test_bf16_is_float32_rounded_at_the_borders() -> None:
+    """Inputs, output and gradients are bf16; between them nothing is: float32 from the same inputs, rounded once.
+
+    Under autocast too, which would otherwise convert the products inside.
+    """
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in states(2, 3, BLOCK_SIZE + 9, 8)]
+    exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    results = []
+    for tensors, is_autocast in ((inputs, True), (exact, False)):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            output = blockwise_attention_forward(None, *tensors, None, dropout=0.3, scaling=0.3)[0]
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(output.dtype)
+        results.append([output, *torch.autograd.grad(output, tensors, weights)])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.float() - other).norm() < 4e-3 * other.norm()
+        assert (one.float() - other).norm() > 1e-4 * other.norm(), "it would be bf16 in name only"
+    assert torch.equal(results[0][0], results[1][0].bfloat16())
+
+
 def test_every_pair_of_the_past_is_in_one_block() -> None:
     query = states(2, 7, 2 * BLOCK_SIZE + 3, 1)[0]
     seen = torch.zeros(*query.shape[:3], query.shape[2])

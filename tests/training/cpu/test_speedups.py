@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DistributedType, DynamoBackend
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.training.command_line import parse_settings
@@ -17,6 +17,10 @@ from tests.training.histories import rows
 
 
 ATTENTION = "blockwise attention (dropout 0.1 in float32)"
+ATTENTION_BF16 = "blockwise attention (dropout 0.1 in bf16)"
+NORMS = "one conversion of each norm (bf16)"
+ROWS = "embedding gradient by rows (bf16)"
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,13 @@ ATTENTION = "blockwise attention (dropout 0.1 in float32)"
         ({"dropout": 0.0}, {}, []),
         ({"attn_implementation": "eager"}, {}, []),
         ({"torch_compile": True}, {}, []),
-        ({}, {"mixed_precision": "bf16"}, []),
+        ({}, {"mixed_precision": "bf16"}, [ATTENTION_BF16, NORMS, ROWS]),
+        ({"dropout": 0.0}, {"mixed_precision": "bf16"}, [NORMS, ROWS]),
+        (IN_BACKWARD, {"mixed_precision": "bf16"}, [ATTENTION_BF16, NORMS]),
+        ({}, {"mixed_precision": "bf16", "distributed_type": DistributedType.MULTI_CPU}, [ATTENTION_BF16, NORMS]),
+        ({"torch_compile": True}, {"mixed_precision": "bf16"}, []),
+        ({"cpu_speedups": False}, {"mixed_precision": "bf16"}, []),
+        ({"weights_dtype": "bfloat16"}, {"mixed_precision": "bf16"}, []),
         ({}, {"is_fsdp2": True}, []),
         ({}, {"device": torch.device("cuda")}, []),
     ],
@@ -36,12 +46,17 @@ def test_which_runs_have_which(changes: dict, accelerator: dict, enabled: list[s
     settings = TrainingSettings(**{"dropout": 0.1} | changes)
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = GPTScratchForCausalLM(
-        GPTScratchConfig(**sizes, dropout=settings.dropout, attn_implementation=settings.attn_implementation)
-    )
+        GPTScratchConfig(
+            **sizes,
+            dropout=settings.dropout,
+            attn_implementation=settings.attn_implementation,
+        )
+    ).to(getattr(torch, settings.weights_dtype))
     cpu = {"mixed_precision": "no", "is_fsdp2": False, "device": torch.device("cpu")}
+    cpu["distributed_type"] = DistributedType.NO
     state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
     assert enable_cpu_speedups(model, settings, SimpleNamespace(**cpu | accelerator, state=state)) == enabled
-    assert (model.config._attn_implementation == NAME) is (ATTENTION in enabled)
+    assert (model.config._attn_implementation == NAME) is any("attention" in line for line in enabled)
     assert NAME not in model.config.to_json_string()
 
 
