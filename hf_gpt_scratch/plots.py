@@ -30,10 +30,11 @@ class LossCurves:
     val_losses: Sequence[float]
     step_places: Sequence[float] = ()  # of the optimizer steps
     step_losses: Sequence[float] = ()
+    bits_per_byte: float | None = None  # of a validation loss of one nat per token; None: not recorded
 
 
 def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
-    """Draw the losses of a run over epochs, with tokens seen as a second x axis.
+    """Draw the losses of a run over epochs, with tokens seen and bits per byte on axes opposite, where known.
 
     Args:
         curves: over epochs.
@@ -51,11 +52,15 @@ def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
     token_axes.set_xlim(left * tokens_per_epoch, right * tokens_per_epoch)
     token_axes.xaxis.set_major_formatter(TOKENS)
     token_axes.set_xlabel("tokens seen")
+    if curves.bits_per_byte is not None:
+        factor = curves.bits_per_byte
+        bits_axes = axes.secondary_yaxis("right", functions=(lambda nats: factor * nats, lambda bits: bits / factor))
+        bits_axes.set_ylabel("validation loss in bits per byte")
     return figure
 
 
 def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
-    """Draw the losses of several runs, a color for each.
+    """Draw the losses of several runs, a color for each; the legend has the last bits per byte of each that has them.
 
     Args:
         runs: the curves of each name.
@@ -78,13 +83,16 @@ def draw_losses(axes: Axes, curves: LossCurves, train_color: Any, val_color: Any
     """Draw training (solid) and validation (dash-dotted) loss, and behind them that of each step, with its mean."""
     line: dict[str, Any] = {"marker": "o"} if len(curves.places) < 3 else {}  # a line through one point is invisible
     axes.plot(curves.places, curves.train_losses, color=train_color, label=f"{prefix}training", **line)
-    axes.plot(curves.places, curves.val_losses, color=val_color, linestyle="-.", label=f"{prefix}validation", **line)
+    label = f"{prefix}validation"
+    if prefix and curves.bits_per_byte is not None:  # vocabularies may differ, so that the runs have no axis in common
+        label += f", {curves.bits_per_byte * curves.val_losses[-1]:.3f} bits per byte"
+    axes.plot(curves.places, curves.val_losses, color=val_color, linestyle="-.", label=label, **line)
     if curves.step_places:
         behind: dict[str, Any] = {"color": train_color, "zorder": 1}
         axes.plot(curves.step_places, curves.step_losses, alpha=0.2, linewidth=0.6, **behind)
         means = running_means(curves.step_losses, 1 + len(curves.step_losses) // 50)
-        label = None if prefix else "each step, running mean"
-        axes.plot(curves.step_places, means, alpha=0.5, linewidth=1, label=label, **behind)
+        mean_label = None if prefix else "each step, running mean"
+        axes.plot(curves.step_places, means, alpha=0.5, linewidth=1, label=mean_label, **behind)
 
 
 def running_means(values: Sequence[float], window: int) -> list[float]:
