@@ -34,6 +34,8 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore
 from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
 from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
+from hf_gpt_scratch.training.plan import batches_together
+from hf_gpt_scratch.training.preflight import is_compiled
 from hf_gpt_scratch.training.reporting.card import card_details
 from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, evaluation_bar, warn
 from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
@@ -350,7 +352,9 @@ def sum_of_losses(run: Run, loader: DataLoader, num_batches: int) -> LossSum:
     """Sum the losses over the first batches of a loader, each process computing its share."""
     batches = islice(until_signal(run.accelerator, run.signals, loader), num_batches)
     shown = evaluation_bar(batches, min(num_batches, len(loader)), run.accelerator.is_main_process)
-    share = sum_losses(run.model, shown, run.settings.chunked_loss)
+    # Compiled code is made for one shape.
+    num_together = 1 if is_compiled(run.settings, run.accelerator) else batches_together(run.settings)
+    share = sum_losses(run.model, shown, run.settings.chunked_loss, num_together)
     return sum(gather_object([share]), LossSum(0.0, 0))
 
 
