@@ -35,7 +35,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the losses and their sum, and keep the gradients of the sum where a backward pass may ask for them."""
+        """Compute the losses and their sum, and keep the gradients of the sum that a backward pass may ask for."""
         num_tokens, vocab_size = len(hidden_states), len(weight)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         # In float32, as a single product adds up inside, and as the backward pass scales.
@@ -101,13 +101,13 @@ def linear_cross_entropy(
     """Sum over tokens the cross-entropy of softmax(hidden_states @ weight.T) at the labels, in nats, float32.
 
     The same as the loss over whole logits, and with the same gradients, up to the rounding of sums in another order.
-    With `reduction="none"` that of each token, [N], without a gradient.
 
     Args:
         hidden_states: [N, C], floating point.
         weight: [V, C], of the same dtype; under autocast the products are computed in its dtype.
         labels: [N], int64, shifted already; -100 does not count.
         chunk_size: tokens whose logits are in memory at a time.
+        reduction: "sum"; or "none" for the losses of the tokens, [N], without a gradient.
     """
     device_type, dtype = hidden_states.device.type, hidden_states.dtype
     if torch.is_autocast_enabled(device_type):

@@ -67,7 +67,7 @@ from hf_gpt_scratch.training.plan import (
     fit_to_text,
     plan_evaluations,
 )
-from hf_gpt_scratch.training.preflight import check_attention, check_compiler, seconds_of_micro_batch, try_step
+from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
@@ -75,7 +75,8 @@ from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line
+from hf_gpt_scratch.training.speed import measure_speed
+from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line, seconds_to_result
 
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def prepare_run(
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
-    micro_batch_seconds = seconds_of_micro_batch(prepared_model, settings, accelerator)
+    speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     vocabulary = vocabulary_of(settings, base)
     return Run(
@@ -173,7 +174,7 @@ def prepare_run(
         validation_sampler=validation_sampler,
         evaluation_plan=plan_evaluations(settings, num_steps, len(validation_windows), num_processes),
         expected_steps=num_steps,
-        micro_batch_seconds=micro_batch_seconds,
+        speed=speed,
         stopwatch=stopwatch,
         flops=flops,
         cpu_speedups=cpu_speedups,
@@ -361,6 +362,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "flops_per_token": run.flops.per_token,
         "peak_flops": run.flops.peak,
         "cpu_speedups": run.cpu_speedups,
+        "expected_seconds": None if settings.minutes is not None else round(seconds_to_result(run), 1),
         "resumed_at_step": run.progress.global_step,
         "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }

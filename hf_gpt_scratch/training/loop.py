@@ -42,7 +42,7 @@ from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_tra
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
-from hf_gpt_scratch.training.time_budget import note_start, note_step
+from hf_gpt_scratch.training.time_budget import note_start, note_step, seconds_besides_steps
 
 
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
@@ -117,11 +117,13 @@ def train_run(run: Run) -> TrainingResult:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             first = settings.eval_iter if settings.initial_eval_iter is None else settings.initial_eval_iter
-            evaluate(run, run.evaluation_plan.windows(first), first)
+            with run.stopwatch.part("evaluations"):
+                evaluate(run, run.evaluation_plan.windows(first), first)
         note_start(run)
     elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
         record_evaluation(run, *progress.whole_losses)
-    display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
+    parts = run.stopwatch.parts
+    display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process, parts)
     with signals.noted(), closing(display):
         if progress.is_step_open:
             after_step(run)
@@ -161,10 +163,12 @@ def after_step(run: Run) -> None:
     before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
     try:
         if settings.eval_steps and (step - settings.eval_first_step) % settings.eval_steps == 0:
-            _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
+            with run.stopwatch.part("evaluations"):
+                _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
             is_best = settings.load_best_model_at_end and progress.note_if_best(validation_loss)
         if ends_epoch or is_last:
-            write_sample(run)
+            with run.stopwatch.part("samples"):
+                write_sample(run)
     except WorkStopped as stop:
         saved, draws = before
         progress.restore(saved)
@@ -267,7 +271,7 @@ def record_step(
             f"step {progress.global_step} reached {flops.peak / 1e9:,.0f} GFLOP/s, more than the peak of the start: "
             "the MFU is from now on that of the fastest step"
         )
-    display.num_steps = run.num_steps
+    display.num_steps, display.seconds_besides = run.num_steps, seconds_besides_steps(run)
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
     # JSON has no NaN, and a tracker cannot plot it.
@@ -392,12 +396,14 @@ def write_sample(run: Run) -> None:
 def finish(run: Run) -> TrainingResult:
     """Evaluate, on the whole validation text where that takes a small part of the run, and write the repository."""
     run.load_best_weights()
-    train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
+    with run.stopwatch.part("evaluations"):
+        train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
     bits = run.in_bits_per_byte(validation_loss)
     figures = {"validation_loss": validation_loss, "perplexity": perplexity(validation_loss), **bits}
-    run.history.append("end", **figures, seconds=seconds)
+    parts = {"start": run.start_seconds, **run.stopwatch.parts}
+    run.history.append("end", **figures, seconds=seconds, seconds_of_parts=parts)
     repository = run.output_dir / "model"
     kept = ["README.md"] if run.history.is_edited(repository / "README.md") else []
     write_repository(run, repository, kept)

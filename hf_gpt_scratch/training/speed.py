@@ -1,0 +1,115 @@
+"""The seconds of the parts of a run on this machine, measured before its first step without changing it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from hf_gpt_scratch.evaluation import evaluation_mode
+from hf_gpt_scratch.training.preflight import micro_batch
+from hf_gpt_scratch.training.reporting.mfu import synchronize
+from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.stopping import largest
+
+
+LONG_SECONDS = 5.0  # of work in which warming up makes no difference
+REPEAT_SECONDS, MAX_REPEATS = 0.3, 10  # for repeating shorter work, after the second time
+WORK_OF_GENERATE = 1.5  # a token of `generate()` takes this part of the time of the model's forward pass
+BYTES_PER_SECOND = 300e6  # of a checkpoint: copied, hashed and written
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of the parts of a run."""
+
+    micro_batch: float  # forward and backward
+    update: float = 0.0  # clipping and optimizer, once a step
+    scoring: float = 0.0  # the windows of a micro-batch, forward alone
+    sample: float = 0.0
+    checkpoint: float = 0.0
+
+
+def measure_speed(
+    model: nn.Module, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
+) -> Speed:
+    """Measure what a run will do again and again. Collective: call on every process.
+
+    The gradients are dropped, and generators, weights and optimizer left as they were.
+
+    Args:
+        model: prepared by Accelerate.
+        optimizer: PyTorch's own, before its first step.
+        settings: of the run.
+        accelerator: of the run.
+    """
+    batch = micro_batch(settings, accelerator.device)
+    token = {name: value[:1, :1] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    del token["shift_labels"], token["skip_logits"]
+
+    def seconds(work: Callable[[], Any]) -> float:
+        return fastest(work, accelerator)
+
+    def train() -> None:
+        accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
+
+    try:
+        with torch.random.fork_rng():
+            of_micro_batch = seconds(train)
+        model.zero_grad(set_to_none=True)
+        with evaluation_mode(model):
+            scoring, of_token = seconds(lambda: model(**batch)), seconds(lambda: model(**token))
+        update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
+    finally:
+        model.zero_grad(set_to_none=True)
+    num_bytes = (2 if settings.optim == "muon" else 3) * sum(each.nbytes for each in model.parameters())
+    sample = settings.sample_tokens * WORK_OF_GENERATE * of_token
+    return Speed(of_micro_batch, update, scoring, sample, num_bytes / BYTES_PER_SECOND)
+
+
+def seconds_of_update(
+    model: nn.Module, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
+) -> float:
+    """Measure clipping and a step of the optimizer, with gradients of zero at a rate of zero: no weight changes."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+
+    def update() -> None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or 1.0)
+        optimizer.step()
+
+    try:
+        return fastest(update, accelerator)
+    finally:
+        optimizer.state.clear()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def fastest(work: Callable[[], Any], accelerator: Accelerator) -> float:
+    """Measure the seconds of work, those of the slowest process. Collective: call on every process.
+
+    The first time warms up, and counts only if it is a long one. Of those that another third of a second has time
+    for, at most ten, the fastest counts.
+    """
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        work()
+        synchronize(accelerator.device)
+        return time.perf_counter() - started
+
+    first = largest(accelerator, [seconds()])[0]  # so that all processes try as often
+    if first > LONG_SECONDS:
+        return first
+    second = largest(accelerator, [seconds()])[0]
+    repeats = min(MAX_REPEATS - 1, int(REPEAT_SECONDS / second)) if second else 0
+    return min([second, *(seconds() for _ in range(repeats))])
