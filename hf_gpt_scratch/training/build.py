@@ -156,6 +156,8 @@ def prepare_run(
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
     speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
+    if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
+        flops.utilization(micro_batch_size * settings.window_size / speed.micro_batch)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     vocabulary = vocabulary_of(settings, base)
     return Run(

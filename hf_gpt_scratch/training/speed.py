@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_gpt_scratch.evaluation import evaluation_mode
-from hf_gpt_scratch.training.preflight import micro_batch
+from hf_gpt_scratch.training.plan import batches_together
+from hf_gpt_scratch.training.preflight import is_compiled, micro_batch
 from hf_gpt_scratch.training.reporting.mfu import synchronize
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
@@ -19,7 +20,8 @@ from hf_gpt_scratch.training.stopping import largest
 
 LONG_SECONDS = 5.0  # of work in which warming up makes no difference
 REPEAT_SECONDS, MAX_REPEATS = 0.3, 10  # for repeating shorter work, after the second time
-WORK_OF_GENERATE = 1.5  # a token of `generate()` takes this part of the time of the model's forward pass
+MAX_TOGETHER = 4  # batches of an evaluation; more are hardly faster
+WORK_OF_GENERATE = 1.5  # times the forward pass of a token: what a token of `generate()` takes
 BYTES_PER_SECOND = 300e6  # of a checkpoint: copied, hashed and written
 
 
@@ -30,7 +32,7 @@ class Speed:
     micro_batch: float  # forward and backward
     update: float = 0.0  # clipping and optimizer, once a step
     scoring: float = 0.0  # the windows of a micro-batch, forward alone
-    sample: float = 0.0
+    sample: float = 0.0  # none where the model is compiled, once more for other shapes
     checkpoint: float = 0.0
 
 
@@ -47,9 +49,12 @@ def measure_speed(
         settings: of the run.
         accelerator: of the run.
     """
-    batch = micro_batch(settings, accelerator.device)
-    token = {name: value[:1, :1] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    del token["shift_labels"], token["skip_logits"]
+    batch, compiled = micro_batch(settings, accelerator.device), is_compiled(settings, accelerator)
+    num_together = 1 if compiled else min(MAX_TOGETHER, batches_together(settings))
+    scored = {
+        name: value.repeat(num_together, 1) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
+    token = {"input_ids": batch["input_ids"][:1, :1], "use_cache": False}
 
     def seconds(work: Callable[[], Any]) -> float:
         return fastest(work, accelerator)
@@ -62,7 +67,8 @@ def measure_speed(
             of_micro_batch = seconds(train)
         model.zero_grad(set_to_none=True)
         with evaluation_mode(model):
-            scoring, of_token = seconds(lambda: model(**batch)), seconds(lambda: model(**token))
+            scoring = seconds(lambda: model(**scored)) / num_together
+            of_token = seconds(lambda: model(**token)) if settings.sample_tokens and not compiled else 0.0
         update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
     finally:
         model.zero_grad(set_to_none=True)
