@@ -20,8 +20,8 @@ UNKNOWN_STEPS = 2**40
 MIN_EVALUATED = 8
 # By default, the parts of the training time that all evaluations of a run and its last one take.
 EVALUATIONS_SHARE, LAST_SHARE = 0.06, 0.05
-# A token scored takes this part of the time of a token trained on: measured with the default model, two windows at a
-# time. By operations alone it would be a third.
+# A token scored is taken to cost this part of a token trained on. In batches of 4,096 tokens it costs about half of
+# that, which leaves time for samples and checkpoints.
 COST_OF_SCORING = 0.65
 
 

@@ -72,7 +72,8 @@ def measure_speed(
         update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
     finally:
         model.zero_grad(set_to_none=True)
-    num_bytes = (2 if settings.optim == "muon" else 3) * sum(each.nbytes for each in model.parameters())
+    copies = 2 if settings.optim == "muon" else 3  # a weight that is trained has its optimizer state beside it
+    num_bytes = sum(each.nbytes * (copies if each.requires_grad else 1) for each in model.parameters())
     sample = settings.sample_tokens * WORK_OF_GENERATE * of_token
     return Speed(of_micro_batch, update, scoring, sample, num_bytes / BYTES_PER_SECOND)
 

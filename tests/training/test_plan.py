@@ -75,6 +75,16 @@ def test_evaluations_take_a_small_part_of_any_run(
     assert (evaluations_line(plan, settings) is None) == (plan.each == num_windows)
 
 
+def test_evaluations_of_small_steps_are_further_apart() -> None:
+    """Each takes the time of six windows: a sixteenth of the 96 before it. The bundled story's stay as they are."""
+    for batch, own, bundled in ((2, 48, 20), (4, 24, 20), (32, 20, 20)):
+        for text, expected in (({"train_file": ["x"]}, own), ({"train_data": "x"}, own), ({}, bundled)):
+            settings = TrainingSettings(**text, per_device_train_batch_size=batch)
+            assert settings.with_num_steps(300).eval_steps == expected
+    assert TrainingSettings(train_file=["x"], eval_steps=3).with_num_steps(300).eval_steps == 3
+    assert TrainingSettings(train_file=["x"]).with_num_steps(10_560).eval_steps == 212
+
+
 def test_asked_evaluations_are_made() -> None:
     for eval_iter, at_end, num_scored in ((0, 23_500, 2 * 23_500 * 49), (3, 81, 2 * (6 * 49 + 81))):
         settings = TrainingSettings(eval_iter=eval_iter).with_num_steps(1056)
