@@ -10,8 +10,9 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
 
 
-# Writing the result and leaving take this part of the time that the start took, in which the libraries were loaded.
-ENDING_SHARE = 0.3
+# Writing the result and leaving take this part of the time that the start took, in which the libraries were loaded; a
+# start is longer than this many seconds where a long text is read.
+ENDING_SHARE, LIBRARIES_SECONDS = 0.3, 30.0
 
 
 def fit_to_minutes(run: Run, asked: TrainingSettings) -> Run:
@@ -27,7 +28,7 @@ def fit_to_minutes(run: Run, asked: TrainingSettings) -> Run:
     minutes = run.settings.minutes or 0.0
     # The slowest process decides for all.
     start, a_step = largest(run.accelerator, [run.stopwatch.read(), step_seconds(run, with_others=True)])
-    left = 60 * minutes - (1 + ENDING_SHARE) * start
+    left = 60 * minutes - start - leaving_seconds(start)
     if left <= 0:
         raise ValueError(f"--minutes {minutes:g} end before the first step, the start took {start:.0f} s: give more")
     return expect_steps(run, asked, max(1, int(left / a_step)))
@@ -53,6 +54,11 @@ def step_seconds(run: Run, with_others: bool = False) -> float:
     return seconds / (1 - EVALUATIONS_SHARE - LAST_SHARE) + others
 
 
+def leaving_seconds(start: float) -> float:
+    """Estimate the seconds in which the result is written and the process ends, by those of its start."""
+    return ENDING_SHARE * min(start, LIBRARIES_SECONDS)
+
+
 def window_seconds(run: Run) -> float:
     """Estimate the seconds in which this process scores a window."""
     return run.speed.scoring / run.settings.per_device_train_batch_size
@@ -71,7 +77,7 @@ def seconds_besides_steps(run: Run) -> float:
     seconds = scored / run.accelerator.num_processes * window_seconds(run)
     seconds += left_of(len(run.train_sampler)) * run.speed.sample
     seconds += left_of(settings.save_steps or num_steps) * run.speed.checkpoint
-    return seconds + ENDING_SHARE * run.start_seconds
+    return seconds + leaving_seconds(run.start_seconds)
 
 
 def seconds_to_result(run: Run) -> float:
@@ -127,4 +133,4 @@ def ending_seconds(run: Run) -> float:
     # Training windows are scored too. The evaluation before the first step is no measure: it warms up.
     a_window = progress.scoring_seconds or 2 * window_seconds(run) / run.accelerator.num_processes
     scored = plan.at_end + (plan.each if progress.global_step and not since_evaluation else 0)
-    return ENDING_SHARE * progress.start_seconds + progress.saving_seconds + scored * a_window
+    return leaving_seconds(progress.start_seconds) + progress.saving_seconds + scored * a_window

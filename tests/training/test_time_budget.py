@@ -20,6 +20,7 @@ from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.speed import Speed
+from hf_gpt_scratch.training.time_budget import leaving_seconds
 from tests.training.histories import rows, step_losses
 
 
@@ -153,6 +154,11 @@ def test_contradictions(words: list[str], message: str) -> None:
 def test_minutes_replace_the_steps_of_a_recipe() -> None:
     settings = parse_settings(["--recipe", "char-small", "--minutes", "5"])
     assert (settings.minutes, settings.max_steps, settings.warmup_steps) == (5.0, -1, None)
+
+
+def test_reading_a_long_text_does_not_lengthen_the_end() -> None:
+    assert leaving_seconds(10.0) == 3.0
+    assert leaving_seconds(300.0) == 9.0
 
 
 @pytest.mark.parametrize("text", ["the text", "a text smaller than a batch"])
