@@ -179,7 +179,7 @@ def after_step(run: Run) -> None:
         progress.finish_epoch()
     # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
     may_be_broken = progress.skipped_in_a_row > 0
-    is_due = not may_be_broken and settings.save_steps > 0 and step % settings.save_steps == 0
+    is_due = not may_be_broken and bool(settings.save_steps and step % settings.save_steps == 0)
     is_pushed = not may_be_broken and settings.push_steps > 0 and step % settings.push_steps == 0 and not is_last
     checkpoint = run.save() if is_last or is_due or is_best or is_pushed else None
     if checkpoint and is_pushed and not agreed_signal(run.accelerator, run.signals):
