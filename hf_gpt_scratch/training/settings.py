@@ -38,9 +38,9 @@ ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
 WARMUP_STEPS = 20  # by default, in a run of at least twice as many
 EVAL_STEPS, MAX_EVALUATIONS = 20, 50  # by default: the steps between evaluations, unless there would be more of them
-# Trained on between evaluations and between checkpoints at least, but for the bundled texts. An evaluation scores eight
-# windows of both texts at least, in the time of training on about six; a checkpoint takes that of about a thousand
-# tokens, whatever the size of the model.
+# Trained on between evaluations and between checkpoints at least, but for the bundled texts. An evaluation scores
+# eight windows of both texts at least, in the time of training on about six; a checkpoint takes that of about a
+# thousand tokens, whatever the size of the model.
 WINDOWS_BETWEEN, SAVE_STEPS, TOKENS_BETWEEN = 128, 100, 1 << 16
 
 
