@@ -3,10 +3,12 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,8 +55,11 @@ def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
     token_axes.xaxis.set_major_formatter(TOKENS)
     token_axes.set_xlabel("tokens seen")
     if curves.bits_per_byte is not None:
+        # To bits, and back.
         factor = curves.bits_per_byte
-        bits_axes = axes.secondary_yaxis("right", functions=(lambda nats: factor * nats, lambda bits: bits / factor))
+        bits_axes = axes.secondary_yaxis(
+            "right", functions=(partial(np.multiply, factor), partial(np.multiply, 1 / factor))
+        )
         bits_axes.set_ylabel("validation loss in bits per byte")
     return figure
 

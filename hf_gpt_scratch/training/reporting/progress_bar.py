@@ -54,7 +54,7 @@ class StepBar(tqdm):
     def format_dict(self) -> dict[str, Any]:
         """Add the time left to what a format may name."""
         left = "?" if self.seconds_left is None else tqdm.format_interval(self.seconds_left)
-        return super().format_dict | {"left": left}
+        return {**super().format_dict, "left": left}
 
 
 class StepDisplay:
