@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -113,22 +114,33 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def sum_losses(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], skip_logits: bool = False) -> LossSum:
+def sum_losses(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], skip_logits: bool = False, num_together: int = 1
+) -> LossSum:
     """Sum the loss over batches of `{"input_ids": [B, T], "shift_labels": [B, T]}` on the model's device.
 
     Each batch weighs as much as it has labels. The sum is kept in float64: with equally large batches the mean is
     the mean of the batch losses to the last digit, as the tutorial prints it. `skip_logits` has our model
-    compute the losses without keeping logits: in less memory and time, with a last digit of its own.
+    compute the losses without keeping logits: in less memory and time, with a last digit of its own. Then
+    `num_together` batches pass through the model at once, which is faster for small ones, and are summed as they were.
     """
     total = LossSum(0.0, 0)
-    kwargs = {"skip_logits": True} if skip_logits else {}  # other models do not know it
+    # Other models do not know these.
+    kwargs = {"skip_logits": True} | ({"reduction": "none"} if num_together > 1 else {}) if skip_logits else {}
+    batches = iter(batches)
     with evaluation_mode(model):
-        for batch in batches:
-            num_tokens = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+        while together := list(islice(batches, num_together if skip_logits else 1)):
+            joined = {name: torch.cat([batch[name] for batch in together]) for name in together[0]}
             # Also without a label that counts: where the weights are spread, the other processes need this one's part.
-            mean = model(**batch, use_cache=False, **kwargs).loss.item()
-            if num_tokens:
-                total += LossSum(mean * num_tokens, num_tokens, mean**2 * num_tokens, 1)
+            losses = model(**joined, use_cache=False, **kwargs).loss
+            # A head that is more than a matrix gives the mean of all in any case.
+            parts = [joined] if losses.ndim == 0 else together
+            means = [losses] if losses.ndim == 0 else losses.split([len(part["input_ids"]) for part in parts])
+            for part, mean in zip(parts, means, strict=True):
+                num_tokens = int((part["shift_labels"] != IGNORE_INDEX).sum())
+                if num_tokens:
+                    nats = mean.item() if mean.ndim == 0 else (mean.sum() / num_tokens).item()
+                    total += LossSum(nats * num_tokens, num_tokens, nats**2 * num_tokens, 1)
     return total
 
 

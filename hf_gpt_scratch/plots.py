@@ -3,10 +3,12 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,10 +32,11 @@ class LossCurves:
     val_losses: Sequence[float]
     step_places: Sequence[float] = ()  # of the optimizer steps
     step_losses: Sequence[float] = ()
+    bits_per_byte: float | None = None  # of a validation loss of one nat per token; None: not recorded
 
 
 def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
-    """Draw the losses of a run over epochs, with the tokens predicted in training as a second x axis."""
+    """Draw the losses of a run over epochs, with tokens predicted and bits per byte, where known, on axes opposite."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     draw_losses(axes, curves, "C0", "C1", "")
@@ -46,11 +49,23 @@ def loss_figure(curves: LossCurves, tokens_per_epoch: float) -> Figure:
     token_axes.set_xlim(left * tokens_per_epoch, right * tokens_per_epoch)
     token_axes.xaxis.set_major_formatter(TOKENS)
     token_axes.set_xlabel("tokens seen")
+    if curves.bits_per_byte is not None:
+        # To bits, and back.
+        factor = curves.bits_per_byte
+        bits_axes = axes.secondary_yaxis(
+            "right", functions=(partial(np.multiply, factor), partial(np.multiply, 1 / factor))
+        )
+        bits_axes.set_ylabel("validation loss in bits per byte")
     return figure
 
 
 def runs_figure(runs: Mapping[str, LossCurves], x: str) -> Figure:
-    """Draw the losses of several runs, by name, a color for each; `x` is what they are over, such as "steps"."""
+    """Draw the losses of several runs, by name, a color for each; the legend has the last bits per byte, where known.
+
+    Args:
+        runs: the curves of each name.
+        x: what they are over, such as "steps" or "tokens".
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(runs.items()):
@@ -68,13 +83,16 @@ def draw_losses(axes: Axes, curves: LossCurves, train_color: Any, val_color: Any
     """Draw training (solid) and validation (dash-dotted) loss, and behind them that of each step, with its mean."""
     line: dict[str, Any] = {"marker": "o"} if len(curves.places) < 3 else {}  # a line through one point is invisible
     axes.plot(curves.places, curves.train_losses, color=train_color, label=f"{prefix}training", **line)
-    axes.plot(curves.places, curves.val_losses, color=val_color, linestyle="-.", label=f"{prefix}validation", **line)
+    label = f"{prefix}validation"
+    if prefix and curves.bits_per_byte is not None:  # vocabularies may differ, so that the runs have no axis in common
+        label += f", {curves.bits_per_byte * curves.val_losses[-1]:.3f} bits per byte"
+    axes.plot(curves.places, curves.val_losses, color=val_color, linestyle="-.", label=label, **line)
     if curves.step_places:
         behind: dict[str, Any] = {"color": train_color, "zorder": 1}
         axes.plot(curves.step_places, curves.step_losses, alpha=0.2, linewidth=0.6, **behind)
         means = running_means(curves.step_losses, 1 + len(curves.step_losses) // 50)
-        label = None if prefix else "each step, running mean"
-        axes.plot(curves.step_places, means, alpha=0.5, linewidth=1, label=label, **behind)
+        mean_label = None if prefix else "each step, running mean"
+        axes.plot(curves.step_places, means, alpha=0.5, linewidth=1, label=mean_label, **behind)
 
 
 def running_means(values: Sequence[float], window: int) -> list[float]:

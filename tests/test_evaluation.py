@@ -23,6 +23,8 @@ from hf_gpt_scratch.evaluation import (
     perplexity,
     sum_losses,
 )
+from hf_gpt_scratch.model import linear_cross_entropy
+from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.training.optim import reset_to_torch_defaults
 
 
@@ -142,6 +144,30 @@ def test_mean_loss_does_not_depend_on_the_batch_size(tiny_model: GPTScratchForCa
     assert total.num_tokens == 82
     one_by_one = sum_losses(tiny_model, build_loader(TokenWindows(token_ids, 16), 1))
     assert total.mean == pytest.approx(one_by_one.mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(("num_together", "sizes"), [(2, [4, 2]), (3, [6]), (99, [6])])
+def test_batches_that_pass_together_are_summed_as_they_were(
+    tiny_model: GPTScratchForCausalLM, num_together: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean and the standard error of batches one by one, in fewer calls of the model."""
+    use_fused_loss(tiny_model)
+    token_ids = torch.randint(0, 101, (83,), generator=torch.Generator().manual_seed(1))
+    loader = build_loader(TokenWindows(token_ids, 16), 2)
+    one_by_one = sum_losses(tiny_model, loader, skip_logits=True)
+    calls: list[int] = []
+    hook = lambda module, _, kwargs: calls.append(len(kwargs["input_ids"]))  # noqa: E731
+    tiny_model.register_forward_pre_hook(hook, with_kwargs=True)
+    together = sum_losses(tiny_model, loader, skip_logits=True, num_together=num_together)
+    assert calls == sizes
+    assert (together.num_tokens, together.num_batches) == (82, 3)
+    assert together.mean == pytest.approx(one_by_one.mean, rel=1e-6)
+    assert together.standard_error == pytest.approx(one_by_one.standard_error, rel=1e-4)
+    # A head that is more than a matrix gives only the mean of all.
+    monkeypatch.setattr(linear_cross_entropy, "is_plain_matrix", lambda head: False)
+    mean_alone = sum_losses(tiny_model, loader, skip_logits=True, num_together=num_together)
+    assert mean_alone.mean == pytest.approx(one_by_one.mean, rel=1e-6)
+    assert (mean_alone.num_tokens, mean_alone.num_batches) == (82, len(sizes))
 
 
 def test_mean_of_batch_means_would_be_wrong(tiny_model: GPTScratchForCausalLM) -> None:

@@ -1,13 +1,14 @@
 """Proves that the plots show what they say: curves, line styles, both axes, bars; and that files are whole."""
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_gpt_scratch.generation.decoding import next_token_probabilities
-from hf_gpt_scratch.plots import LossCurves, loss_figure, probability_figure, save_figure
+from hf_gpt_scratch.plots import LossCurves, loss_figure, probability_figure, runs_figure, save_figure
 
 
 def test_loss_figure_has_both_curves_and_both_axes() -> None:
@@ -26,6 +27,26 @@ def test_loss_figure_has_both_curves_and_both_axes() -> None:
     epoch_place = axes.transData.transform((1, 5.0))[0]
     assert abs(token_axes.transData.transform((20_000, 5.0))[0] - epoch_place) < 1
     assert {"0", "20k", "40k"} <= {label.get_text() for label in token_axes.get_xticklabels()}
+
+
+def test_bits_per_byte_stand_on_the_right_where_they_are_known() -> None:
+    """A validation loss of 6 nats per token stands as high as its 2 bits per byte."""
+    curves = LossCurves([0, 1], [9.0, 5.0], [9.0, 6.0], bits_per_byte=1 / 3)
+    figure = loss_figure(curves, tokens_per_epoch=20_000)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (bits_axes,) = axes.child_axes
+    assert bits_axes.get_ylabel() == "validation loss in bits per byte"
+    assert bits_axes.get_ylim() == pytest.approx([limit / 3 for limit in axes.get_ylim()])
+    assert not loss_figure(replace(curves, bits_per_byte=None), 1.0).axes[0].child_axes
+
+
+def test_runs_are_named_with_their_last_bits_per_byte() -> None:
+    known = LossCurves([0, 1], [9.0, 5.0], [9.0, 6.0], bits_per_byte=1 / 3)
+    axes = runs_figure({"own": known, "other": replace(known, bits_per_byte=None)}, "steps").axes[0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    expected = ["own: training", "own: validation, 2.000 bits per byte", "other: training", "other: validation"]
+    assert names == expected
 
 
 def test_each_step_stands_behind_the_evaluations() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hf_gpt_scratch.runtime.cli import quiet_libraries
-from hf_gpt_scratch.runtime.launching import relaunch_if_needed, stop_with_launcher
+from hf_gpt_scratch.runtime.launching import first_process, relaunch_if_needed, stop_with_launcher
 
 
 def main(words: Sequence[str], prog: str | None = None) -> None:
@@ -14,17 +14,19 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
 
     settings = parse_settings(words, prog)
     quiet_libraries()
+    from hf_gpt_scratch.runtime.stopwatch import process_start
+
+    begun = process_start(first_process())
     if settings.dry_run:
         from hf_gpt_scratch.training.dry_run import dry_run
 
-        print("\n".join(dry_run(settings)))
+        print("\n".join(dry_run(settings, begun)))
         return
     from hf_gpt_scratch.evaluation import perplexity
-    from hf_gpt_scratch.runtime.stopwatch import process_start
     from hf_gpt_scratch.training.loop import train
     from hf_gpt_scratch.training.reporting.hub_pushes import push_result
 
-    result = train(settings, process_start())
+    result = train(settings, begun)
     if not result.is_main_process:
         return
     bits = "" if result.bits_per_byte is None else f"bits per byte {result.bits_per_byte:.3f}, "

@@ -28,7 +28,7 @@ GRADIENT_ROWS = 2048
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of `hidden_states @ weight.T`, see `linear_cross_entropy`."""
+    """Sum of cross-entropies of `hidden_states @ weight.T`, see `linear_cross_entropy`, and each of them."""
 
     @staticmethod
     def forward(
@@ -38,8 +38,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         chunk_size: int,
         dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Sum the losses, and keep the gradients of the sum where a backward pass may ask for them."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the losses and their sum, and keep the gradients of the sum that a backward pass may ask for."""
         num_tokens, vocab_size = len(hidden_states), len(weight)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         # In float32, as a single product adds up inside, and as the backward pass scales.
@@ -69,11 +69,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                 hidden = hidden.masked_fill(is_ignored, 0.0)
                 add_product(grad_weight, errors, hidden, is_first=start == 0)
         ctx.save_for_backward(grad_hidden if needs_hidden else None, grad_weight if needs_weight else None)
-        return losses.sum()
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the kept gradients, in place: a second backward pass over the same graph is refused by PyTorch."""
         scaled = [
             None if gradient is None else gradient.mul_(grad_loss).to(dtype)
@@ -128,7 +129,11 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is
 
 
 def linear_cross_entropy(
-    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_size: int = CHUNK_SIZE
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    chunk_size: int = CHUNK_SIZE,
+    reduction: str = "sum",
 ) -> torch.Tensor:
     """Sum over tokens the cross-entropy of softmax(hidden_states @ weight.T) at the labels, in nats, float32.
 
@@ -139,11 +144,15 @@ def linear_cross_entropy(
         weight: [V, C], of the same dtype; under autocast the products are computed in its dtype.
         labels: [N], int64, shifted already; -100 does not count.
         chunk_size: tokens whose logits are in memory at a time.
+        reduction: "sum"; or "none" for the losses of the tokens, [N], without a gradient.
     """
     device_type, dtype = hidden_states.device.type, hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-    return LinearCrossEntropy.apply(hidden_states, weight, labels, chunk_size, dtype)
+    if not torch.is_grad_enabled():  # a parameter asks for its gradient here too
+        weight = weight.detach()
+    total, losses = LinearCrossEntropy.apply(hidden_states, weight, labels, chunk_size, dtype)
+    return losses if reduction == "none" else total
 
 
 def fused_causal_lm_loss(
@@ -153,9 +162,13 @@ def fused_causal_lm_loss(
     vocab_size: int,
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
+    reduction: str = "mean",
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Compute `chunked_causal_lm_loss`; where the head is more than a matrix (LoRA, int8, hooks), by itself."""
+    """Compute `chunked_causal_lm_loss`; where the head is more than a matrix (LoRA, int8, hooks), by itself.
+
+    With `reduction="none"` a plain head gives the loss of each token, of the shape of the labels, without a gradient.
+    """
     if not is_plain_matrix(head):
         kwargs |= {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
         return chunked_causal_lm_loss(head, hidden_states, labels, vocab_size, **kwargs)
@@ -164,6 +177,9 @@ def fused_causal_lm_loss(
         num_items_in_batch = (targets != -100).sum()
 
     def mean_loss(hidden_states: torch.Tensor) -> torch.Tensor:
+        if reduction == "none":
+            losses = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, targets, reduction="none")
+            return losses.view(hidden_states.shape[:-1])
         total = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, targets)
         count = torch.as_tensor(num_items_in_batch, device=total.device)
         # A batch without a label has no mean, but its gradient is 0, not 0 times infinity.

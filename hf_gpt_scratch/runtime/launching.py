@@ -7,6 +7,7 @@ on several machines. The launcher gives a process one thread where nobody asked 
 are, and forwards micro-batches and clipping to DeepSpeed alone.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -159,6 +160,18 @@ def is_accelerate(process_id: int) -> bool:
         return launcher_words(psutil.Process(process_id).cmdline()) is not None
     except psutil.Error:  # it is gone, or may not be looked at
         return False
+
+
+def first_process() -> psutil.Process:
+    """Return the process that the user started: the launcher of this one, through torchrun, or this one."""
+    process = psutil.Process()
+    with contextlib.suppress(psutil.Error):  # it is gone, or may not be looked at
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            process = process.parent() or process
+        launcher = process.parent()
+        if launcher is not None and is_accelerate(launcher.pid):
+            process = launcher
+    return process
 
 
 def relaunch_if_needed() -> None:

@@ -70,7 +70,7 @@ from hf_gpt_scratch.training.plan import (
     plan_evaluations,
 )
 from hf_gpt_scratch.training.precision import decide_precision
-from hf_gpt_scratch.training.preflight import check_attention, check_compiler, seconds_of_micro_batch, try_step
+from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
 from hf_gpt_scratch.training.reporting.card import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
@@ -78,7 +78,8 @@ from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line
+from hf_gpt_scratch.training.speed import measure_speed
+from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line, seconds_to_result
 
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ def prepare_run(
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
-    micro_batch_seconds = seconds_of_micro_batch(prepared_model, settings, accelerator)
+    speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
+    if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
+        flops.utilization(micro_batch_size * settings.window_size / speed.micro_batch)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     vocabulary = vocabulary_of(settings, base)
     return Run(
@@ -179,7 +182,7 @@ def prepare_run(
         validation_sampler=validation_sampler,
         evaluation_plan=plan_evaluations(settings, num_steps, len(validation_windows), num_processes),
         expected_steps=num_steps,
-        micro_batch_seconds=micro_batch_seconds,
+        speed=speed,
         stopwatch=stopwatch,
         flops=flops,
         cpu_speedups=cpu_speedups,
@@ -369,6 +372,7 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "flops_per_token": run.flops.per_token,
         "peak_flops": run.flops.peak,
         "cpu_speedups": run.cpu_speedups,
+        "expected_seconds": None if settings.minutes is not None else round(seconds_to_result(run), 1),
         "resumed_at_step": run.progress.global_step,
         "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }

@@ -1,5 +1,6 @@
 """Print sizes, steps, memory and time of a run without starting it or writing anything."""
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 
@@ -7,19 +8,24 @@ import psutil
 import torch
 from accelerate import Accelerator
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.runtime.environment import describe_device
+from hf_gpt_scratch.runtime.signals import StopSignals
+from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocabulary_of, with_base_model
-from hf_gpt_scratch.training.build import build_accelerator, build_windows
+from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
 from hf_gpt_scratch.training.memory_estimate import estimate_memory
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
 from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.stopping import largest
+from hf_gpt_scratch.training.time_budget import fit_to_minutes, seconds_besides_steps, seconds_to_result
 
 
 # Bytes that an allocator holds per byte in use, because blocks are freed in another order than they were taken:
@@ -27,8 +33,14 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 ALLOCATOR_OVERHEAD = 1.2
 
 
-def dry_run(settings: TrainingSettings) -> list[str]:
-    """Describe a run without writing anything; the text is read, the model only sketched.
+def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]:
+    """Describe a run without writing anything: the text is read, the model built and a step measured if it fits.
+
+    Collective: call on every process.
+
+    Args:
+        settings: of the run.
+        begun: when the process began, by `time.perf_counter()`; None: now.
 
     Returns:
         Lines to print; none on other processes than the main one.
@@ -36,6 +48,7 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     Raises:
         ValueError, OSError: the run would stop with this before its first step.
     """
+    stopwatch = Stopwatch(begun)
     check_attention(settings)
     refuse_used_folder(settings)
     check_trackers(settings.report_to or [])
@@ -47,37 +60,62 @@ def dry_run(settings: TrainingSettings) -> list[str]:
     accelerator = build_accelerator(settings)
     num_windows, num_processes, asked = len(train_windows), accelerator.num_processes, settings
     settings, steps_an_epoch, num_steps = fit_to_text(settings, num_windows, num_processes)
-    if not accelerator.is_main_process:
-        return []
     windows_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
     config = model_config(settings, base)
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config)
     # Before the memory, because it computes and so loads the libraries that a step will load.
     peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
-    peak, flops = peak * num_processes, flops_per_token(model, settings.window_size)
-    if settings.minutes is not None:
+    memory = process_memory(config, settings, accelerator)
+    if fits(memory, accelerator):
+        run = prepare_run(
+            replace(settings, peak_flops=peak),
+            *(accelerator, base, encoding, train_windows, validation_windows, num_steps),
+            *(StopSignals("stopped"), stopwatch),
+        )
+        run = run if settings.minutes is None else fit_to_minutes(run, asked)
+        settings, num_steps, plan, time = run.settings, run.num_steps, run.evaluation_plan, measured_time(run)
+    else:
         tokens_a_step = train_windows.num_targets / steps_an_epoch
-        num_steps = max(1, int(60 * settings.minutes * peak / (flops * tokens_a_step)))
-        settings = replace(settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
-        settings = settings.with_num_steps(num_steps)
+        flops = flops_per_token(sketch(config), settings.window_size)
+        if settings.minutes is not None:
+            num_steps = max(1, int(60 * settings.minutes * peak * num_processes / (flops * tokens_a_step)))
+            settings = replace(settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
+            settings = settings.with_num_steps(num_steps)
+        plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
+        # A forward pass has a third of a step's operations.
+        computed = tokens_a_step * num_steps + plan.num_scored * settings.window_size / 3
+        time = least_time(computed * flops, peak * num_processes, settings.minutes)
+    if not accelerator.is_main_process:
+        return []
     tokens = train_windows.num_targets * num_steps / steps_an_epoch
-    plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
-    # A forward pass has a third of a step's operations.
-    computed = tokens + plan.num_scored * settings.window_size / 3
     cut = cut_line(asked, settings, num_windows)
     return [
         f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
-        f"model {model.num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
+        f"model {sketch(config).num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
         f"text {train_windows.num_targets:,} training tokens an epoch, {validation_windows.num_targets:,} validation "
         f"tokens; {windows_a_step * settings.window_size:,} tokens a step, {steps_an_epoch:,} steps an epoch, "
         f"{num_steps:,} steps, {tokens:,.0f} tokens",
-        f"memory of a process about {process_memory(config, settings, accelerator) / 1e9:.2f} GB at its peak",
+        f"memory of a process about {memory / 1e9:.2f} GB at its peak",
         *([line] if (line := evaluations_line(plan, settings)) else []),
-        time_line(computed * flops, peak, settings.minutes),
+        time,
         *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
     ]
+
+
+def sketch(config: PretrainedConfig) -> PreTrainedModel:
+    """Build a model whose tensors have shapes and no content."""
+    with FakeTensorMode():
+        return AutoModelForCausalLM.from_config(config)
+
+
+def fits(num_bytes: int, accelerator: Accelerator) -> bool:
+    """Tell if every process finds the memory that it takes at its peak. Collective: call on every process."""
+    if accelerator.device.type == "cpu":
+        more = (num_bytes - psutil.Process().memory_info().rss) * accelerator.num_processes
+        is_short = more > psutil.virtual_memory().available
+    else:
+        is_short = accelerator.device.type != "cuda" or num_bytes > torch.cuda.mem_get_info(accelerator.device)[0]
+    return not largest(accelerator, [float(is_short)])[0]
 
 
 def model_config(settings: TrainingSettings, base: BaseModel | None) -> PretrainedConfig:
@@ -95,18 +133,33 @@ def process_memory(config: PretrainedConfig, settings: TrainingSettings, acceler
     device = accelerator.device
     num_bytes = round(ALLOCATOR_OVERHEAD * estimate_memory(config, settings, device, accelerator.mixed_precision))
     if accelerator.num_processes > 1:
-        with FakeTensorMode():
-            itemsize = getattr(torch, settings.weights_dtype).itemsize
-            num_bytes += itemsize * AutoModelForCausalLM.from_config(config).num_parameters()
+        num_bytes += getattr(torch, settings.weights_dtype).itemsize * sketch(config).num_parameters()
     # By now the libraries and the text are loaded, as in the run.
     return num_bytes + (psutil.Process().memory_info().rss if device.type == "cpu" else 0)
 
 
-def time_line(flops: float, peak: float, minutes: float | None) -> str:
+def measured_time(run: Run) -> str:
+    """Describe the time of a run by that of its parts on this machine, or what its minutes allow."""
+    if run.settings.minutes is not None:
+        return f"time {run.settings.minutes:g} minutes; the steps are about as many as they allow"
+    total, besides = (
+        timedelta(seconds=math.ceil(seconds))
+        for seconds in (run.start_seconds + seconds_to_result(run), run.start_seconds + seconds_besides_steps(run))
+    )
+    return (
+        f"time about {total} by a measured micro-batch, of which {besides} start, evaluations, samples, checkpoints "
+        "and end; --minutes would bound it"
+    )
+
+
+def least_time(flops: float, peak: float, minutes: float | None) -> str:
     """Describe the least time of training and evaluations, at an MFU of 100 %, or what the minutes allow."""
     at_peak = f"{peak / 1e9:,.0f} GFLOP/s"
     if minutes is not None:
         return f"time {minutes:g} minutes; the steps are the most that they allow, at a peak of {at_peak}"
     seconds = flops / peak
     time = timedelta(seconds=round(seconds)) if seconds >= 1 else f"{seconds:.2g} s"
-    return f"time at least {time} ({flops:.3g} FLOPs at a peak of {at_peak}), evaluations included"
+    return (
+        f"time at least {time} ({flops:.3g} FLOPs at a peak of {at_peak}), evaluations included; not measured, "
+        "because the memory of this machine does not suffice"
+    )

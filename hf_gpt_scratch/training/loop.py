@@ -34,13 +34,15 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore
 from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
 from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
+from hf_gpt_scratch.training.plan import batches_together
+from hf_gpt_scratch.training.preflight import is_compiled
 from hf_gpt_scratch.training.reporting.card import card_details
 from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, evaluation_bar, warn
 from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
-from hf_gpt_scratch.training.time_budget import note_start, note_step
+from hf_gpt_scratch.training.time_budget import note_start, note_step, seconds_besides_steps
 
 
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
@@ -115,11 +117,13 @@ def train_run(run: Run) -> TrainingResult:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             first = settings.eval_iter if settings.initial_eval_iter is None else settings.initial_eval_iter
-            evaluate(run, run.evaluation_plan.windows(first), first)
+            with run.stopwatch.part("evaluations"):
+                evaluate(run, run.evaluation_plan.windows(first), first)
         note_start(run)
     elif progress.global_step == run.num_steps and progress.whole_losses is not None:  # resumed at its end
         record_evaluation(run, *progress.whole_losses)
-    display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process)
+    parts = run.stopwatch.parts
+    display = StepDisplay(run.num_steps, progress.global_step, run.accelerator.is_main_process, parts)
     with signals.noted(), closing(display):
         if progress.is_step_open:
             after_step(run)
@@ -159,10 +163,12 @@ def after_step(run: Run) -> None:
     before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
     try:
         if settings.eval_steps and (step - settings.eval_first_step) % settings.eval_steps == 0:
-            _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
+            with run.stopwatch.part("evaluations"):
+                _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
             is_best = settings.load_best_model_at_end and progress.note_if_best(validation_loss)
         if ends_epoch or is_last:
-            write_sample(run)
+            with run.stopwatch.part("samples"):
+                write_sample(run)
     except WorkStopped as stop:
         saved, draws = before
         progress.restore(saved)
@@ -173,7 +179,7 @@ def after_step(run: Run) -> None:
         progress.finish_epoch()
     # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
     may_be_broken = progress.skipped_in_a_row > 0
-    is_due = not may_be_broken and settings.save_steps > 0 and step % settings.save_steps == 0
+    is_due = not may_be_broken and bool(settings.save_steps and step % settings.save_steps == 0)
     is_pushed = not may_be_broken and settings.push_steps > 0 and step % settings.push_steps == 0 and not is_last
     checkpoint = run.save() if is_last or is_due or is_best or is_pushed else None
     if checkpoint and is_pushed and not agreed_signal(run.accelerator, run.signals):
@@ -265,7 +271,7 @@ def record_step(
             f"step {progress.global_step} reached {flops.peak / 1e9:,.0f} GFLOP/s, more than the peak of the start: "
             "the MFU is from now on that of the fastest step"
         )
-    display.num_steps = run.num_steps
+    display.num_steps, display.seconds_besides = run.num_steps, seconds_besides_steps(run)
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)
     values = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
     # JSON has no NaN, and a tracker cannot plot it.
@@ -350,7 +356,9 @@ def sum_of_losses(run: Run, loader: DataLoader, num_batches: int) -> LossSum:
     """Sum the losses over the first batches of a loader, each process computing its share."""
     batches = islice(until_signal(run.accelerator, run.signals, loader), num_batches)
     shown = evaluation_bar(batches, min(num_batches, len(loader)), run.accelerator.is_main_process)
-    share = sum_losses(run.model, shown, run.settings.chunked_loss)
+    # Compiled code is made for one shape.
+    num_together = 1 if is_compiled(run.settings, run.accelerator) else batches_together(run.settings)
+    share = sum_losses(run.model, shown, run.settings.chunked_loss, num_together)
     return sum(gather_object([share]), LossSum(0.0, 0))
 
 
@@ -388,12 +396,14 @@ def write_sample(run: Run) -> None:
 def finish(run: Run) -> TrainingResult:
     """Evaluate, on the whole validation text where that takes a small part of the run, and write the repository."""
     run.load_best_weights()
-    train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
+    with run.stopwatch.part("evaluations"):
+        train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
     bits = run.in_bits_per_byte(validation_loss)
     figures = {"validation_loss": validation_loss, "perplexity": perplexity(validation_loss), **bits}
-    run.history.append("end", **figures, seconds=seconds)
+    parts = {"start": run.start_seconds, **run.stopwatch.parts}
+    run.history.append("end", **figures, seconds=seconds, seconds_of_parts=parts)
     repository = run.output_dir / "model"
     kept = ["README.md"] if run.history.is_edited(repository / "README.md") else []
     write_repository(run, repository, kept)

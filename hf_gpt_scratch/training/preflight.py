@@ -1,6 +1,5 @@
 """Try beforehand that this machine can compute a step as the settings ask for."""
 
-import time
 from typing import Any
 
 import torch
@@ -11,12 +10,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from hf_gpt_scratch.evaluation import evaluation_mode
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
-from hf_gpt_scratch.training.reporting.mfu import synchronize
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.stopping import largest
-
-
-LONG_SECONDS = 5.0  # of a micro-batch in which warming up makes no difference
 
 
 def is_compiled(settings: TrainingSettings, accelerator: Accelerator) -> bool:
@@ -95,28 +89,3 @@ def micro_batch(settings: TrainingSettings, device: torch.device) -> dict[str, A
     if settings.separate_documents:
         batch["position_ids"] = torch.arange(shape[1], device=device).repeat(shape[0], 1)
     return batch
-
-
-def seconds_of_micro_batch(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> float:
-    """Measure the seconds of a micro-batch forward and backward, without a step. Collective: call on every process.
-
-    The first one warms up, and counts only if it is a long one. Of those that another second has time for, at most
-    ten, the fastest counts. The gradients are dropped and the generators restored.
-    """
-    batch, device = micro_batch(settings, accelerator.device), accelerator.device
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
-        synchronize(device)
-        return time.perf_counter() - started
-
-    try:
-        with torch.random.fork_rng():
-            first = largest(accelerator, [seconds()])[0]  # so that all processes try as often
-            if first > LONG_SECONDS:
-                return first
-            second = largest(accelerator, [seconds()])[0]
-            return min([second, *(seconds() for _ in range(min(9, int(1 / second))))])
-    finally:
-        model.zero_grad(set_to_none=True)

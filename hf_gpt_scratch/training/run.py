@@ -41,6 +41,7 @@ from hf_gpt_scratch.training.reporting.hub_pushes import BackgroundPushes
 from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops
 from hf_gpt_scratch.training.settings import FRESH_ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.training.speed import Speed
 
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Run:
     validation_sampler: StepSampler
     evaluation_plan: EvaluationPlan
     expected_steps: int  # optimizer steps; where minutes bound the run, as they were estimated before the first
-    micro_batch_seconds: float  # forward and backward, measured before the first step
+    speed: Speed  # measured before the first step
     stopwatch: Stopwatch
     flops: ModelFlops
     cpu_speedups: list[str]  # those that are on, each with its reason
@@ -102,6 +103,11 @@ class Run:
     def num_steps(self) -> int:
         """The optimizer steps of the run, by what is known now."""
         return self.progress.planned_steps or self.expected_steps
+
+    @property
+    def start_seconds(self) -> float:
+        """The seconds from the start of the process until the run was built."""
+        return self.started - self.stopwatch.begun
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -166,14 +172,15 @@ class Run:
 
     def save(self) -> Path:
         """Save a checkpoint of this moment, then delete old ones. Collective: call on every process."""
-        started = time.perf_counter()
-        self.progress.mark_history(*self.history.mark())
-        saved = self.saved_state()
-        path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, self.optimizer, saved)
-        keep, best_step = self.settings.save_total_limit, self.progress.best_step
-        on_main_process(self.accelerator, lambda: remove_old_checkpoints(path, keep, best_step))
+        before = self.stopwatch.parts["checkpoints"]
+        with self.stopwatch.part("checkpoints"):
+            self.progress.mark_history(*self.history.mark())
+            saved = self.saved_state()
+            path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, self.optimizer, saved)
+            keep, best_step = self.settings.save_total_limit, self.progress.best_step
+            on_main_process(self.accelerator, lambda: remove_old_checkpoints(path, keep, best_step))
         if self.settings.minutes is not None:
-            self.progress.note_saving(time.perf_counter() - started)
+            self.progress.note_saving(self.stopwatch.parts["checkpoints"] - before)
         return path
 
     def saved_state(self) -> SavedState:

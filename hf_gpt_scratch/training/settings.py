@@ -38,6 +38,10 @@ ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
 WARMUP_STEPS = 20  # by default, in a run of at least twice as many
 EVAL_STEPS, MAX_EVALUATIONS = 20, 50  # by default: the steps between evaluations, unless there would be more of them
+# Trained on between evaluations and between checkpoints at least, but for the bundled texts. An evaluation scores
+# eight windows of both texts at least, in the time of training on about six; a checkpoint takes that of about a
+# thousand tokens, whatever the size of the model.
+WINDOWS_BETWEEN, SAVE_STEPS, TOKENS_BETWEEN = 128, 100, 1 << 16
 
 
 def setting(default: Any, help_text: str, may_change_on_resume: bool = False) -> Any:
@@ -230,7 +234,7 @@ class TrainingSettings:
     )
     eval_steps: PositiveInt | None = setting(
         None,
-        "optimizer steps between evaluations; none: 20, or a fiftieth of a longer run",
+        "optimizer steps between evaluations; none: 20, or a fiftieth of a longer run, or more where steps are small",
         may_change_on_resume=True,
     )
     eval_iter: NonNegativeInt | None = setting(
@@ -245,8 +249,10 @@ class TrainingSettings:
     eval_first_step: bool = setting(False, "count eval_steps from the first step, as the tutorial does")
     sample_prompt: str = setting("The lamp", "start of the sample written after every epoch")
     sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
-    save_steps: NonNegativeInt = setting(
-        100, "optimizer steps between checkpoints; 0: only at the end", may_change_on_resume=True
+    save_steps: NonNegativeInt | None = setting(
+        None,
+        "optimizer steps between checkpoints; 0: only at the end; none: 100, or more where steps are small",
+        may_change_on_resume=True,
     )
     save_total_limit: PositiveInt = setting(2, "newest checkpoints to keep", may_change_on_resume=True)
     load_best_model_at_end: bool = setting(
@@ -398,7 +404,14 @@ class TrainingSettings:
         elif warmup_steps >= num_steps:
             raise ValueError(f"--warmup_steps {warmup_steps} leaves none of the {num_steps} steps for training")
         eval_steps = self.eval_steps or max(EVAL_STEPS, math.ceil(num_steps / MAX_EVALUATIONS))
-        return replace(self, warmup_steps=warmup_steps, eval_steps=eval_steps)
+        save_steps = SAVE_STEPS if self.save_steps is None else self.save_steps
+        if self.train_file or self.train_data:
+            windows_a_step = self.per_device_train_batch_size * self.gradient_accumulation_steps
+            if self.eval_steps is None:
+                eval_steps = max(eval_steps, math.ceil(WINDOWS_BETWEEN / windows_a_step))
+            if self.save_steps is None:
+                save_steps = max(save_steps, math.ceil(TOKENS_BETWEEN / (windows_a_step * self.window_size)))
+        return replace(self, warmup_steps=warmup_steps, eval_steps=eval_steps, save_steps=save_steps)
 
     def model_config(self) -> "GPTScratchConfig":
         """Build the config of a fresh model, for the vocabulary."""

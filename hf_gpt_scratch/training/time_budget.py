@@ -4,14 +4,15 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 
-from hf_gpt_scratch.training.plan import COST_OF_SCORING, EVALUATIONS_SHARE, LAST_SHARE, plan_evaluations
+from hf_gpt_scratch.training.plan import EVALUATIONS_SHARE, LAST_SHARE, plan_evaluations
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
 
 
-# Writing the result and leaving take this part of the time that the start took, in which the libraries were loaded.
-ENDING_SHARE = 0.3
+# Writing the result and leaving take this part of the time that the start took, in which the libraries were loaded; a
+# start is longer than this many seconds where a long text is read.
+ENDING_SHARE, LIBRARIES_SECONDS = 0.3, 30.0
 
 
 def fit_to_minutes(run: Run, asked: TrainingSettings) -> Run:
@@ -26,8 +27,8 @@ def fit_to_minutes(run: Run, asked: TrainingSettings) -> Run:
     """
     minutes = run.settings.minutes or 0.0
     # The slowest process decides for all.
-    start, a_step = largest(run.accelerator, [run.stopwatch.read(), step_seconds(run, with_evaluations=True)])
-    left = 60 * minutes - (1 + ENDING_SHARE) * start
+    start, a_step = largest(run.accelerator, [run.stopwatch.read(), step_seconds(run, with_others=True)])
+    left = 60 * minutes - start - leaving_seconds(start)
     if left <= 0:
         raise ValueError(f"--minutes {minutes:g} end before the first step, the start took {start:.0f} s: give more")
     return expect_steps(run, asked, max(1, int(left / a_step)))
@@ -41,31 +42,59 @@ def expect_steps(run: Run, asked: TrainingSettings, num_steps: int) -> Run:
     return replace(run, settings=settings, evaluation_plan=plan, expected_steps=num_steps)
 
 
-def step_seconds(run: Run, with_evaluations: bool = False) -> float:
-    """Estimate the seconds of an optimizer step by those of a micro-batch; the update of the weights is left out."""
-    seconds = run.settings.gradient_accumulation_steps * run.micro_batch_seconds
-    return seconds / (1 - EVALUATIONS_SHARE - LAST_SHARE) if with_evaluations else seconds
+def step_seconds(run: Run, with_others: bool = False) -> float:
+    """Estimate the seconds of an optimizer step, with its part of evaluations, samples and checkpoints if asked."""
+    settings, speed = run.settings, run.speed
+    seconds = settings.gradient_accumulation_steps * speed.micro_batch + speed.update
+    if not with_others:
+        return seconds
+    others = speed.sample / len(run.train_sampler) + (
+        speed.checkpoint / settings.save_steps if settings.save_steps else 0
+    )
+    return seconds / (1 - EVALUATIONS_SHARE - LAST_SHARE) + others
+
+
+def leaving_seconds(start: float) -> float:
+    """Estimate the seconds in which the result is written and the process ends, by those of its start."""
+    return ENDING_SHARE * min(start, LIBRARIES_SECONDS)
 
 
 def window_seconds(run: Run) -> float:
-    """Estimate the seconds in which this process scores a window, by those of a micro-batch."""
-    return COST_OF_SCORING * run.micro_batch_seconds / run.settings.per_device_train_batch_size
+    """Estimate the seconds in which this process scores a window."""
+    return run.speed.scoring / run.settings.per_device_train_batch_size
+
+
+def seconds_besides_steps(run: Run) -> float:
+    """Estimate the seconds of the evaluations, samples and checkpoints still to come, and of the end."""
+    settings, plan, done, num_steps = run.settings, run.evaluation_plan, run.progress.global_step, run.num_steps
+
+    def left_of(interval: int) -> int:
+        """Count the multiples of an interval that are still to come, and the last step."""
+        return -(-num_steps // interval) - done // interval
+
+    num_evaluated = 1 + done // (settings.eval_steps or num_steps) if done else 0
+    scored = max(2 * plan.at_end, plan.num_scored - 2 * plan.each * num_evaluated)
+    seconds = scored / run.accelerator.num_processes * window_seconds(run)
+    seconds += left_of(len(run.train_sampler)) * run.speed.sample
+    seconds += left_of(settings.save_steps or num_steps) * run.speed.checkpoint
+    return seconds + leaving_seconds(run.start_seconds)
+
+
+def seconds_to_result(run: Run) -> float:
+    """Estimate the seconds from here to the result of a run, all counted."""
+    return (run.num_steps - run.progress.global_step) * step_seconds(run) + seconds_besides_steps(run)
 
 
 def length_line(run: Run) -> str | None:
-    """Describe how long the rest of a run takes, without samples, checkpoints and the result; None at its end."""
+    """Describe how long the rest of a run takes; None at its end."""
     progress, minutes = run.progress, run.settings.minutes
-    steps_left = run.num_steps - progress.global_step
-    if steps_left <= 0:
+    if run.num_steps <= progress.global_step:
         return None
     if minutes is not None:
         spent = f", of which {progress.seconds / 60:.1f} are over" if progress.seconds else ""
         return f"the run ends about {minutes:g} minutes after its start{spent}"
-    # As if the evaluations were spread evenly over the run.
-    scored = run.evaluation_plan.num_scored / run.accelerator.num_processes * steps_left / run.num_steps
-    seconds = steps_left * step_seconds(run) + scored * window_seconds(run)
-    time = timedelta(seconds=math.ceil(seconds))
-    return f"training and evaluations take about {time}; --minutes would bound the run"
+    time = timedelta(seconds=math.ceil(seconds_to_result(run)))
+    return f"from here to its result the run takes about {time}; --minutes would bound it"
 
 
 def note_start(run: Run) -> None:
@@ -91,7 +120,7 @@ def plan_steps(run: Run) -> None:
     elif progress.timed_steps:
         more = int(left * progress.timed_steps / progress.step_seconds)
     else:
-        more = max(1, int(left / step_seconds(run, with_evaluations=True)))
+        more = max(1, int(left / step_seconds(run, with_others=True)))
     # All processes take as many steps as the slowest has time for.
     more = -int(largest(run.accelerator, [-float(more)])[0])
     progress.plan_steps(run.expected_steps, progress.global_step + more)
@@ -104,4 +133,4 @@ def ending_seconds(run: Run) -> float:
     # Training windows are scored too. The evaluation before the first step is no measure: it warms up.
     a_window = progress.scoring_seconds or 2 * window_seconds(run) / run.accelerator.num_processes
     scored = plan.at_end + (plan.each if progress.global_step and not since_evaluation else 0)
-    return ENDING_SHARE * progress.start_seconds + progress.saving_seconds + scored * a_window
+    return leaving_seconds(progress.start_seconds) + progress.saving_seconds + scored * a_window

@@ -18,6 +18,7 @@ from .measuring import format_report
 from .past_context import PastContext
 from .plot import plot_comparisons, plot_growth
 from .profiling import Profiling
+from .shares import Shares
 from .speed_table import speed_tables, write_tables
 from .time_to_loss import TimeToLoss
 from .tokenization import Tokenization
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "train": Training(),
     "generate": Generation(),
     "profile": Profiling(),
+    "shares": Shares(),
 }
 RESULTS = Path(__file__).with_name("results")
 

@@ -133,6 +133,24 @@ def test_evaluation_writes_no_gradient():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_evaluation_multiplies_once():
+    """Under no_grad a parameter still asks for a gradient: the head's took as long as the losses, in vain."""
+    hidden, weight, labels = torch.rand(9, 4), torch.nn.Parameter(torch.rand(7, 4)), torch.arange(9) % 7
+
+    def products():
+        with torch.profiler.profile() as profile:
+            linear_cross_entropy(hidden, weight, labels, chunk_size=3)
+        return sum(event.count for event in profile.key_averages() if event.key in ("aten::addmm_", "aten::mm"))
+
+    with torch.no_grad():
+        assert products() == 3
+        each = linear_cross_entropy(hidden, weight, labels, chunk_size=3, reduction="none")
+    assert products() == 6
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    assert torch.allclose(each, expected, rtol=TOLERANCE)
+    assert not each.requires_grad
+
+
 def test_frozen_head_and_frozen_body():
     ids, labels = batch()
     for frozen in ("lm_head", "model"):

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from hf_gpt_scratch.runtime import launching
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from tests.markers import nightly
 
@@ -34,6 +36,23 @@ CONFIGS = {
     "fsdp2.yaml": (DistributedType.FSDP, 2),
     "one_device.yaml": (DistributedType.NO, 1),
 }
+
+
+def test_the_time_of_the_launchers_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that started the process does not; of torchrun's processes what has started torchrun does."""
+    shell = SimpleNamespace(pid=1, cmdline=lambda: ["bash"], parent=lambda: None)
+    launcher = SimpleNamespace(pid=2, cmdline=lambda: ["python", "accelerate", "launch", "x.py"], parent=lambda: shell)
+    agent = SimpleNamespace(pid=3, cmdline=lambda: ["python", "x.py"], parent=lambda: launcher)
+    process = SimpleNamespace(pid=4, parent=lambda: agent)
+    alone = SimpleNamespace(pid=5, parent=lambda: shell)
+    known = {each.pid: each for each in (shell, launcher, agent, process, alone)}
+    monkeypatch.setattr(launching.sys, "argv", ["x.py"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for this, is_of_torchrun, first in ((alone, False, alone), (agent, False, launcher), (process, True, launcher)):
+        monkeypatch.setattr(launching.psutil, "Process", lambda pid=None, this=this: known[pid] if pid else this)
+        if is_of_torchrun:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        assert launching.first_process() is first
 
 
 def test_every_config_is_read_by_accelerate(project_root: Path) -> None:

@@ -45,7 +45,7 @@ def rows(folder: Path, event: str) -> list[dict]:
 
 def outcome(folder: Path) -> tuple:
     """All that must be the same in a resumed run: every row but its speed, and every bit of the last checkpoint."""
-    speed = ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds_left", "seconds")
+    speed = ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds_left", "seconds", "seconds_of_parts")
     found = [row for event in ("step", "evaluation", "sample", "end") for row in rows(folder, event)]
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
     tensors = [path.read_bytes() for path in sorted(last.glob("*.safetensors"))]

@@ -1,5 +1,6 @@
 """Proves that the wall time is that of the process, and that laps add up."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -24,3 +25,17 @@ def test_laps_add_up() -> None:
     assert max(laps[1:]) < 60
     assert sum(laps) + stopwatch.read() == pytest.approx(time.perf_counter() - begun, abs=60)
     assert Stopwatch().read() < 60
+
+
+def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that ends with an error."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    stopwatch = Stopwatch()
+    for seconds in (2.0, 3.0):
+        with contextlib.suppress(ValueError), stopwatch.part("samples"):
+            now[0] += seconds
+            raise ValueError
+    now[0] += 10
+    assert stopwatch.parts == {"samples": 5.0}
+    assert (stopwatch.begun, stopwatch.read()) == (100.0, 15.0)

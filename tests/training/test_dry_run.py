@@ -6,20 +6,33 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
+import psutil
 import pytest
 
+from hf_gpt_scratch.training import build
 from hf_gpt_scratch.training.command_line import RECIPES, parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.speed import Speed
 from tests.training.histories import rows
 
 
+@pytest.mark.parametrize("fits", [True, False])
 def test_figures_are_those_of_the_run_and_nothing_is_written(
-    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path
+    tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
+    """By the time of a micro-batch where the memory suffices, else by the peak."""
+    speed = Speed(micro_batch=10.0, update=1.0, scoring=4.0, sample=3.0, checkpoint=2.0)
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: speed)
+    monkeypatch.setattr(Run, "start_seconds", 20.0)
+    if not fits:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: Mock(available=1e6))
     settings = tiny_settings(max_steps=-1, num_train_epochs=2, peak_flops=1e6)
     before = sorted(tmp_path.rglob("*"))
     lines = dry_run(settings)
@@ -33,9 +46,19 @@ def test_figures_are_those_of_the_run_and_nothing_is_written(
     assert f"{begin['steps_per_epoch']:,} steps an epoch, {begin['steps']:,} steps" in text
     assert f"{last['tokens_seen']:,} tokens\n" in text
     # Each evaluation scores the whole validation text and as much of the other, by forward passes.
-    scored = 2 * 16 * math.ceil((begin["validation_tokens"] - 1) / 16) * len(rows(settings.output_dir, "evaluation"))
-    seconds = round((last["tokens_seen"] + scored / 3) * begin["flops_per_token"] / 1e6)
-    assert f"time at least {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} " in text
+    windows = 2 * math.ceil((begin["validation_tokens"] - 1) / 16) * len(rows(settings.output_dir, "evaluation"))
+    if fits:
+        # Four windows are scored in 4 seconds; a sample each epoch, one checkpoint; the end takes 0.3 of the start.
+        besides = 20 + windows + 3 * len(rows(settings.output_dir, "sample")) + 2 + 6
+        total = timedelta(seconds=begin["steps"] * 11 + besides)
+        line = (
+            f"time about {total} by a measured micro-batch, of which {timedelta(seconds=besides)} start, evaluations,"
+        )
+    else:
+        computed = last["tokens_seen"] + 16 * windows / 3
+        line = f"time at least {timedelta(seconds=round(computed * begin['flops_per_token'] / 1e6))} "
+        assert text.count("not measured, because the memory of this machine does not suffice") == 1
+    assert line in text
     with pytest.raises(FileExistsError, match="holds another run"):
         dry_run(settings)
 

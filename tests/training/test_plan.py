@@ -75,6 +75,17 @@ def test_evaluations_take_a_small_part_of_any_run(
     assert (evaluations_line(plan, settings) is None) == (plan.each == num_windows)
 
 
+def test_evaluations_and_checkpoints_of_small_steps_are_further_apart() -> None:
+    """An evaluation after 128 windows, a checkpoint after 65,536 tokens. The bundled story's stay as they are."""
+    for batch, own, bundled in ((2, (64, 256), (20, 100)), (4, (32, 128), (20, 100)), (32, (20, 100), (20, 100))):
+        for text, expected in (({"train_file": ["x"]}, own), ({"train_data": "x"}, own), ({}, bundled)):
+            settings = TrainingSettings(**text, per_device_train_batch_size=batch).with_num_steps(300)
+            assert (settings.eval_steps, settings.save_steps) == expected
+    asked = TrainingSettings(train_file=["x"], eval_steps=3, save_steps=0).with_num_steps(300)
+    assert (asked.eval_steps, asked.save_steps) == (3, 0)
+    assert TrainingSettings(train_file=["x"]).with_num_steps(10_560).eval_steps == 212
+
+
 def test_asked_evaluations_are_made() -> None:
     for eval_iter, at_end, num_scored in ((0, 23_500, 2 * 23_500 * 49), (3, 81, 2 * (6 * 49 + 81))):
         settings = TrainingSettings(eval_iter=eval_iter).with_num_steps(1056)

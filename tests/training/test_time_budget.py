@@ -1,11 +1,14 @@
 """Proves that minutes decide the steps, that the rate ends with them, and that measuring a step changes no run."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import psutil
 import pytest
 
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
@@ -14,7 +17,10 @@ from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.progress import Progress
+from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.speed import Speed
+from hf_gpt_scratch.training.time_budget import leaving_seconds
 from tests.training.histories import rows, step_losses
 
 
@@ -32,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stopwatch, "lap", lap)
     monkeypatch.setattr(Progress, "note_scoring", lambda self, seconds: None)
     monkeypatch.setattr(Progress, "note_saving", lambda self, seconds: None)
-    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1e-6)
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: Speed(1e-6))
 
 
 def resumed(settings: TrainingSettings, **changes: object) -> TrainingSettings:
@@ -107,7 +113,7 @@ def test_measuring_changes_nothing(
     changes = {"dropout": 0.1, "optimizer_in_backward": True, "max_grad_norm": 0.0}
     measured = tiny_settings(**changes)
     train(measured)
-    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 1.0)
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: Speed(1.0))
     plain = tiny_settings(**changes, output_dir=str(tmp_path / "plain"))
     train(plain)
     assert step_losses(Path(measured.output_dir)) == step_losses(Path(plain.output_dir))
@@ -116,10 +122,16 @@ def test_measuring_changes_nothing(
 def test_length_is_said_before_the_first_step(
     tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """6 steps of 4 windows, 40 seconds each; 3 evaluations of 5 windows of both texts at 0.65 of 10 seconds."""
-    monkeypatch.setattr(build, "seconds_of_micro_batch", lambda *arguments: 40.0)
-    train(tiny_settings())
-    line = "training and evaluations take about 0:07:15; --minutes would bound the run\n"
+    """Everything counts.
+
+    6 steps of 4 windows, 40 + 5 seconds each: 270. 3 evaluations of 5 windows of both texts, 4 windows in 20 seconds:
+    150. A sample at the end, 7 seconds, and checkpoints after 4 and 6 steps, 4 seconds each; the end takes 0.3 of 20.
+    """
+    speed = Speed(micro_batch=40.0, update=5.0, scoring=20.0, sample=7.0, checkpoint=4.0)
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: speed)
+    monkeypatch.setattr(Run, "start_seconds", 20.0)
+    train(tiny_settings(save_steps=4))
+    line = "from here to its result the run takes about 0:07:21; --minutes would bound it\n"
     out = capsys.readouterr().out
     assert line in out
     assert out.index(line) < out.index("step 0")
@@ -144,6 +156,55 @@ def test_minutes_replace_the_steps_of_a_recipe() -> None:
     assert (settings.minutes, settings.max_steps, settings.warmup_steps) == (5.0, -1, None)
 
 
-def test_dry_run_says_the_most_steps(tiny_settings: Callable[..., TrainingSettings]) -> None:
-    lines = dry_run(tiny_settings(**BOUNDED, minutes=2.0, peak_flops=1e9))
+def test_reading_a_long_text_does_not_lengthen_the_end() -> None:
+    assert leaving_seconds(10.0) == 3.0
+    assert leaving_seconds(300.0) == 9.0
+
+
+@pytest.mark.parametrize("text", ["the text", "a text smaller than a batch"])
+def test_dry_run_says_how_many_steps_fit(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Two minutes in steps of one second, of which evaluations take 11 %; the start takes next to nothing."""
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: Speed(1.0))
+    batch = 4 if text == "the text" else 99
+    lines = dry_run(tiny_settings(**BOUNDED, minutes=2.0, per_device_train_batch_size=batch))
+    assert "time 2 minutes; the steps are about as many as they allow" in lines
+    (steps,) = (int(found) for line in lines for found in re.findall(r"steps an epoch, (\d+) steps", line))
+    assert 90 <= steps <= 106  # 106 = 120 * 0.89; the test's own start counts
+    assert any("99 windows x 1 micro-batches are cut to 34 x 1" in line for line in lines) == (batch == 99)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Mock(available=1e6))
+    lines = dry_run(tiny_settings(**BOUNDED, minutes=2.0, peak_flops=1e9, per_device_train_batch_size=batch))
     assert "time 2 minutes; the steps are the most that they allow, at a peak of 1 GFLOP/s" in lines
+
+
+@pytest.mark.usefixtures("clock")
+def test_changed_minutes_are_kept_when_a_run_is_resumed_in_its_middle(
+    tiny_settings: Callable[..., TrainingSettings],
+) -> None:
+    """Fewer minutes: the run ends earlier, and settings.json says why."""
+    settings = tiny_settings(**BOUNDED, minutes=1.0, save_steps=10, save_total_limit=9)
+    train(settings)
+    for path in Path(settings.output_dir, "checkpoints").glob("step-000000[2-5]*"):
+        shutil.rmtree(path)
+    train(resumed(settings, minutes=0.5))
+    assert len(rows(settings.output_dir, "step")) == 10 + 30 - 5 - 10 - 5 - 2
+    written = json.loads(Path(settings.output_dir, "settings.json").read_text(encoding="utf-8"))
+    assert written["minutes"] == 0.5
+    assert progress_of(settings, 18)["schedule_steps"] is None  # it did not become longer
+
+
+def test_a_checkpoint_is_reserved_at_the_end(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 30 steps of a second, those are left out in which the last checkpoint is written, once one was timed."""
+    monkeypatch.setattr(Progress, "note_scoring", lambda self, seconds: None)
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: Speed(1e-6))
+    monkeypatch.setattr(Stopwatch, "lap", lambda self: 1.0)
+    note_saving = Progress.note_saving
+    for number, (seconds, steps) in enumerate(((0.0, 28), (8.0, 20))):
+        monkeypatch.setattr(Progress, "note_saving", lambda self, _, seconds=seconds: note_saving(self, seconds))
+        settings = tiny_settings(**BOUNDED, minutes=0.5, save_steps=10)
+        settings.output_dir += str(number)
+        train(settings)
+        assert len(rows(settings.output_dir, "step")) == steps

@@ -159,12 +159,15 @@ class History:
         """Return the losses of all evaluations and steps over `global_step` or `tokens_seen`, in a larger unit."""
         evaluations = self.rows("evaluation")
         steps = [row for row in self.rows("step") if row.get("loss") is not None and key in row]
+        # The text is the same, so that all evaluations have one factor.
+        in_bits = [row for row in evaluations if "bits_per_byte" in row and row["validation_loss"]]
         return LossCurves(
             [row[key] / unit for row in evaluations],
             [row["train_loss"] for row in evaluations],
             [row["validation_loss"] for row in evaluations],
             [row[key] / unit for row in steps],
             [row["loss"] for row in steps],
+            in_bits[-1]["bits_per_byte"] / in_bits[-1]["validation_loss"] if in_bits else None,
         )
 
     def note_card(self, card: Path, is_kept: bool) -> None:

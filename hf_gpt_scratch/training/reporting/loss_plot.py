@@ -11,7 +11,7 @@ from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.progress_bar import warn
 
 
-LARGEST_SHARE = 0.05  # of the time of a run that may go into drawing
+LARGEST_SHARE = 0.01  # of the time of a run that may go into drawing
 
 
 class LossPlot:

@@ -3,8 +3,8 @@
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 # Fits into 80 columns: the bar takes the space that is left.
-BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {left} left{postfix}"
 LOG_SECONDS = 10.0  # between two lines of a log
 BEAT_SECONDS = 0.25  # between two readings of the clock
 PAUSE_SECONDS = 2.0  # without a reading: then the whole process was stopped, not only busy
@@ -45,6 +45,18 @@ class WorkingTime:
         return time.perf_counter() - self.started - self._paused - self._pause()
 
 
+class StepBar(tqdm):
+    """A bar with a time left of ours, which counts more than steps."""
+
+    seconds_left: float | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Add the time left to what a format may name."""
+        left = "?" if self.seconds_left is None else tqdm.format_interval(self.seconds_left)
+        return {**super().format_dict, "left": left}
+
+
 class StepDisplay:
     """Shows loss, speed, memory and time left on stderr.
 
@@ -52,27 +64,32 @@ class StepDisplay:
         num_steps: optimizer steps of the run.
         first_step: steps done before, in a resumed run.
         enabled: False on a process that shows nothing.
+        parts: seconds that went into other parts of the run than steps; they grow with it.
     """
 
-    def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
+    def __init__(
+        self, num_steps: int, first_step: int, enabled: bool, parts: Mapping[str, float] | None = None
+    ) -> None:
         self.num_steps = num_steps
         self.first_step = first_step
+        self.parts = {} if parts is None else parts
+        self.seconds_before = sum(self.parts.values())
+        self.seconds_besides = 0.0  # of what is still to come besides the steps
         self.worked = WorkingTime()
         self.last_line = time.perf_counter()
         self.logs = enabled and not sys.stderr.isatty()
-        self.bar = tqdm(
+        self.bar = StepBar(
             total=num_steps,
             initial=first_step,
             disable=not enabled or self.logs,
             bar_format=BAR_FORMAT,
             dynamic_ncols=True,
-            smoothing=0,  # time left by the mean of all steps, evaluations included
         )
 
     def seconds_left(self, step: int) -> float:
-        """Estimate the time until the last step from the steps of this process so far, evaluations included."""
-        seconds_a_step = self.worked.seconds() / (step - self.first_step)
-        return (self.num_steps - step) * seconds_a_step
+        """Estimate the time until the result: of the steps by those of this process, and of what is left besides."""
+        in_steps = max(0.0, self.worked.seconds() - (sum(self.parts.values()) - self.seconds_before))
+        return (self.num_steps - step) * in_steps / (step - self.first_step) + self.seconds_besides
 
     def show(
         self, step: int, loss: float, tokens_per_second: float, mfu: float, memory: int, num_skipped: int = 0
@@ -80,13 +97,13 @@ class StepDisplay:
         """Show a finished step; `memory` in bytes, `num_skipped` steps so far were not applied."""
         text = f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}, {memory / 1e9:.1f} GB"
         text += f", {num_skipped} skipped" if num_skipped else ""
-        self.bar.total = self.num_steps
+        self.bar.total, self.bar.seconds_left = self.num_steps, self.seconds_left(step)
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         now = time.perf_counter()
         if self.logs and (now - self.last_line >= LOG_SECONDS or step == self.num_steps):
             self.last_line = now
-            left = tqdm.format_interval(self.seconds_left(step))
+            left = tqdm.format_interval(self.bar.seconds_left)
             print(f"step {step}/{self.num_steps}, {left} left, {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -254,6 +254,23 @@ def test_finished_run_becomes_longer_as_if_it_had_been_asked_for_at_once(
     assert json.loads((Path(longer.output_dir) / "settings.json").read_text())["max_steps"] == 15
 
 
+def test_one_more_epoch_of_a_finished_run_is_at_the_lowest_rate(
+    tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
+) -> None:
+    """The chapter's exercise: a cosine is not stretched, and the run says so."""
+    settings = tiny_settings(max_steps=-1, num_train_epochs=1)
+    train(settings)
+    steps = len(step_losses(settings.output_dir))
+    train(replace(settings, num_train_epochs=2, resume=True))
+    lowest = settings.min_learning_rate
+    said = f"the run becomes longer: {2 * steps} steps in place of {steps}, at the learning rate {lowest:g} from step"
+    assert f"{said} {steps} on" in capsys.readouterr().out
+    rates = [row["learning_rate"] for row in rows(settings.output_dir, "step")]
+    assert len(rates) == 2 * steps
+    assert set(rates[steps:]) == {lowest}
+    assert rates[steps - 1] > lowest
+
+
 def test_what_was_written_into_the_result_stays_when_a_run_goes_on(
     tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
 ) -> None:

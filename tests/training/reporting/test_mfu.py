@@ -71,7 +71,8 @@ def test_history_has_the_figures_of_the_bar(tiny_settings: Callable[..., Trainin
         expected = row["tokens_per_second"] * begin["flops_per_token"] / 1e12
         assert row["mfu"] == pytest.approx(expected, abs=1e-4)
         assert 1e8 < row["peak_memory_bytes"] < 1e11
-    assert [row["seconds_left"] > 0 for row in steps] == [True, True, False]
+    left = [row["seconds_left"] for row in steps]
+    assert left[0] > left[-1] > 0  # after the last step evaluation, checkpoint and result are still to come
 
 
 def test_step_faster_than_the_peak_raises_it_and_says_so_once(

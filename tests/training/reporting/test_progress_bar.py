@@ -87,6 +87,17 @@ def test_time_left_counts_the_steps_of_this_process_only(monkeypatch: pytest.Mon
     assert display.seconds_left(54) == 12.0  # four steps took 8 s, six are left
 
 
+def test_time_left_counts_what_is_not_steps_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 seconds 4 went into an evaluation: six steps of one second are left, and 7 seconds besides."""
+    now, parts = [100.0], {"evaluations": 5.0}
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: now[0])
+    display = StepDisplay(60, 50, enabled=False, parts=parts)
+    now[0] += 8.0
+    parts["evaluations"] += 4.0
+    display.seconds_besides = 7.0
+    assert display.seconds_left(54) == 13.0
+
+
 PAUSED = """
 import time
 from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay
