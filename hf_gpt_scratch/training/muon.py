@@ -10,7 +10,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 # Elements of a stack. Larger matrices fill a processor one at a time, and a longer stack would only take memory.
-MOST_ELEMENTS = 2**20
+MOST_ELEMENTS = 2**18
 
 
 class StackedMuon(Muon):

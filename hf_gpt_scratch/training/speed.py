@@ -63,12 +63,14 @@ def measure_speed(
         accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
 
     try:
-        with torch.random.fork_rng():
-            of_micro_batch = seconds(train)
-        model.zero_grad(set_to_none=True)
         with evaluation_mode(model):
             scoring = seconds(lambda: model(**scored)) / num_together
             of_token = seconds(lambda: model(**token)) if settings.sample_tokens and not compiled else 0.0
+        # After the forward passes, since FSDP2 keeps some weights whole until a backward pass, and would miss it if a
+        # checkpoint were loaded meanwhile.
+        with torch.random.fork_rng():
+            of_micro_batch = seconds(train)
+        model.zero_grad(set_to_none=True)
         update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
     finally:
         model.zero_grad(set_to_none=True)

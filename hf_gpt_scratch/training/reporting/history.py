@@ -5,6 +5,7 @@ A run does not need it to continue: a history that was removed or damaged is onl
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -160,7 +161,8 @@ class History:
         evaluations = self.rows("evaluation")
         steps = [row for row in self.rows("step") if row.get("loss") is not None and key in row]
         # The text is the same, so that all evaluations have one factor.
-        in_bits = [row for row in evaluations if "bits_per_byte" in row and row["validation_loss"]]
+        # Neither a loss of 0 nor one that is not finite says how long a token is.
+        in_bits = [row for row in evaluations if 0 < row.get("bits_per_byte", 0) < math.inf]
         return LossCurves(
             [row[key] / unit for row in evaluations],
             [row["train_loss"] for row in evaluations],
