@@ -66,6 +66,7 @@ SPLITS = {
 DROPOUT = {"dropout": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 CLIPPED = {"max_grad_norm": 0.5}
 MUON = {"optim": "muon"}
+WORSE = {"load_best_model_at_end": True, "learning_rate": 1.0, "eval_steps": 1}  # at this rate the first is the best
 HALVES = {"per_device_train_batch_size": 4}
 MORE_OF_ONE = {"one clipped": CLIPPED, "one muon": MUON}
 # name: (FSDP2, settings, the run that it goes on from)
@@ -76,6 +77,7 @@ MORE_OF_TWO = {
     "FSDP2 after one": (True, HALVES, "one 8x1"),
     "DDP after FSDP2": (False, HALVES, "FSDP2 4x1"),
     "FSDP2 muon": (True, HALVES | MUON, None),
+    "FSDP2 best": (True, HALVES | WORSE, None),
     "DDP NaN stop": (False, HALVES, None),
     "DDP NaN skip": (False, HALVES | {"on_bad_step": "skip"}, None),
     "FSDP2 NaN skip": (True, HALVES | {"on_bad_step": "skip"}, None),
@@ -287,6 +289,14 @@ def test_fsdp2_resumes_bit_for_bit(two: tuple) -> None:
         file = Path("checkpoints", f"step-{STEPS:08d}", f"{name}.safetensors")
         assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), name
     assert series(unbroken) != series(folders["FSDP2 2x2"])  # dropout does something
+
+
+def test_fsdp2_scores_the_best_weights_that_it_loads_at_the_end(two: tuple[dict[str, Path], dict]) -> None:
+    """Not weights that an earlier forward pass left whole on every process; the last ones are far worse."""
+    folders, _ = two
+    *during, at_end = series(folders["FSDP2 best"], "validation_loss", "evaluation")
+    assert at_end == pytest.approx(min(during), rel=TOLERANCE)
+    assert during[-1] > at_end + 0.1
 
 
 @pytest.mark.parametrize("way", ["FSDP2 after one", "DDP after FSDP2", "one after FSDP2"])
