@@ -46,14 +46,14 @@ SEED_LINE = "torch.manual_seed(1337 + seed_offset)"  # nanoGPT has no option for
 # No more parameters than nanoGPT's model, which has a row for each of 65 characters and no biases.
 OURS_FLAGS = {
     "vocabulary": "bytes",
-    "hidden_size": "124",
-    "num_hidden_layers": "4",
+    "hidden_size": "160",
+    "num_hidden_layers": "2",
     "num_attention_heads": "4",
     "max_position_embeddings": str(CONTEXT),
     "per_device_train_batch_size": "12",
     "dropout": "0",
     "optim": "muon",
-    "learning_rate": "1e-2",
+    "learning_rate": "2e-2",
     "min_learning_rate": "0",
     "warmup_steps": "30",
     "save_steps": "0",
@@ -152,7 +152,7 @@ class TimeToLoss(Benchmark):
                     ours = train_ours(text, output, part * peer.wall / 60, seed, threads)
                     results[candidate].append(with_score(ours, output / "model", text, "bytes"))
         refuse_larger_model(results)
-        setting = f"{text.name}, 4 layers, context {CONTEXT}, {arguments.rounds} seeds"
+        setting = f"{text.name}, context {CONTEXT}, {arguments.rounds} seeds"
         yield build_report("time_to_loss", setting, machine, results, limits=list(limits(results)))
 
 
