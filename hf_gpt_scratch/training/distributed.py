@@ -6,15 +6,19 @@ Checkpoints and repository folders always hold whole tensors, so they do not dep
 import os
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 Result = TypeVar("Result")
 
@@ -103,6 +107,16 @@ def gather(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tens
             # Whole tensors may not fit on the device together, so each goes to the host at once.
             gathered[name] = values.cpu() if isinstance(tensor, DTensor) else values.contiguous()
     return gathered
+
+
+def reshard(model: nn.Module) -> None:
+    """Leave only the shards of FSDP2's weights, which a forward pass without a backward pass does not do.
+
+    What is written into a weight while it is whole is lost when it is sharded again.
+    """
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            cast("FSDPModule", module).reshard()
 
 
 def shard_like(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -291,12 +291,16 @@ def test_fsdp2_resumes_bit_for_bit(two: tuple) -> None:
     assert series(unbroken) != series(folders["FSDP2 2x2"])  # dropout does something
 
 
-def test_fsdp2_scores_the_best_weights_that_it_loads_at_the_end(two: tuple[dict[str, Path], dict]) -> None:
+def test_fsdp2_scores_and_writes_the_best_weights(two: tuple[dict[str, Path], dict]) -> None:
     """Not weights that an earlier forward pass left whole on every process; the last ones are far worse."""
-    folders, _ = two
-    *during, at_end = series(folders["FSDP2 best"], "validation_loss", "evaluation")
+    folder = two[0]["FSDP2 best"]
+    *during, at_end = series(folder, "validation_loss", "evaluation")
     assert at_end == pytest.approx(min(during), rel=TOLERANCE)
     assert during[-1] > at_end + 0.1
+    result = load_file(folder / "model" / "model.safetensors")
+    best = state(folder, step=during.index(min(during)))
+    assert result.keys() == best.keys()
+    assert all(torch.equal(result[name], weight) for name, weight in best.items())
 
 
 @pytest.mark.parametrize("way", ["FSDP2 after one", "DDP after FSDP2", "one after FSDP2"])

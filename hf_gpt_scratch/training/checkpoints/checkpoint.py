@@ -29,7 +29,7 @@ from hf_gpt_scratch.training.checkpoints.manifest import (
     unexpected_files,
     write_manifest,
 )
-from hf_gpt_scratch.training.distributed import gather, on_main_process, shard_like, shard_optimizer_state
+from hf_gpt_scratch.training.distributed import gather, on_main_process, reshard, shard_like, shard_optimizer_state
 from hf_gpt_scratch.training.progress import Progress
 
 
@@ -240,6 +240,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         ValueError: the checkpoint is of another model.
     """
     saved = load_tensors(path / "model.safetensors")
+    reshard(model)
     parameters = dict(model.named_parameters())
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in parameters.items()}:
         raise ValueError(f"{path} is the checkpoint of another model: its weights have other names or shapes")
