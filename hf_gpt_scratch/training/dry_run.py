@@ -68,8 +68,14 @@ def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]
     if fits(memory, accelerator):
         run = prepare_run(
             replace(settings, peak_flops=peak),
-            *(accelerator, base, encoding, train_windows, validation_windows, num_steps),
-            *(StopSignals("stopped"), stopwatch),
+            accelerator,
+            base,
+            encoding,
+            train_windows,
+            validation_windows,
+            num_steps,
+            StopSignals("stopped"),
+            stopwatch,
         )
         run = run if settings.minutes is None else fit_to_minutes(run, asked)
         settings, num_steps, plan, time = run.settings, run.num_steps, run.evaluation_plan, measured_time(run)
