@@ -19,6 +19,7 @@ from accelerate.utils import (
     parse_flag_from_env,
     set_seed,
 )
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_gpt_scratch.data.document_sources import (
@@ -143,14 +144,7 @@ def prepare_run(
     """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
     num_processes = accelerator.num_processes
     accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
-    micro_batch_size = settings.per_device_train_batch_size * num_processes
-    batch_size = micro_batch_size * settings.gradient_accumulation_steps
-    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
-    loaders = [
-        build_loader(train_windows, batch_size, settings.drop_last),
-        build_loader(train_windows, micro_batch_size, settings.drop_last),
-        build_loader(validation_windows, validation_batch_size),
-    ]
+    loaders = build_loaders(settings, train_windows, validation_windows, num_processes)
     train_sampler, train_eval_sampler, validation_sampler = (
         cast(StepSampler, loader.batch_sampler) for loader in loaders
     )
@@ -162,7 +156,8 @@ def prepare_run(
     try_step(prepared_model, settings, accelerator)
     speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
     if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
-        flops.utilization(micro_batch_size * settings.window_size / speed.micro_batch)
+        tokens = settings.per_device_train_batch_size * num_processes * settings.window_size
+        flops.utilization(tokens / speed.micro_batch)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     vocabulary = vocabulary_of(settings, base)
     return Run(
@@ -193,6 +188,19 @@ def prepare_run(
         loss_plot=LossPlot(history),
         signals=signals,
     )
+
+
+def build_loaders(
+    settings: TrainingSettings, train_windows: TokenWindows, validation_windows: TokenWindows, num_processes: int
+) -> list[DataLoader]:
+    """Build the loaders of training, of evaluating the training text and of the validation text, for all processes."""
+    micro_batch_size = settings.per_device_train_batch_size * num_processes
+    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
+    return [
+        build_loader(train_windows, micro_batch_size * settings.gradient_accumulation_steps, settings.drop_last),
+        build_loader(train_windows, micro_batch_size, settings.drop_last),
+        build_loader(validation_windows, validation_batch_size),
+    ]
 
 
 def build_windows(

@@ -80,8 +80,8 @@ def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]
         run = run if settings.minutes is None else fit_to_minutes(run, asked)
         settings, num_steps, plan, time = run.settings, run.num_steps, run.evaluation_plan, measured_time(run)
     else:
-        tokens_a_step = train_windows.num_targets / steps_an_epoch
         flops = flops_per_token(sketch(config), settings.window_size)
+        tokens_a_step = train_windows.num_targets / steps_an_epoch
         if settings.minutes is not None:
             num_steps = max(1, int(60 * settings.minutes * peak * num_processes / (flops * tokens_a_step)))
             settings = replace(settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
