@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_gpt_scratch import GPTScratchForCausalLM
-from hf_gpt_scratch.data.windows import TokenWindows
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import TokenWindows, encode_text
 from hf_gpt_scratch.evaluation import sum_losses
 
 
@@ -28,10 +29,13 @@ def score(model: str, text: str, unit: str, context: int) -> dict[str, float | i
     """
     whole = Path(text).read_text(encoding="utf-8")
     last = whole[int(0.9 * len(whole)) :]
-    characters = {character: number for number, character in enumerate(sorted(set(whole)))}
-    ids = list(last.encode("utf-8")) if unit == "bytes" else [characters[character] for character in last]
+    if unit == "bytes":
+        ids = encode_text(last, load_encoding(unit))  # GPT-2's order of the bytes, not that of their values
+    else:
+        characters = {character: number for number, character in enumerate(sorted(set(whole)))}
+        ids = torch.tensor([characters[character] for character in last])
     network = GPTScratchForCausalLM.from_pretrained(model)
-    total = sum_losses(network, DataLoader(TokenWindows(torch.tensor(ids), context), 64))
+    total = sum_losses(network, DataLoader(TokenWindows(ids, context), 64))
     parameters = network.num_parameters() - network.model.embed_positions.weight.numel()
     return {"loss": round(total.mean, 4), "scored tokens": total.num_tokens, "parameters": parameters}
 
