@@ -57,6 +57,7 @@ from hf_gpt_scratch.training.base_model import (
 )
 from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
 from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume
+from hf_gpt_scratch.training.chosen_settings import VOCABULARY_FOLDER, choose_settings
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.freezing import freeze
@@ -102,6 +103,10 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, s
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
     """
     check_attention(settings)
+    if settings.choose:
+        state = process_state(settings)
+        on_main_process(state, lambda: claim_folder(settings, lock, make=True))
+        settings = choose_settings(settings, state, Path(settings.output_dir) / VOCABULARY_FOLDER)
     accelerator = build_accelerator(settings)
     if settings.mixed_precision == "auto":
         settings = replace(settings, mixed_precision=accelerator.mixed_precision)
@@ -274,28 +279,36 @@ def end_of_text_id(encoding: "AnyTokenizer") -> int:
     return encoding.eot_token if isinstance(encoding, tiktoken.Encoding) else encoding.eos_token_id
 
 
+def on_cpu(settings: TrainingSettings) -> bool:
+    """Return True if the run is on the CPU: several processes find each other there only if they are told so."""
+    return settings.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def process_state(settings: TrainingSettings) -> PartialState:
+    """Join the processes as Accelerate does, which takes over what was joined before; ValueError: DeepSpeed."""
+    refuse_deepspeed()
+    return PartialState(cpu=on_cpu(settings), timeout=timedelta(seconds=settings.ddp_timeout))
+
+
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
     """Set up Accelerate; each loader batch is split between the processes, and steps do not end with an epoch.
 
     Raises:
         ValueError: fp16 on a CPU, which has no gradient scaling; fp8, DeepSpeed, FSDP version 1; an unknown compiler.
     """
-    refuse_deepspeed()
+    state = process_state(settings)
     if settings.mixed_precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
         raise ValueError("the launcher's mixed precision fp8 is not supported: launch with no, bf16 or fp16")
-    # Explicit, because several processes on a CPU find each other only then.
-    cpu = settings.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    timeout = timedelta(seconds=settings.ddp_timeout)
     accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=decide_precision(settings, PartialState(cpu=cpu, timeout=timeout)),
+        cpu=on_cpu(settings),
+        mixed_precision=decide_precision(settings, state),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],
     )
     complete_fsdp(accelerator)
     check_compiler(accelerator)

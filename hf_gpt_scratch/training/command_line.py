@@ -3,8 +3,9 @@
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -15,7 +16,7 @@ from transformers.hf_argparser import string_to_bool
 
 from hf_gpt_scratch.runtime.cli import OneLineParser, refuse_unused
 from hf_gpt_scratch.runtime.launching import settings_of_launcher
-from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
+from hf_gpt_scratch.training.settings import ARCHITECTURE, CHOSEN_BY_MINUTES, RATES, TrainingSettings
 
 
 # Settings of known runs, each a YAML file; the command line overrides them.
@@ -127,6 +128,8 @@ def parse_settings(arguments: Sequence[str], prog: str | None = None) -> Trainin
     by_user = without_replaced(by_file, by_flags) | by_flags
     by_user |= settings_of_launcher(by_user, lambda flag: given(parser, [flag]))
     settings = TrainingSettings(**adapted_recipe(without_replaced(by_recipe, by_user), by_user) | by_user)
+    if settings.minutes is not None and settings.model_name_or_path is None and not recipe and not settings.choose:
+        settings = replace(settings, choose=left_open(by_user))
     if {"minutes", "num_train_epochs"} <= set(by_flags):
         raise ValueError("--minutes and --num_train_epochs both decide the steps: give one")
     named = argparse.Namespace(**dict.fromkeys(("sample_text", "train_split")) | by_flags)
@@ -220,6 +223,20 @@ def adapted_recipe(recipe: dict[str, Any], user: dict[str, Any]) -> dict[str, An
     if "hidden_size" in user and user["hidden_size"] % heads:
         del recipe["num_attention_heads"]
     return recipe
+
+
+def left_open(by_user: dict[str, Any]) -> list[str]:
+    """List the settings that minutes choose, because the user gives neither them nor what decides them."""
+    if by_user.get("choose") is not None:
+        return by_user["choose"]
+    given = {name for name, value in by_user.items() if value is not None}
+    if given & set(RATES):
+        given |= set(RATES)
+    if "train_data" in given:
+        given.add("vocabulary")  # that of the tokens
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        given.add("mixed_precision")  # the launcher's
+    return [name for name in CHOSEN_BY_MINUTES if name not in given]
 
 
 def settings_json(settings: TrainingSettings) -> str:

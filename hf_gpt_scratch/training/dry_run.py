@@ -1,8 +1,10 @@
 """Print sizes, steps, memory and time of a run without starting it or writing anything."""
 
 import math
+import tempfile
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 import torch
@@ -15,8 +17,9 @@ from hf_gpt_scratch.runtime.environment import describe_device
 from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocabulary_of, with_base_model
-from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run
+from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run, process_state
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
+from hf_gpt_scratch.training.chosen_settings import VOCABULARY_FOLDER, choose_settings
 from hf_gpt_scratch.training.memory_estimate import estimate_memory
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
 from hf_gpt_scratch.training.preflight import check_attention
@@ -52,6 +55,14 @@ def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]
     check_attention(settings)
     refuse_used_folder(settings)
     check_trackers(settings.report_to or [])
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.choose:
+            settings = choose_settings(settings, process_state(settings), Path(folder, VOCABULARY_FOLDER))
+        return look(settings, stopwatch)
+
+
+def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
+    """Describe a run whose settings are decided. Collective: call on every process."""
     base = read_base_model(settings)
     settings = with_base_model(settings, base)
     encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")

@@ -36,6 +36,13 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
 }
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
+# Settings that a run bounded by minutes may leave to `chosen_settings.py`; the rates belong together.
+RATES = ("optim", "learning_rate", "min_learning_rate")
+CHOSEN_BY_MINUTES = (
+    *("vocabulary", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", *RATES),
+    *("dropout", "load_best_model_at_end", "mixed_precision"),
+)
 WARMUP_STEPS = 20  # by default, in a run of at least twice as many
 EVAL_STEPS, MAX_EVALUATIONS = 20, 50  # by default: the steps between evaluations, unless there would be more of them
 # Trained on between evaluations and between checkpoints at least, but for the bundled texts. An evaluation scores
@@ -152,6 +159,13 @@ class TrainingSettings:
         None,
         "minutes of wall time for the whole run, from its start to its result: they decide the steps, whatever the "
         "epochs; with --resume, those of all parts that had minutes; none: as many as the epochs have",
+        may_change_on_resume=True,
+    )
+    choose: list[str] | None = setting(
+        None,
+        "settings that are chosen for the text, this machine and the minutes: "
+        f"{', '.join(CHOSEN_BY_MINUTES)}; none: with minutes, but neither recipe nor model_name_or_path, on the "
+        "command line those of them that are not given; the word none: no setting",
         may_change_on_resume=True,
     )
     per_device_train_batch_size: PositiveInt = setting(
@@ -294,6 +308,8 @@ class TrainingSettings:
             self.min_learning_rate = float(f"{self.learning_rate / 10:.12g}")
         if self.report_to == ["none"]:
             self.report_to = None
+        if self.choose == ["none"]:
+            self.choose = None
         if self.model_name_or_path is not None:
             return
         self.vocabulary = self.vocabulary or "gpt2"
@@ -321,6 +337,8 @@ class TrainingSettings:
             yield f"--max_steps must be -1 or at least 1, got {self.max_steps}"
 
     def _wrong_names(self) -> Iterator[str]:
+        if unknown := [name for name in self.choose or () if name not in CHOSEN_BY_MINUTES]:
+            yield f"--choose {unknown[0]} is not one of {', '.join(CHOSEN_BY_MINUTES)}"
         if self.license and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.license):
             yield f"--license must be letters, digits, dots and dashes, such as apache-2.0, got {self.license!r}"
         if self.model_name_or_path and Path(self.model_name_or_path).is_file():
@@ -347,10 +365,20 @@ class TrainingSettings:
             yield f"--minutes {self.minutes:g} and --max_steps {self.max_steps} both decide the steps: give one"
         if "none" in (self.report_to or []):
             yield "--report_to none goes with no tracker: leave it out, or them"
+        yield from self._wrong_choice()
         yield from self._wrong_rates()
         if self.optimizer_in_backward:
             yield from self._wrong_steps_in_backward()
         yield from self._wrong_pushes()
+
+    def _wrong_choice(self) -> Iterator[str]:
+        names = " ".join(self.choose or [])
+        if names and self.minutes is None:
+            yield f"--choose {names} needs --minutes, by which they are chosen"
+        if names and self.model_name_or_path is not None:
+            yield f"--choose {names} is for fresh models, not for --model_name_or_path: leave one out"
+        if set(RATES) & set(self.choose or []) and set(RATES) - set(self.choose or []):
+            yield f"--choose {names} leaves out some of {', '.join(RATES)}, which are chosen together"
 
     def _wrong_rates(self) -> Iterator[str]:
         lowest = self.min_learning_rate or 0.0

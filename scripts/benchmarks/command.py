@@ -20,6 +20,7 @@ from .plot import plot_comparisons, plot_growth
 from .profiling import Profiling
 from .shares import Shares
 from .speed_table import speed_tables, write_tables
+from .sweep import Sweep
 from .time_to_loss import TimeToLoss
 from .tokenization import Tokenization
 from .training import Training
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "generate": Generation(),
     "profile": Profiling(),
     "shares": Shares(),
+    "sweep": Sweep(),
 }
 RESULTS = Path(__file__).with_name("results")
 

@@ -65,7 +65,7 @@ def sampler(size: str, root: Path, minutes: float, threads: int) -> Callable[[],
     text = root / f"{size.replace(' ', '-')}.txt"
     with text.open("w", encoding="utf-8") as file:
         file.writelines(documents(SIZES[size]))
-    bound = [] if size == WHOLE else ["--minutes", minutes]
+    bound = [] if size == WHOLE else ["--minutes", minutes, "--choose", "none"]
     return partial(measure_run, text, root / "output", bound, threads)
 
 

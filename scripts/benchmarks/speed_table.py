@@ -31,6 +31,9 @@ def speed_tables(folder: Path) -> str:
         ),
         "</details>",
     ]
+    if sweeps := [row for report in reports for row in sweep_rows(report)]:
+        head = ("vocabulary, layers x width, context, batch, rate, dropout", "bits per byte", "/ best", "epochs")
+        parts += ["### What the minutes choose", table(head, sweeps)]
     if profiles := [row for report in reports for row in profile_table_rows(report)]:
         head = ("operator", "its seconds", "part of the whole", "calls")
         parts += ["<details><summary>Where the time goes</summary>", table(head, profiles), "</details>"]
@@ -102,6 +105,19 @@ def comparison_rows(report: dict[str, Any]) -> list[list[str]]:
         for one in report.get("comparisons", [])
     ]
     return [title_row(report), *rows] if rows else []
+
+
+def sweep_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return the settings of a sweep, best first, below a row with its title."""
+    if report["benchmark"] != "sweep":
+        return []
+    details = {name: samples[0]["details"] for name, samples in report["candidates"].items()}
+    losses = {name: one["bits per byte"] for name, one in details.items()}
+    rows = [
+        [name, f"{losses[name]:.3f}", f"{losses[name] / min(losses.values()):.3f}", f"{details[name]['epochs']:.1f}"]
+        for name in sorted(losses, key=losses.__getitem__)
+    ]
+    return [title_row(report), *rows]
 
 
 def profile_table_rows(report: dict[str, Any]) -> list[list[str]]:

@@ -58,6 +58,7 @@ OURS_FLAGS = {
     "warmup_steps": "30",
     "save_steps": "0",
     "sample_tokens": "0",
+    "choose": "none",
 }
 
 

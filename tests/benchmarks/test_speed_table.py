@@ -57,6 +57,17 @@ def test_limits_and_candidates_in_the_order_of_the_files(folder):
     assert speed_tables(folder) == LINES
 
 
+def test_a_sweep_is_listed_with_the_best_first(tmp_path):
+    runs = {"a": (2.0, 1.0), "b": (1.9, 3.25)}
+    candidates = {
+        name: [{"details": {"bits per byte": bits, "epochs": epochs}}] for name, (bits, epochs) in runs.items()
+    }
+    machine = {"date": "2026-01-02", "threads": 2, "processor": "A CPU"}
+    sweep = {"benchmark": "sweep", "setting": "a text", "machine": machine, "candidates": candidates, "limits": []}
+    (tmp_path / "a.json").write_text(json.dumps(sweep))
+    assert "| b | 1.900 | 1.000 | 3.2 |\n| a | 2.000 | 1.053 | 1.0 |" in speed_tables(tmp_path)
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is not a report"):

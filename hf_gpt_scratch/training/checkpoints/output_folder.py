@@ -18,6 +18,7 @@ UNFINISHED_MODEL = "unfinished-model"  # pushed by --push_steps during the run
 # Everything that a run writes; the last two are of trackers: tensorboard's, named after the project, and aim's.
 WRITTEN = (
     *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
+    "vocabulary",  # where --minutes chose it
     *("hf_gpt_scratch", ".aim"),
 )
 
@@ -156,6 +157,8 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
     Raises:
         OSError: the folder is in use, holds something else, or cannot be created.
     """
+    if lock.is_begun:  # claimed before, and perhaps written into by this run
+        return
     if not is_lock(lock.path):
         refuse_used_folder(settings)  # not even a lock is written into somebody else's folder
     folder = lock.path.parent
