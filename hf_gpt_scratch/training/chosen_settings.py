@@ -1,20 +1,15 @@
-"""Choose the settings that `--minutes` leaves open, for the text, this machine and the minutes.
-
-The rules are fitted to recorded sweeps: scripts/benchmarks/results/README.md, "What the minutes choose".
-"""
+"""Choose the settings that `--minutes` leaves open, for the text, this machine and the minutes; say what and why."""
 
 import math
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
 
 from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.data.token_folder import ShardedTokens
@@ -25,10 +20,24 @@ from hf_gpt_scratch.data.vocabulary_training import TextSample, bytes_per_token,
 from hf_gpt_scratch.data.windows import find_text_files, read_texts, split_text
 from hf_gpt_scratch.runtime.files import atomic_folder, write_file
 from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints, read_state
+from hf_gpt_scratch.training.choice_rules import (
+    LEAST_WIDTH_IN_BF16,
+    PASSES_TO_THE_BEST,
+    USED_SHARE,
+    Means,
+    context_length,
+    dropout_for,
+    heads_for,
+    layers_for,
+    model_shape,
+    peak_rate,
+    vocabulary_size,
+    windows_a_step,
+)
 from hf_gpt_scratch.training.distributed import on_main_process
-from hf_gpt_scratch.training.memory_estimate import estimate_memory
+from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops
-from hf_gpt_scratch.training.settings import HEAD_WIDTH, TrainingSettings, fitting_heads
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 VOCABULARY_FOLDER = "vocabulary"  # in the output folder
@@ -36,31 +45,6 @@ SAMPLE_CHARS = 2**24  # of the training text, from its start, that a vocabulary 
 MEASURED_CHARS = 2**17  # of it that tell how long a token is
 BYTES_OF_PREPARED_TOKEN = 4  # about, of GPT-2's tokens
 MEMORY_SHARE = 0.5  # of the free memory that a step is estimated to take at most: libraries and caches come on top
-
-# The unit of computing of the rules: one core for a minute, at its speed in a large product.
-UNIT_FLOPS = 1e13
-# Exponents of DeepSeek LLM (arXiv:2401.02954, section 3.1), by which batch and rate follow the computing.
-BATCH_EXPONENT, RATE_EXPONENT = 0.3271, -0.1250
-UNIT_TOKENS, UNIT_RATE = 768, 0.02  # of a step
-UNIT_CONTEXT, CONTEXT_EXPONENT, MOST_CONTEXT = 64, 0.25, 1024
-# 20 tokens for each parameter of the layers (arXiv:2203.15556), 6 FLOPs for each of both.
-USED_SHARE, TOKENS_OF_PARAMETER = 0.25, 20  # the part of the FLOPs that goes into the model
-PARAMETERS_OF_BYTE = 10  # of text at most: nanoGPT's recipe of a card has 10.6 million for the 1.1 MB of its text
-WIDTH_OF_LAYER, LEAST_LAYERS, MOST_WIDTH = 64, 2, 1600
-LEAST_WIDTH_OF_FULL_HEADS = LEAST_WIDTH_IN_BF16 = 256
-# Tokens of a vocabulary: of a text of 1 MB, and of a head with at most so many parameters for one of the layers.
-MEGABYTE_TOKENS, TOKENS_EXPONENT, HEAD_SHARE, LEAST_TOKENS, MOST_TOKENS = 5400, 0.45, 6, 512, 32768
-DROPOUT_OF_DOUBLING, PASSES_WITHOUT, MOST_DROPOUT = 0.1, 3.0, 0.6
-PASSES_TO_THE_BEST = 16  # from which on the validation loss may rise before the end
-
-
-@dataclass(frozen=True)
-class Means:
-    """The text and the computing that a run has."""
-
-    num_bytes: int  # of the training text
-    sample: str  # its beginning; of prepared tokens, nothing
-    flops: float  # that its devices would do in its minutes, at their speed in a large product
 
 
 def choose_settings(settings: TrainingSettings, state: PartialState, folder: Path) -> TrainingSettings:
@@ -114,7 +98,8 @@ def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
     speed = settings.peak_flops or measure_peak_flops(state.device, dtype)
     flops = 60 * (settings.minutes or 0.0) * speed * state.num_processes
     if settings.train_data is not None:
-        return Means(BYTES_OF_PREPARED_TOKEN * len(ShardedTokens(Path(settings.train_data), "train")), "", flops)
+        tokens = ShardedTokens(Path(settings.train_data), "train", load_vocabulary(settings.vocabulary or "gpt2"))
+        return Means(BYTES_OF_PREPARED_TOKEN * len(tokens), "", flops)
     files = find_text_files(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
     text = read_texts(files, settings.text_column)
     if settings.validation_file is None:
@@ -125,71 +110,42 @@ def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
 def by_rules(settings: TrainingSettings, means: Means, num_processes: int, folder: Path) -> dict[str, Any]:
     """Return a value for each setting that is left open, and make the vocabulary if it is one of them."""
     open_settings = settings.choose or []
-    scale = means.flops / UNIT_FLOPS
     width = settings.hidden_size or 1
     layers = None if "num_hidden_layers" in open_settings else settings.num_hidden_layers
     if "hidden_size" in open_settings:
         heads = 1 if "num_attention_heads" in open_settings else settings.num_attention_heads or 1
         layers, width = model_shape(means, layers, heads)
+    layers = layers or layers_for(width)
     context = settings.context
     if "max_position_embeddings" in open_settings:
-        context = max(context_length(scale), settings.block_size or 0)
-    tokens_a_step = UNIT_TOKENS * max(1.0, scale) ** BATCH_EXPONENT
-    windows = math.ceil(tokens_a_step / (settings.block_size or context) / num_processes)
-    layers = layers or layers_for(width)
-    vocabulary = settings.vocabulary
-    if "vocabulary" in open_settings:
-        vocabulary = make_vocabulary(means, vocabulary_size(means, layers, width), folder)
+        context = max(context_length(means.scale), settings.block_size or 0)
+    windows, micro_batches = micro_batch(
+        settings, windows_a_step(means.scale, settings.block_size or context) / num_processes
+    )
     values = {
-        "vocabulary": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads_for(width),
         "max_position_embeddings": context,
         "per_device_train_batch_size": windows,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": micro_batches,
         "optim": "muon",
-        "learning_rate": float(f"{UNIT_RATE * max(1.0, scale) ** RATE_EXPONENT:.2g}"),
+        "learning_rate": peak_rate(means.scale),
         "min_learning_rate": 0.0,
         "mixed_precision": "auto" if width >= LEAST_WIDTH_IN_BF16 else "no",
     }
+    if "vocabulary" in open_settings:
+        values["vocabulary"] = make_vocabulary(means, vocabulary_size(means, layers, width), folder)
     return {name: value for name, value in values.items() if name in open_settings}
 
 
-def model_shape(means: Means, layers: int | None = None, heads: int = 1) -> tuple[int, int]:
-    """Return layers and width of the model that learns most of the text in so many FLOPs.
-
-    Args:
-        means: of the run.
-        layers: of the model; None: more for a wider one.
-        heads: of a layer, by which the width can be divided.
-    """
-    by_flops = math.sqrt(USED_SHARE * means.flops / (6 * TOKENS_OF_PARAMETER))
-    parameters = max(1.0, min(by_flops, PARAMETERS_OF_BYTE * means.num_bytes))
-    widths = [width for width in range(1, MOST_WIDTH + 1) if width % math.lcm(width_of_head(width), heads) == 0]
-    shapes = [(layers or layers_for(width), width) for width in widths or [heads]]
-    return min(shapes, key=lambda shape: abs(math.log(12 * shape[0] * shape[1] ** 2 / parameters)))
-
-
-def layers_for(width: int) -> int:
-    """Return the layers of a model of a width."""
-    return max(LEAST_LAYERS, round(width / WIDTH_OF_LAYER))
-
-
-def width_of_head(width: int) -> int:
-    """Return the width of a head: 32 in a small model, else 64 as in GPT-2."""
-    return HEAD_WIDTH if width >= LEAST_WIDTH_OF_FULL_HEADS else HEAD_WIDTH // 2
-
-
-def heads_for(width: int) -> int:
-    """Return the heads of a layer that has a width."""
-    of_head = width_of_head(width)
-    return width // of_head if width % of_head == 0 else fitting_heads(width)
-
-
-def context_length(scale: float) -> int:
-    """Return the context of a model that is trained with this much computing, in `UNIT_FLOPS`: a power of two."""
-    return min(MOST_CONTEXT, UNIT_CONTEXT * 2 ** max(0, round(CONTEXT_EXPONENT * math.log2(scale))))
+def micro_batch(settings: TrainingSettings, windows: float) -> tuple[int, int]:
+    """Return the windows of a micro-batch and the micro-batches of a step with so many windows on each process."""
+    open_settings = settings.choose or []
+    if "per_device_train_batch_size" in open_settings:
+        micro_batches = 1 if "gradient_accumulation_steps" in open_settings else settings.gradient_accumulation_steps
+        return math.ceil(windows / micro_batches), micro_batches
+    return settings.per_device_train_batch_size, math.ceil(windows / settings.per_device_train_batch_size)
 
 
 def make_vocabulary(means: Means, num_tokens: int, folder: Path) -> str:
@@ -203,33 +159,18 @@ def make_vocabulary(means: Means, num_tokens: int, folder: Path) -> str:
     return str(folder)
 
 
-def vocabulary_size(means: Means, layers: int, width: int) -> int:
-    """Return the tokens of a vocabulary that suits the length of the text and the model: a power of two."""
-    by_text = MEGABYTE_TOKENS * (means.num_bytes / 1e6) ** TOKENS_EXPONENT
-    by_model = HEAD_SHARE * 12 * layers * width
-    return min(MOST_TOKENS, max(LEAST_TOKENS, 2 ** int(math.log2(max(1.0, min(by_text, by_model))))))
-
-
 def passes_over_text(chosen: TrainingSettings, means: Means) -> float:
     """Estimate how often the training sees the text."""
-    with FakeTensorMode():  # shapes and no content
-        model = AutoModelForCausalLM.from_config(chosen.model_config())
-    tokens = USED_SHARE * means.flops / flops_per_token(model, chosen.window_size)
+    tokens = USED_SHARE * means.flops / flops_per_token(sketch(chosen.model_config()), chosen.window_size)
     measured = means.sample[:MEASURED_CHARS]
     vocabulary = load_vocabulary(chosen.vocabulary or "gpt2")
     a_token = bytes_per_token([measured], vocabulary) if measured else BYTES_OF_PREPARED_TOKEN
     return tokens * a_token / max(1, means.num_bytes)
 
 
-def dropout_for(passes: float) -> float:
-    """Return the dropout of a run that sees its text so often: more with each doubling, in steps of 0.05."""
-    doublings = math.log2(max(1.0, passes / PASSES_WITHOUT))
-    return round(20 * min(MOST_DROPOUT, DROPOUT_OF_DOUBLING * doublings)) / 20
-
-
 def fit_to_memory(chosen: TrainingSettings, asked: TrainingSettings, device: torch.device) -> TrainingSettings:
     """Split a step into more micro-batches until one fits the free memory, where the batch is left open."""
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     while (
         chosen.per_device_train_batch_size > 1
         and "per_device_train_batch_size" in (asked.choose or [])

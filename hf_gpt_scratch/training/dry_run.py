@@ -9,8 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.runtime.environment import describe_device
@@ -20,7 +19,7 @@ from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocab
 from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run, process_state
 from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
 from hf_gpt_scratch.training.chosen_settings import VOCABULARY_FOLDER, choose_settings
-from hf_gpt_scratch.training.memory_estimate import estimate_memory
+from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
 from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
@@ -117,12 +116,6 @@ def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
         *([f"warning: {cut}"] if cut else []),
         "dry run: nothing was written",
     ]
-
-
-def sketch(config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model whose tensors have shapes and no content."""
-    with FakeTensorMode():
-        return AutoModelForCausalLM.from_config(config)
 
 
 def fits(num_bytes: int, accelerator: Accelerator) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
@@ -46,6 +46,12 @@ class MemoryCount(TorchDispatchMode):
 
     def _release(self, num_bytes: int) -> None:
         self.now -= num_bytes
+
+
+def sketch(config: PretrainedConfig) -> PreTrainedModel:
+    """Build a model whose tensors have shapes and no content."""
+    with FakeTensorMode():
+        return AutoModelForCausalLM.from_config(config)
 
 
 def estimate_memory(config: PretrainedConfig, settings: TrainingSettings, device: torch.device, precision: str) -> int:

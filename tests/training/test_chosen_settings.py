@@ -1,13 +1,15 @@
 """Proves what `--minutes` chooses: what it leaves alone, what it says, and that a resumed run keeps it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_gpt_scratch.training import chosen_settings
-from hf_gpt_scratch.training.chosen_settings import Means, fit_to_memory, model_shape
+from hf_gpt_scratch.training.chosen_settings import fit_to_memory
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
@@ -115,56 +117,29 @@ def test_dry_run_chooses_the_same_and_writes_nothing(text: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[:3] == said
 
 
+@pytest.mark.commands
+def test_two_processes_take_one_choice(text: Path, project_root: Path) -> None:
+    """Through the launcher, as typed: each alone would choose for its own measurement."""
+    output = text.parent / "run"
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher += ["--cpu", "--num_processes", "2", "--main_process_port", "0", project_root / "scripts" / "train.py"]
+    words = ["--train_file", text, "--minutes", "0.6", "--output_dir", output]
+    run = subprocess.run(
+        [str(word) for word in (*launcher, *words)], capture_output=True, text=True, timeout=300, cwd=text.parent
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("--minutes 0.6 chooses") == 1
+    recorded = json.loads((output / "settings.json").read_text(encoding="utf-8"))
+    assert recorded["vocabulary"] == str(output / "vocabulary")
+    assert (output / "model" / "model.safetensors").is_file()
+
+
 def test_a_run_that_cannot_begin_leaves_nothing(text: Path) -> None:
     text.write_text("a b", encoding="utf-8")
     settings = bounded(text, minutes=0.1)
     with pytest.raises(ValueError, match="text is too short"):
         train(settings)
     assert not Path(settings.output_dir).exists()
-
-
-def long_text(flops: float) -> Means:
-    return Means(10**12, "", flops)
-
-
-@pytest.mark.parametrize("flops", [1e11, 1e13, 1e15, 1e17])
-def test_more_computing_trains_larger_models(flops: float) -> None:
-    (layers, width), (more_layers, more_width) = model_shape(long_text(flops)), model_shape(long_text(30 * flops))
-    assert layers <= more_layers
-    assert width < more_width
-    assert model_shape(long_text(flops), layers=3)[0] == 3
-    for heads in (5, 999, 10007):
-        assert model_shape(long_text(flops), heads=heads)[1] % heads == 0, "a multiple of the heads that are given"
-
-
-@pytest.mark.parametrize(("flops", "shape"), [(1e13, (2, 64)), (3e13, (2, 96)), (2.4e17, (8, 512))])
-def test_the_layers_have_a_twentieth_of_the_tokens_as_parameters(flops: float, shape: tuple[int, int]) -> None:
-    """By hand: a quarter of 3e13 FLOPs are 6 x 250,000 x 5,000,000; two layers of 96 have 221,184 parameters."""
-    assert model_shape(long_text(flops)) == shape
-
-
-def test_a_short_text_gets_a_small_model_on_a_fast_card() -> None:
-    """As nanoGPT's recipe of a card: 6 layers of 384 for the 1.1 MB of Tiny Shakespeare."""
-    assert model_shape(Means(1_115_394, "", 1e18)) == (6, 384)
-
-
-@pytest.mark.parametrize(("width", "heads"), [(64, 2), (96, 3), (100, 2), (256, 4), (288, 6), (768, 12)])
-def test_heads_are_32_or_64_wide(width: int, heads: int) -> None:
-    assert chosen_settings.heads_for(width) == heads
-
-
-@pytest.mark.parametrize(("passes", "dropout"), [(0.1, 0.0), (3, 0.0), (6, 0.1), (12, 0.2), (1e6, 0.6)])
-def test_more_passes_drop_more(passes: float, dropout: float) -> None:
-    assert chosen_settings.dropout_for(passes) == dropout
-
-
-def test_more_text_and_larger_models_get_more_tokens() -> None:
-    by_text = [chosen_settings.vocabulary_size(Means(10**digits, "", 1e13), 12, 768) for digits in range(1, 13)]
-    by_model = [chosen_settings.vocabulary_size(Means(10**12, "", 1e13), 2, width) for width in range(32, 1600, 32)]
-    for sizes in (by_text, by_model):
-        assert sizes == sorted(sizes)
-        assert len(set(sizes)) >= 4
-        assert all(size == 2 ** (size.bit_length() - 1) for size in sizes)
 
 
 def test_a_step_is_split_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
