@@ -22,8 +22,8 @@ TABLE = Path(__file__).with_name("README.md")
 ROOT = Path(__file__).parents[2]
 # Recorded by hand, because the suite is not part of a wheel: see test_suite_of_transformers.py.
 SUITE = """
-transformers' own tests of a model, of its release 5.15.1, run on 2026-11-29: 147 passed and none failed with the
-exported folder, 147 passed with its GPT-2. `TRANSFORMERS_SOURCE=FOLDER python -m pytest -m nightly
+transformers' own tests of a model, of its release 5.15.1, run on 2026-11-29: 154 passed and none failed with the
+exported folder, 154 passed with its GPT-2. `TRANSFORMERS_SOURCE=FOLDER python -m pytest -m nightly
 tests/versions/test_suite_of_transformers.py` runs them with a checkout of the installed release (and `parameterized`).
 """
 # README.md and the cards say the range in these words.
