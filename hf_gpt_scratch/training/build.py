@@ -55,9 +55,14 @@ from hf_gpt_scratch.training.base_model import (
     vocabulary_of,
     with_base_model,
 )
-from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
+from hf_gpt_scratch.training.checkpoints.output_folder import (
+    VOCABULARY_FOLDER,
+    FolderLock,
+    claim_folder,
+    clear_leftovers,
+)
 from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume
-from hf_gpt_scratch.training.chosen_settings import VOCABULARY_FOLDER, choose_settings
+from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.freezing import freeze

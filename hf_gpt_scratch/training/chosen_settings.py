@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,6 @@ from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
-VOCABULARY_FOLDER = "vocabulary"  # in the output folder
 SAMPLE_CHARS = 2**24  # of the training text, from its start, that a vocabulary is trained on at most
 MEASURED_CHARS = 2**17  # of it that tell how long a token is
 BYTES_OF_PREPARED_TOKEN = 4  # about, of GPT-2's tokens
@@ -72,7 +72,7 @@ def choose_settings(settings: TrainingSettings, state: PartialState, folder: Pat
             "load_best_model_at_end": passes >= PASSES_TO_THE_BEST,
         }
         chosen = replace(chosen, **{name: by_passes[name] for name in by_passes if name in (settings.choose or [])})
-        chosen = fit_to_memory(chosen, settings, state.device)
+        chosen = fit_to_memory(chosen, settings.choose or [], state.device)
         print("\n".join(describe(chosen, means, passes, state.num_processes)), flush=True)
         return {name: getattr(chosen, name) for name in settings.choose or []}
 
@@ -168,23 +168,17 @@ def passes_over_text(chosen: TrainingSettings, means: Means) -> float:
     return tokens * a_token / max(1, means.num_bytes)
 
 
-def fit_to_memory(chosen: TrainingSettings, asked: TrainingSettings, device: torch.device) -> TrainingSettings:
-    """Split a step into more micro-batches until one fits the free memory, where the batch is left open."""
+def fit_to_memory(chosen: TrainingSettings, open_settings: Sequence[str], device: torch.device) -> TrainingSettings:
+    """Halve the micro-batch until a step fits the free memory, for twice as many of them; what is given stays."""
+    if "per_device_train_batch_size" not in open_settings:
+        return chosen
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    while (
-        chosen.per_device_train_batch_size > 1
-        and "per_device_train_batch_size" in (asked.choose or [])
-        and estimate_memory(chosen.model_config(), chosen, device, "no") > MEMORY_SHARE * free
-    ):
-        chosen = replace(
-            chosen,
-            per_device_train_batch_size=math.ceil(chosen.per_device_train_batch_size / 2),
-            gradient_accumulation_steps=(
-                2 * chosen.gradient_accumulation_steps
-                if "gradient_accumulation_steps" in (asked.choose or [])
-                else chosen.gradient_accumulation_steps
-            ),
-        )
+    windows, micro_batches = chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps
+    # In float32, which takes the most.
+    while windows > 1 and estimate_memory(chosen.model_config(), chosen, device, "no") > MEMORY_SHARE * free:
+        windows = math.ceil(windows / 2)
+        micro_batches *= 2 if "gradient_accumulation_steps" in open_settings else 1
+        chosen = replace(chosen, per_device_train_batch_size=windows, gradient_accumulation_steps=micro_batches)
     return chosen
 
 

@@ -232,6 +232,8 @@ def left_open(by_user: dict[str, Any]) -> list[str]:
     given = {name for name, value in by_user.items() if value is not None}
     if given & set(RATES):
         given |= set(RATES)
+    if "optimizer_in_backward" in given:
+        given.add("gradient_accumulation_steps")  # it takes one micro-batch
     if "train_data" in given:
         given.add("vocabulary")  # that of the tokens
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":

@@ -17,8 +17,8 @@ from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocabulary_of, with_base_model
 from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run, process_state
-from hf_gpt_scratch.training.checkpoints.output_folder import refuse_used_folder
-from hf_gpt_scratch.training.chosen_settings import VOCABULARY_FOLDER, choose_settings
+from hf_gpt_scratch.training.checkpoints.output_folder import VOCABULARY_FOLDER, refuse_used_folder
+from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
 from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
 from hf_gpt_scratch.training.preflight import check_attention

@@ -5,7 +5,6 @@ its bits per byte on the same part of the text, which vocabularies of any size s
 `--minutes` chooses by itself run beside them.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 CHOSEN = "chosen"
 WITHIN = 1.02  # of the best loss that the sweep finds
 PARTS, MOST_HELD_OUT = 20, 120_000  # stretches of the text, and characters that are held out of all of them at most
-# What no run evaluates or writes meanwhile.
+# Nothing but steps and short evaluations; and what all settings of a sweep have in common.
 QUIET = ("--use_cpu", "--sample_tokens", 0, "--save_steps", 0, "--eval_iter", 8)
-RATES = ("--optim", "muon", "--min_learning_rate", 0, "--choose", "none")
+COMMON = ("--optim", "muon", "--min_learning_rate", 0, "--choose", "none")
 
 
 class Sweep(Benchmark):
@@ -67,9 +66,9 @@ class Sweep(Benchmark):
                 runs = pool.map(lambda one: train_and_score(one, flags[one], arguments.minutes, folder), names)
                 results: Results = {one: [run] for one, run in zip(names, runs, strict=True)}
         losses = {one: samples[0].details["bits per byte"] for one, samples in results.items()}
-        best = min(losses[one] for one in arguments.settings)
         limits = []
         if arguments.chosen:
+            best = min(losses[one] for one in arguments.settings)
             limits = [describe_limit("bits per byte, chosen / best", [losses[CHOSEN] / best], "at most", WITHIN)]
         setting = f"{arguments.text.name}, {arguments.text.stat().st_size:,} bytes, {arguments.minutes:g} minutes"
         yield build_report("sweep", setting, machine, results, limits=limits)
@@ -80,7 +79,7 @@ def split(text: Path, folder: Path) -> None:
     whole = text.read_text(encoding="utf-8")
     length = -(-len(whole) // PARTS)
     stretches = [whole[start : start + length] for start in range(0, len(whole), length)]
-    held_out = min(length // 10, MOST_HELD_OUT // PARTS)
+    held_out = max(1, min(length // 10, MOST_HELD_OUT // PARTS))
     (folder / "train.txt").write_text("".join(one[:-held_out] for one in stretches), encoding="utf-8")
     (folder / "held_out.txt").write_text("".join(one[-held_out:] for one in stretches), encoding="utf-8")
 
@@ -107,7 +106,7 @@ def flags_of(words: str, folder: Path) -> tuple[Any, ...]:
     shape_flags = ("--num_attention_heads", heads, "--max_position_embeddings", context)
     return (
         *model, *shape_flags, "--per_device_train_batch_size", batch, "--learning_rate", rate, "--dropout", dropout,
-        *RATES,
+        *COMMON,
     )  # fmt: skip
 
 
@@ -117,8 +116,7 @@ def train_and_score(name: str, flags: tuple[Any, ...], minutes: float, folder: P
     texts = ("--train_file", folder / "train.txt", "--validation_file", folder / "held_out.txt")
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, SCRIPTS / "train.py", *texts, *QUIET, *flags]
     measured = measure([str(word) for word in (*command, "--minutes", minutes, "--output_dir", output)])
-    with contextlib.closing((output / "history.jsonl").open(encoding="utf-8")) as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in (output / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     run = next(row for row in rows if row["event"] == "run")
     steps = [row for row in rows if row["event"] == "step"]
     scored = subprocess.run(

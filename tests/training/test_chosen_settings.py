@@ -9,14 +9,11 @@ import pytest
 import torch
 
 from hf_gpt_scratch.training import chosen_settings
-from hf_gpt_scratch.training.chosen_settings import fit_to_memory
+from hf_gpt_scratch.training.chosen_settings import fit_to_memory, micro_batch
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import CHOSEN_BY_MINUTES, RATES, TrainingSettings
-
-
-SHAPE = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +25,7 @@ SHAPE = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
         ("--optim adamw_torch", set(RATES)),
         ("--dropout 0.3 --vocabulary gpt2", {"dropout", "vocabulary"}),
         ("--train_data tokens", {"vocabulary"}),
+        ("--optimizer_in_backward --max_grad_norm 0", {"gradient_accumulation_steps"}),
         ("--recipe char-small", set(CHOSEN_BY_MINUTES)),
         ("--model_name_or_path mine", set(CHOSEN_BY_MINUTES)),
         ("--choose none", set(CHOSEN_BY_MINUTES)),
@@ -94,7 +92,7 @@ def test_a_run_takes_says_and_records_the_choice(text: Path, capsys: pytest.Capt
 
 
 def test_a_resumed_run_keeps_the_choice(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the folder was moved, the machine is faster and the rules are others."""
+    """Also where the folder was moved, the minutes are more and the rules are others."""
     settings = bounded(text, minutes=0.08)
     train(settings)
     begun = chosen_by_run(settings)
@@ -143,17 +141,24 @@ def test_a_run_that_cannot_begin_leaves_nothing(text: Path) -> None:
 
 
 def test_a_step_is_split_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = parse_settings(["--minutes", "1"])
     chosen = parse_settings(["--vocabulary", "bytes", "--hidden_size", "32", "--per_device_train_batch_size", "64"])
     device = torch.device("cpu")
-    assert fit_to_memory(chosen, asked, device) == chosen
+    assert fit_to_memory(chosen, CHOSEN_BY_MINUTES, device) == chosen
     needed = chosen_settings.estimate_memory(chosen.model_config(), chosen, device, "no")
     monkeypatch.setattr(chosen_settings.psutil, "virtual_memory", lambda: type("Free", (), {"available": needed}))
-    split = fit_to_memory(chosen, asked, device)
+    split = fit_to_memory(chosen, CHOSEN_BY_MINUTES, device)
     assert split.per_device_train_batch_size < 64
     assert split.per_device_train_batch_size * split.gradient_accumulation_steps == 64
-    assert fit_to_memory(chosen, bounded_by_user(), device) == chosen
+    assert fit_to_memory(chosen, ["gradient_accumulation_steps"], device) == chosen, "a batch that is given stays"
 
 
-def bounded_by_user() -> TrainingSettings:
-    return parse_settings(["--minutes", "1", "--per_device_train_batch_size", "64"])
+@pytest.mark.parametrize(
+    ("words", "batch"),
+    [
+        ([], (17, 1)),
+        (["--gradient_accumulation_steps", "3"], (6, 3)),
+        (["--per_device_train_batch_size", "4"], (4, 5)),
+    ],
+)
+def test_a_step_keeps_its_windows_where_a_part_of_the_batch_is_given(words: list[str], batch: tuple[int, int]) -> None:
+    assert micro_batch(parse_settings(["--minutes", "1", *words]), 16.2) == batch

@@ -15,10 +15,11 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 
 LOCK_NAME = ".lock"
 UNFINISHED_MODEL = "unfinished-model"  # pushed by --push_steps during the run
+VOCABULARY_FOLDER = "vocabulary"  # of a vocabulary that --minutes chose
 # Everything that a run writes; the last two are of trackers: tensorboard's, named after the project, and aim's.
 WRITTEN = (
     *("settings.json", "history.jsonl", "loss.png", "loss.pdf", "checkpoints", "model", UNFINISHED_MODEL),
-    "vocabulary",  # where --minutes chose it
+    VOCABULARY_FOLDER,
     *("hf_gpt_scratch", ".aim"),
 )
 
