@@ -1,4 +1,4 @@
-"""The Hub itself: two origins on two ports, a log of all requests, and faults on request."""
+"""The Hub itself: two origins on two addresses, a log of all requests, and faults on request."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,10 @@ from .messages import Answer, Refusal, Request
 from .routing import answer, find
 from .store import Repository
 from .xet_shards import xet_hashes
+
+
+# Two hosts, as the real Hub has: before 2.0 huggingface_hub sends its token to another port of the same host.
+ADDRESSES = {"hub": "127.0.0.1", "cdn": "127.0.0.2"}
 
 
 class LoopbackHub:
@@ -44,18 +48,18 @@ class LoopbackHub:
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self._secret = secrets.token_hex()
-        self._origins = {name: Origin(self, name) for name in ("hub", "cdn")}
+        self._origins = {name: Origin(self, name) for name in ADDRESSES}
 
     # What tests use.
 
     @property
     def url(self) -> str:
         """Return the value of HF_ENDPOINT."""
-        return f"http://127.0.0.1:{self._origins['hub'].server_port}"
+        return f"http://{ADDRESSES['hub']}:{self._origins['hub'].server_port}"
 
     @property
     def cdn_url(self) -> str:
-        return f"http://127.0.0.1:{self._origins['cdn'].server_port}"
+        return f"http://{ADDRESSES['cdn']}:{self._origins['cdn'].server_port}"
 
     def token_of(self, user: str, role: str = "write") -> str:
         """A token of `alice`, `bob` or anyone else; with the role "read" it cannot push."""
@@ -114,7 +118,7 @@ class LoopbackHub:
             "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "HTTP_PROXY": "http://127.0.0.1:9",
             "HTTPS_PROXY": "http://127.0.0.1:9",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": ",".join(ADDRESSES.values()),
         }
         return variables | ({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
@@ -174,7 +178,7 @@ class LoopbackHub:
 
 
 class Origin(http.server.ThreadingHTTPServer):
-    """One port of the Hub."""
+    """One of the two servers of the Hub."""
 
     daemon_threads = True
     block_on_close = False
@@ -182,7 +186,7 @@ class Origin(http.server.ThreadingHTTPServer):
     def __init__(self, hub: LoopbackHub, name: str) -> None:
         self.hub = hub
         self.name = name
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((ADDRESSES[name], 0), Handler)
 
     def handle_error(self, *arguments: object) -> None:
         """Say nothing: a client that was killed is not an error."""

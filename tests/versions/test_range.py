@@ -14,6 +14,7 @@ from tests.pyproject import PYPROJECT
 
 
 ROOT = Path(__file__).parents[2]
+MYPY = "tests/test_architecture.py::test_linters_find_nothing[mypy]"
 ALLOWED = {need.name: need.specifier for need in map(Requirement, PYPROJECT["project"]["dependencies"])}
 
 
@@ -51,7 +52,8 @@ def test_the_suite_passes(pins: str, tmp_path: Path) -> None:
     }
     for arguments in (
         ["pip", "install", "-q", "-c", tmp_path / "pins.txt", "-e", ".[test]"],
-        ["pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"],
+        # The types are proved with CI's versions: older libraries have fewer.
+        ["pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "--deselect", MYPY],
     ):
         command = [python, "-m", *arguments]
         done = subprocess.run(
