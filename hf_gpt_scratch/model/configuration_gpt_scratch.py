@@ -62,7 +62,7 @@ def check_field(field: str, value: Any) -> None:
 class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057 trf-ignore: TRF010
     r"""Architecture of a GPT-2 style decoder. The defaults are GPT-2 124M.
 
-    The names of GPT-2 and of the tutorial in `attribute_map` are accepted for the same fields.
+    The names of GPT-2 and of the tutorial in `attribute_map` and `keywords` are accepted for the same fields.
 
     Args:
         vocab_size (`int`): Number of token ids.
@@ -90,15 +90,14 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057 trf-ignore: TRF0
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
         "n_positions": "max_position_embeddings",
-        "n_ctx": "max_position_embeddings",
         "n_inner": "intermediate_size",
         "num_key_value_heads": "num_attention_heads",
         "emb_dim": "hidden_size",  # the tutorial's
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
         "context_length": "max_position_embeddings",
         "drop_rate": "dropout",
     }
+    # Of __init__ alone, not attributes: TransformerLens sets these three on a copy and reads its __dict__.
+    keywords = {"n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_ctx": "max_position_embeddings"}
     base_model_tp_plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"} | {
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
@@ -126,7 +125,7 @@ class GPTScratchFields(PretrainedConfig):  # trf-ignore: TRF057 trf-ignore: TRF0
     def __init__(self, **kwargs: Any) -> None:
         given: dict[str, tuple[str, Any]] = {}
         for name, value in kwargs.items():
-            field = self.attribute_map.get(name, name)
+            field = (self.attribute_map | self.keywords).get(name, name)
             other_name, other_value = given.setdefault(field, (name, value))
             if other_name != name and other_value != value:
                 raise ValueError(f"{name}={value} contradicts {other_name}={other_value}: both are {field}")

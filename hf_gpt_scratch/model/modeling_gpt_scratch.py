@@ -83,8 +83,7 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled dot-product attention in plain PyTorch: the reference of the other implementations.
 
-    query [B, H, T, D], key and value [B, H, S, D], additive attention_mask [B, 1, T, S] -> output [B, T, H, D] and
-    weights [B, H, T, S].
+    query [B, H, T, D], key, value [B, H, S, D], added mask [B, 1, T, S] -> output [B, T, H, D], weights [B, H, T, S].
     """
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -325,7 +324,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         layer_inputs, attentions = ([] if one else None for one in is_asked)
         kwargs |= {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids}
         kwargs |= {"attentions": attentions} | ({"cache_position": slots} if TAKES_SLOTS else {})
-        hidden_states = self.dropout(inputs_embeds + self.embed_positions(position_ids))
+        # A later stage of a pipeline is given hidden states: its first layers are left out, and so are positions.
+        is_later = input_ids is None and isinstance(self.layers[0], nn.Identity)
+        hidden_states = inputs_embeds if is_later else self.dropout(inputs_embeds + self.embed_positions(position_ids))
         for layer in self.layers:
             if layer_inputs is not None:
                 layer_inputs.append(hidden_states)

@@ -38,14 +38,17 @@ ALIASES = [
     ("n_layer", "num_hidden_layers", 3, -1, "must be at least 1"),
     ("n_head", "num_attention_heads", 6, 0, "must be at least 1"),
     ("n_positions", "max_position_embeddings", 48, 0, "must be at least 1"),
-    ("n_ctx", "max_position_embeddings", 48, -48, "must be at least 1"),
     ("n_inner", "intermediate_size", 100, 0, "must be at least 1"),
     ("num_key_value_heads", "num_attention_heads", 6, 0, "must be at least 1"),
     ("emb_dim", "hidden_size", 96, -96, "must be at least 1"),
-    ("n_layers", "num_hidden_layers", 3, 0, "must be at least 1"),
-    ("n_heads", "num_attention_heads", 6, -6, "must be at least 1"),
     ("context_length", "max_position_embeddings", 48, 0, "must be at least 1"),
     ("drop_rate", "dropout", 0.25, 1.0, "must be at least 0 and below 1"),
+]
+# The same, of names that are taken by the constructor and in files, but are no attributes.
+KEYWORDS = [
+    ("n_ctx", "max_position_embeddings", 48, -48, "must be at least 1"),
+    ("n_layers", "num_hidden_layers", 3, 0, "must be at least 1"),
+    ("n_heads", "num_attention_heads", 6, -6, "must be at least 1"),
 ]
 
 NAN, INF = math.nan, math.inf
@@ -97,7 +100,7 @@ class TestNames:
     def test_tutorial_dictionary_works_as_printed(self) -> None:
         config = GPTScratchConfig(**GPT_CONFIG_124M)
         for name, value in GPT_CONFIG_124M.items():
-            assert getattr(config, name) == value, name
+            assert getattr(config, GPTScratchConfig.keywords.get(name, name)) == value, name
         assert config.max_position_embeddings == 256
         assert config.hidden_size == 768
         assert config.intermediate_size == 3072
@@ -108,6 +111,38 @@ class TestNames:
 
     def test_every_alias_is_tested_here(self) -> None:
         assert {name: field for name, field, *_ in ALIASES} == GPTScratchConfig.attribute_map
+        assert {name: field for name, field, *_ in KEYWORDS} == GPTScratchConfig.keywords
+
+    @pytest.mark.parametrize(("name", "field", "legal", "illegal", "rule"), KEYWORDS)
+    def test_keyword_is_checked_like_its_field_and_is_no_attribute(
+        self, name: str, field: str, legal: int, illegal: int, rule: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_scratch", name: legal}))
+        for config in (
+            GPTScratchConfig(**{name: legal}),
+            GPTScratchConfig.from_dict({name: legal}),
+            GPTScratchConfig.from_pretrained(tmp_path),
+            AutoConfig.from_pretrained(tmp_path),
+        ):
+            assert getattr(config, field) == legal
+            assert not hasattr(config, name)
+            assert name not in config.to_dict()
+        for value, text in ((illegal, rule), ("x", "expected"), (True, "expected")):
+            with pytest.raises(ValueError, match=rf"^[^\n]*'{field}'[^\n]*{text}[^\n]*$"):
+                GPTScratchConfig(**{name: value})
+
+    def test_a_reader_may_write_its_own_names_on_a_copy(self) -> None:
+        """TransformerLens does, and takes `__dict__` of it for the fields of its own configuration."""
+        config = GPTScratchConfig(n_layers=3, n_heads=6, n_ctx=48)
+        changed = copy.deepcopy(config)
+        changed.n_layers, changed.n_heads, changed.n_ctx = 3, 6, 48
+        assert {name: vars(changed)[name] for name in GPTScratchConfig.keywords} == {
+            "n_layers": 3,
+            "n_heads": 6,
+            "n_ctx": 48,
+        }
+        assert not set(vars(config)) & set(GPTScratchConfig.keywords)
+        assert GPTScratchConfig.from_dict(changed.to_dict()).to_dict() == config.to_dict()
 
     @pytest.mark.parametrize(("alias", "field", "legal", "_illegal", "_rule"), ALIASES)
     def test_alias_sets_and_reads_its_field(
@@ -339,7 +374,7 @@ class TestSaving:
             48,
         }
         assert written["dropout"] == 0.0
-        assert not set(written) & set(GPTScratchConfig.attribute_map)
+        assert not set(written) & {*GPTScratchConfig.attribute_map, *GPTScratchConfig.keywords}
 
     def test_an_impossible_file_or_override_is_refused(self, tmp_path: Path) -> None:
         GPTScratchConfig(n_positions=48).save_pretrained(tmp_path)

@@ -969,6 +969,13 @@ class TestSaving:
         ]
 
 
+class MissingLayer(nn.Identity):
+    """What stands in a stage of a pipeline for a module of another one: it hands on what it is given first."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        return hidden_states
+
+
 class TestParallelism:
     @staticmethod
     def matching(pattern: str, names: list[str]) -> list[str]:
@@ -1018,6 +1025,45 @@ class TestParallelism:
         for allowed in (DistributedConfig(tp_size=2), DistributedConfig(fsdp_size=2), DistributedConfig(), None):
             tiny_config.distributed_config = allowed
             model_class(tiny_config)
+
+    @pytest.mark.usefixtures("no_grad")
+    @pytest.mark.parametrize("is_padded", [False, True])
+    @pytest.mark.parametrize("is_tied", [False, True])
+    def test_two_stages_of_an_engine_are_the_whole_model(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor, is_tied: bool, is_padded: bool
+    ) -> None:
+        """As vLLM cuts a model: with tied embeddings the last stage keeps both of them, otherwise it has neither."""
+        whole, first, last = (build_model(tie_word_embeddings=is_tied) for _ in range(3))
+        mask = None
+        if is_padded:
+            input_ids, mask, _ = pad(input_ids, [12, 5, 9], "left")
+        expected = whole(input_ids, attention_mask=mask).logits
+        first.model.layers[1] = first.model.layers[2] = first.model.norm = MissingLayer()
+        last.model.layers[0] = MissingLayer()
+        if not is_tied:
+            last.model.embed_tokens = last.model.embed_positions = MissingLayer()
+
+        hidden_states = first.model(input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        logits = last(inputs_embeds=hidden_states, attention_mask=mask, use_cache=False).logits
+        real = slice(None) if mask is None else mask.bool()
+        torch.testing.assert_close(logits[real], expected[real], rtol=0, atol=1e-6)
+
+        if is_tied:  # The control: what the last stage computes where it does not know that it is one.
+            last.model.layers[0] = nn.Module()
+            last.model.layers[0].forward = lambda hidden_states, **kwargs: hidden_states
+            wrong = last(inputs_embeds=hidden_states, attention_mask=mask, use_cache=False).logits
+            assert differ_visibly(wrong[real], expected[real])
+
+    @pytest.mark.usefixtures("no_grad")
+    def test_a_model_whose_first_layer_is_taken_out_keeps_its_positions(
+        self, build_model: ModelBuilder, input_ids: torch.Tensor
+    ) -> None:
+        """Who takes a layer out to see what it does gives tokens, as no later stage gets them."""
+        model = build_model()
+        model.model.layers[0] = MissingLayer()
+        logits = model(input_ids).logits
+        model.model.layers = model.model.layers[1:]
+        assert_equal(logits, model(input_ids, use_cache=False).logits)
 
 
 @pytest.fixture

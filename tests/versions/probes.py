@@ -110,7 +110,7 @@ def refusal(call: Callable[[], Any]) -> str:
 def config() -> dict[str, Any]:
     found = AutoConfig.from_pretrained(str(FOLDER), trust_remote_code=True)
     names = (
-        "model_type vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads n_embd n_ctx "
+        "model_type vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads n_embd "
         "intermediate_size hidden_act dropout qkv_bias layer_norm_eps tie_word_embeddings use_cache bos_token_id "
         "eos_token_id pad_token_id initializer_range"
     )
