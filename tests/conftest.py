@@ -46,12 +46,6 @@ def heeded_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def impatient_resolver() -> None:
-    """A process group asks for the name of 127.0.0.1: where no name server answers, each start waits 10 s or more."""
-    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
-
-
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The checkout, where scripts/ lies."""

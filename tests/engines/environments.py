@@ -6,23 +6,20 @@ HF_GPT_SCRATCH_ENGINES names.
 
 import json
 import os
-import subprocess
-import sys
 import time
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from tests.pip import NotInstalledError, pip
+
 
 DEFAULT_FOLDER = Path("~/.cache/hf_gpt_scratch/engines")
 COMPLETE = "engine.json"
 INSTALL_TIMEOUT = 1800  # seconds; vLLM with torch takes about three minutes
-
-
-class NotInstalledError(Exception):
-    """An engine could not be had: a failure, since nothing is known of it then."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,6 @@ VLLM = Engine(
 )
 
 
-def run_checked(command: list[str]) -> None:
-    """Run a step of the installation; the constraints of CI pin other versions, so they are not heard here."""
-    environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_TIMEOUT
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NotInstalledError(f"{' '.join(command)}: not at its end after {INSTALL_TIMEOUT} seconds") from error
-    if done.returncode != 0:
-        raise NotInstalledError(f"{' '.join(command)}:\n{done.stderr}")
-
-
 def python_of(engine: Engine) -> Path:
     """Return the interpreter of the engine's environment, and make the environment if it is not there."""
     root = Path(os.environ.get("HF_GPT_SCRATCH_ENGINES", DEFAULT_FOLDER)).expanduser().resolve()
@@ -71,11 +55,10 @@ def python_of(engine: Engine) -> Path:
         if folder.exists() and not (folder / "pyvenv.cfg").is_file():
             raise NotInstalledError(f"{folder} was not made here: move it away, or choose another folder")
         start = time.monotonic()
-        run_checked([sys.executable, "-m", "venv", "--clear", str(folder)])
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        run_checked([*pip, "install", *engine.requirements])
+        venv.create(folder, clear=True, with_pip=True)
+        pip("install", *engine.requirements, python=python, timeout=INSTALL_TIMEOUT)
         if engine.unwanted:
-            run_checked([*pip, "uninstall", "--yes", *engine.unwanted])
+            pip("uninstall", "--yes", *engine.unwanted, python=python, timeout=INSTALL_TIMEOUT)
         size = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
         found = {"seconds": round(time.monotonic() - start), "mb": round(size / 1e6)}
         complete.write_text(json.dumps(wanted | found), encoding="utf-8")

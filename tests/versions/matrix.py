@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import fresh_interpreter
+from tests.pip import NotInstalledError
 from tests.versions import overlays, probes
 
 
@@ -62,7 +63,7 @@ def run_calls(version: str, folder: Path, exported: Path, calls: probes.Calls, l
             overlay=overlay,
         )
         run.facts = run.facts | {"probe_seconds": round(time.monotonic() - start, 1)}
-    except overlays.NotInstalledError as error:
+    except NotInstalledError as error:
         run.trouble = f"not installed: {error}"
     except subprocess.TimeoutExpired:
         running = folder / "running"

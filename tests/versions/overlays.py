@@ -8,12 +8,12 @@ that the environment variable HF_GPT_SCRATCH_OVERLAYS names.
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.pip import NotInstalledError, pip
 
 
 # Of a version of transformers what it wants of these, in this order. With a huggingface_hub below 1 the datasets of
@@ -48,29 +48,10 @@ INSTALL_TIMEOUT = 300  # seconds; an overlay takes about five without a cache of
 COMPLETE = "overlay.json"
 
 
-class NotInstalledError(Exception):
-    """A version could not be had: a failure, since nothing is known of it then."""
-
-
-def pip(*arguments: str) -> str:
-    """What pip prints. The constraints of CI pin one transformers, so they are not heard here."""
-    environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_TIMEOUT
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NotInstalledError(f"pip has not ended within {INSTALL_TIMEOUT} seconds") from error
-    if done.returncode != 0:
-        raise NotInstalledError(f"pip {' '.join(arguments)}:\n{done.stderr}")
-    return done.stdout
-
-
 def newest_release() -> str:
     """The newest release of transformers that pip would install."""
     options = ("--dry-run", "--no-deps", "--ignore-installed", "--report", "-")
-    (found,) = json.loads(pip("install", *options, "transformers"))["install"]
+    (found,) = json.loads(pip("install", *options, "transformers", timeout=INSTALL_TIMEOUT))["install"]
     return found["metadata"]["version"]
 
 
@@ -95,7 +76,9 @@ def install(version: str) -> tuple[Path, dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=overlay.parent, prefix=f".{version}-") as folder:
         unfinished, start = Path(folder) / version, time.monotonic()
         requirements = [f"{name}=={number}" for name, number in packages.items()]
-        pip("install", "--no-deps", "--no-compile", "--target", str(unfinished), *requirements)
+        pip(
+            "install", "--no-deps", "--no-compile", "--target", str(unfinished), *requirements, timeout=INSTALL_TIMEOUT
+        )
         size = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
         known = {"packages": packages, "seconds": round(time.monotonic() - start, 1), "mb": round(size / 1e6)}
         (unfinished / COMPLETE).write_text(json.dumps(known), encoding="utf-8")

@@ -20,6 +20,8 @@ def pool() -> Iterator[ProcessPoolExecutor]:
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path]))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # A process group asks for the name of 127.0.0.1, and waits 10 s and more where no name server answers.
+    os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.resilience.warm"])
     with ProcessPoolExecutor(2, mp_context=context) as executor:

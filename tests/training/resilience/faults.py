@@ -111,6 +111,15 @@ def linger_in_step_after_signal() -> None:
     loop.optimizer_step = lingering
 
 
+def hang_in_step() -> None:
+    """Let the first step never end."""
+
+    def hanging(*_: object) -> None:
+        time.sleep(3600)
+
+    loop.optimizer_step = hanging
+
+
 def as_process(index: int, count: int, port: int) -> None:
     """Be one of several processes that find each other through gloo, as torchrun starts them."""
     os.environ |= {

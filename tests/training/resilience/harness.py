@@ -70,7 +70,7 @@ def fork(arguments: Iterable[object], log: Path, faults: Iterable[Fault] = ()) -
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        faulthandler.register(signal.SIGUSR1, file=2)  # where a hang is, is seen in the log
+        faulthandler.register(signal.SIGUSR2, file=2)  # shows in the log where a hang is; USR1 stops a run
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
         sys.argv = [str(SCRIPT), *map(str, arguments)]
         for fault in faults:
@@ -89,7 +89,7 @@ def fork(arguments: Iterable[object], log: Path, faults: Iterable[Fault] = ()) -
         os._exit(code)
 
 
-def wait(pid: int, timeout: float = 300) -> int:
+def wait(pid: int, timeout: float = 60) -> int:
     """Wait for a fork; one that hangs writes its stacks into its log, is killed and counts as code 98."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -97,7 +97,7 @@ def wait(pid: int, timeout: float = 300) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
-    os.kill(pid, signal.SIGUSR1)
+    os.kill(pid, signal.SIGUSR2)
     time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
