@@ -12,7 +12,8 @@ class StepsInBackward:
     """Steps each parameter as soon as its gradient is complete, and frees the gradient.
 
     The weights equal those of a step after the backward pass, to the last bit, since AdamW and Muon treat each
-    parameter alone. But nothing that needs the whole gradient can happen before: no clipping, no sum over
+    parameter alone (Muon's to bfloat16 where matrices have 16 rows or fewer: PyTorch multiplies one of them otherwise
+    than a stack). But nothing that needs the whole gradient can happen before: no clipping, no sum over
     micro-batches or processes, no check of a step before it is applied.
     """
 

@@ -43,7 +43,9 @@ def assert_same(one: tuple, other: tuple) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optim": "adamw_torch", "gradient_checkpointing": True, "dropout": 0.1}, {"optim": "muon"}]
+    [{}, {"optim": "adamw_torch", "gradient_checkpointing": True, "dropout": 0.1}]
+    # Up to 16 x 16 PyTorch has another product of bfloat16 for one matrix than for a stack.
+    + [{"optim": "muon", "hidden_size": 32}]
     + [{"tie_word_embeddings": False, "mixed_precision": "bf16"}],
     ids=["fused", "plain, checkpointed", "muon", "untied, bf16"],
 )
