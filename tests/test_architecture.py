@@ -146,6 +146,14 @@ PROVED_BY = {
     "benchmarks/benchmark.py": "benchmarks/test_conversion.py",
     "benchmarks/command.py": "benchmarks/test_conversion.py",
     "benchmarks/generation_runs.py": "benchmarks/test_generation.py",
+    "benchmarks/gpu/decoding.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/devices.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/memory_estimate.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/plan.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/proof_of_resume.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/record.py": "benchmarks/gpu/test_parts.py",
+    "benchmarks/gpu/step_alone.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/step_candidates.py": "benchmarks/gpu/test_rehearsal.py",
     "benchmarks/measuring.py": "benchmarks/test_conversion.py",
     "benchmarks/peer_benchmark.py": "benchmarks/test_training.py",
     "benchmarks/peer_models.py": "benchmarks/test_training.py",
@@ -155,7 +163,7 @@ PROVED_BY = {
 
 
 def test_every_module_has_its_test() -> None:
-    for folder, modules in ((PACKAGE, MODULES), (BENCHMARKS.parent, sorted(BENCHMARKS.glob("*.py")))):
+    for folder, modules in ((PACKAGE, MODULES), (BENCHMARKS.parent, sorted(BENCHMARKS.rglob("*.py")))):
         for path in modules:
             if path.name != "__init__.py":
                 relative = path.relative_to(folder)
@@ -236,7 +244,7 @@ def test_the_readmes_name_the_duty_of_every_file() -> None:
         for readme in READMES
         for name in re.findall(r"^\| `([^`]+\.py)` \|", readme.read_text(encoding="utf-8"), flags=re.MULTILINE)
     ]
-    files = [*MODULES, *SCRIPTS, *BENCHMARKS.glob("*.py")]
+    files = [*MODULES, *SCRIPTS, *BENCHMARKS.rglob("*.py")]
     tree = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
     assert set(listed) == tree
     assert len(listed) == len(tree)

@@ -3,31 +3,23 @@
 How many windows fit is estimated by the peak that `step_speed` has recorded for a smaller batch.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 from scripts.benchmarks.measuring import Measurement, format_spread, spread
-from scripts.benchmarks.peer_models import VOCAB_SIZE, Task, draw_weights
+from scripts.benchmarks.peer_models import VOCAB_SIZE, Task
 
 from .devices import free_bytes
 from .parts import free_device
 from .plan import Plan
 from .record import DONE, MissingError, Outcome, Record
-from .step_candidates import NANOGPT, OURS, STOCK, measured_step
+from .step_candidates import NANOGPT, measured_step
 from .step_speed import utilizations
 
 
 USABLE = 0.85  # of the free memory; the rest is what the estimate does not see
 MOST_ROWS = 1024
 BYTES_OF_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
-
-
-def items(plan: Plan, folder: Path) -> dict[str, Callable[[], Outcome]]:
-    """Return an item for each candidate, ours first."""
-    draw_weights(Task(**plan.task_fields(str(folder))), seed=0)
-    return {name: partial(measure_largest, name, plan, folder) for name in (OURS, NANOGPT, STOCK)}
 
 
 def measure_largest(name: str, plan: Plan, folder: Path) -> Outcome:

@@ -1,0 +1,42 @@
+"""Rehearses the whole command at tiny sizes on the CPU: everything is done or told to be missing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from scripts.benchmarks.gpu.plan import SECONDS
+from scripts.benchmarks.gpu.record import DONE, MISSING
+
+
+NOT_THERE = {"logits, flash_attention_2, float32", "logits, flash_attention_2, bfloat16",
+             "logits, flash_attention_2, float16", "largest batch, nanoGPT, compiled"}  # fmt: skip
+
+
+@pytest.mark.commands
+def test_the_rehearsal_passes(project_root, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, project_root / "scripts" / "benchmark.py", "gpu", "--out", out, "--rehearse"]
+    process = subprocess.run(
+        [*command, "--threads", "1", "--text", bundled_text_path()], capture_output=True, text=True, timeout=580
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    records = [json.loads((out / f"{part}.json").read_text(encoding="utf-8")) for part in SECONDS]
+    assert [record["ended"] for record in records] == ["at its end"] * len(SECONDS)
+    items = {name: item for record in records for name, item in record["items"].items()}
+    assert {name for name, item in items.items() if item["result"] == MISSING} == NOT_THERE
+    assert {item["result"] for item in items.values()} == {DONE, MISSING}
+    assert len(items) == 39
+    speed = items["a step of 2 x 16 tokens"]["figures"]
+    assert speed["failures"] == {"nanoGPT, compiled": "not there, without --nanogpt"}
+    assert set(speed["candidates"]) == {"ours", "ours, compiled", "transformers, compiled"}
+    texts = [item["figures"] for name, item in items.items() if name.endswith("x 8 + 6 tokens")]
+    assert [one["failures"] for one in texts] == [{}, {}]
+    assert [set(one["same ids"].values()) for one in texts] == [{1.0}, {1.0}]
+    assert items["profile, ours"]["figures"]["waits"] == 1
+    assert items["resume"]["figures"]["error"] == 0
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        [*(f"{part}.{kind}" for part in SECONDS for kind in ("json", "log")), "summary.txt"]
+    )
