@@ -103,8 +103,9 @@ def train_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str] 
 def train_ours(
     text: Path, output: Path, minutes: float, seed: int, threads: int, given: dict[str, str] = OURS_FLAGS
 ) -> Measurement:
-    """Run our training script for so many minutes, with the flags that are given."""
-    flags = given | {"minutes": f"{minutes:.4f}", "seed": str(seed), "output_dir": str(output)}
+    """Run our training script for so many minutes, or the steps that are given, with the other flags given."""
+    bound = {} if "max_steps" in given else {"minutes": f"{minutes:.4f}"}
+    flags = given | bound | {"seed": str(seed), "output_dir": str(output)}
     options = [item for name, value in flags.items() for item in (f"--{name}", value)]
     command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, SCRIPTS / "train.py"]
     return measure([*command, "--train_file", text, *options])

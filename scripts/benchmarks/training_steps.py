@@ -112,11 +112,13 @@ def our_settings(task: Task, folder: Path, **settings: Any) -> "TrainingSettings
 
 def our_step(run: "Run") -> Step:
     """Return the optimizer step of our training loop."""
+    from hf_gpt_scratch.data.windows import IGNORE_INDEX
     from hf_gpt_scratch.training.loop import optimizer_step
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         batch = {"input_ids": ids, "shift_labels": targets}
-        return optimizer_step(run, batch, targets.numel(), LEARNING_RATE)[0]
+        num_tokens = int(run.accelerator.reduce((targets != IGNORE_INDEX).sum(), "sum"))  # as the loop counts them
+        return optimizer_step(run, batch, num_tokens, LEARNING_RATE)[0]
 
     return step
 
@@ -163,7 +165,8 @@ def stock_step(task: Task, backend: str | None = None) -> Step:
 
     AdamW is PyTorch's default on a CPU; on a GPU it is the fused one, which is the Trainer's.
     """
-    model = stock_model(task).to(task.device)
+    model: Any = stock_model(task)
+    model.to(task.device)
     called = torch.compile(model, backend=backend) if backend else model
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW, fused=None if task.device == "cpu" else True)
     loss_of = lambda ids, targets: called(ids, labels=targets, shift_labels=targets).loss  # noqa: E731

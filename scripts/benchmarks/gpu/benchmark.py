@@ -58,7 +58,9 @@ class Gpu(Benchmark):
             raise ValueError(f"--out {out} holds files already: name a new folder")
         (out / "work").mkdir(parents=True)
         plan, times = (REHEARSAL, REHEARSAL_TIMES) if arguments.rehearse else (FULL, 1.0)
-        given = {name: str(value.resolve()) for name in ("nanogpt", "text") if (value := getattr(arguments, name))}
+        given: dict[str, Any] = {
+            name: str(value.resolve()) for name in ("nanogpt", "text") if (value := getattr(arguments, name))
+        }
         plan = replace(plan, threads=arguments.threads, **given)
         deadline = time.monotonic()
         try:

@@ -45,7 +45,8 @@ def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
     """Build and warm up all candidates, then sample them in turn; one that fails is named, and the others go on."""
     task, text = Task(**plan.task_fields(str(folder), rows=rows)), Text(rows, plan.prompt, plan.new)
     ours = our_model(task).to(plan.device, torch.bfloat16)
-    stock: Any = stock_model(task).eval().to(plan.device, torch.bfloat16)  # type: ignore[arg-type]  # `to` is wrapped
+    stock: Any = stock_model(task).eval()
+    stock.to(plan.device, torch.bfloat16)
     stock.generation_config.update(eos_token_id=None, pad_token_id=0, use_cache=True)
     prompts = draw_prompts(text).to(plan.device)
     mask = torch.ones_like(prompts)
@@ -76,7 +77,7 @@ def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
 
 def compile_config(plan: Plan) -> CompileConfig:
     """Return how `generate()` compiles a step with a static cache."""
-    config = CompileConfig(**{"mode": "default"} | plan.decode_mode)
+    config: Any = CompileConfig(**{"mode": "default"} | plan.decode_mode)
     config._compile_all_devices = True  # on a CPU the library compiles only if told so
     return config
 

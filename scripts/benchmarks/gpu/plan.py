@@ -83,6 +83,7 @@ REHEARSAL = Plan(
     text_options={
         "hidden_size": "16", "num_hidden_layers": "1", "num_attention_heads": "2", "max_position_embeddings": "16",
         "per_device_train_batch_size": "2", "mixed_precision": "no", "use_cpu": "true",
+        "max_steps": "2", "warmup_steps": "1",
     },
 )  # fmt: skip
 

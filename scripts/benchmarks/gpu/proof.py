@@ -228,11 +228,12 @@ def check_int8(models: Models) -> Outcome:
     if models.device != "cpu":
         try:
             quantize_int8(models.ours())
-        except ValueError as error:
-            require("on a CPU" in str(error), f"another refusal: {error}")
+        except ValueError as refusal:
+            require("on a CPU" in str(refusal), f"another refusal: {refusal}")
         else:
             raise ValueError("int8 weights were not refused on a GPU")
-    model = quantize_int8(models.ours().to("cpu"))
+    model: Any = models.ours()
+    model = quantize_int8(model.to("cpu"))
     error = models.error(model(models.ids.cpu()).logits.to(models.device))
     control = models.error(model(models.ids.roll(1, dims=1).cpu()).logits.to(models.device))
     line = f"{error:.1e} on the CPU, at most {INT8}; other tokens {control:.1f}"

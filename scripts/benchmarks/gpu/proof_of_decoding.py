@@ -88,7 +88,7 @@ def check_static_cache(plan: Plan) -> Outcome:
 
     model = build(plan)
     expected = one_by_one(model)
-    config = CompileConfig(fullgraph=True, **{"mode": "default"} | plan.decode_mode)
+    config: Any = CompileConfig(fullgraph=True, **{"mode": "default"} | plan.decode_mode)
     config._compile_all_devices = True  # on a CPU the library compiles only if told so
     counters.clear()
     options: dict[str, Any] = {"cache_implementation": "static", "compile_config": config}

@@ -1,6 +1,6 @@
 """The time of our training step by its parts, and its waits for the device."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,25 @@ def profile_step(name: str, plan: Plan, folder: Path) -> Outcome:
             torch.cuda.synchronize()
     events = profiler.events()
     seconds = seconds_by_part(events, plan.device)
-    busy = seconds.total()
+    busy = sum(seconds.values())
     waits = count_waits(events, plan.device)
     shares = ", ".join(f"{part} {seconds[part] / busy:.1%}" for part in [*PARTS, "others"])
     lines = [
         f"{shares}; {busy * 1e3:.1f} ms of operators or kernels in a step of {wall * 1e3:.1f} ms",
         f"{waits} waits for the device in a step",
     ]
-    figures = {"seconds": dict(seconds), "wall": wall, "waits": waits, "longest": longest(events, plan.device)}
+    figures = {"seconds": seconds, "wall": wall, "waits": waits, "longest": longest(events, plan.device)}
     return Outcome(lines, figures, [describe_limit("waits for the device", [waits], "at most", MOST_WAITS)])
 
 
-def seconds_by_part(events: Any, device: str) -> Counter[str]:
+def seconds_by_part(events: Any, device: str) -> dict[str, float]:
     """Sum up by part the seconds of the kernels that each operator has started, on a CPU those of the operators."""
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys([*PARTS, "others"], 0.0)
     for event in events:
         for names, one in costs(event, device):
             seconds[part_of(names)] += one
     kernels = [one for one in events if one.device_type == DeviceType.CUDA and not one.is_user_annotation]
-    started_by_none = sum(one.self_device_time_total for one in kernels) / 1e6 - seconds.total()
+    started_by_none = sum(one.self_device_time_total for one in kernels) / 1e6 - sum(seconds.values())
     seconds["others"] += max(0.0, started_by_none) if device == "cuda" else 0.0
     return seconds
 
@@ -113,10 +113,10 @@ def count_waits(events: Any, device: str) -> int:
 
 def longest(events: Any, device: str) -> list[tuple[str, float, int]]:
     """Return name, seconds and calls of the twenty longest kernels, or on a CPU operators."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for event in events:
         for names, one in costs(event, device):
             seconds[names[0]] += one
             calls[names[0]] += 1
-    return [(name, one, calls[name]) for name, one in seconds.most_common(20)]
+    return [(name, one, calls[name]) for name, one in sorted(seconds.items(), key=lambda row: -row[1])[:20]]

@@ -15,7 +15,7 @@ from .plan import Plan
 from .record import MissingError, Outcome
 
 
-PART_OF_TIME = 0.4
+PART_OF_TIME, MOST_TIME = 0.4, 0.42  # the bound of our run, and where it is judged: it ends after a step
 PUBLISHED_LOSS, PUBLISHED_SECONDS = 1.4697, 180.0  # nanoGPT's README, on an A100
 CONTEXT = "256"
 # No more parameters than nanoGPT's model of 10.6 million, as wide as its heads of 64 allow. Not tuned on any GPU.
@@ -63,6 +63,6 @@ def outcome_of(ours: Measurement, peer: Measurement | None, target: float, secon
     ]
     limits = [
         describe_limit("loss - nanoGPT's", [ours.details["loss"] - target], "at most", 0.0),
-        describe_limit("wall time / nanoGPT's", [ours.wall / seconds], "at most", 1.05 * PART_OF_TIME),
+        describe_limit("wall time / nanoGPT's", [ours.wall / seconds], "at most", MOST_TIME),
     ]
     return Outcome(lines, {"ours": vars(ours), "nanoGPT": peer and vars(peer)}, limits)
