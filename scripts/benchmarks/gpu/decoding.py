@@ -84,7 +84,7 @@ def compile_config(plan: Plan) -> CompileConfig:
 
 def continued(way: Continue, prompts: torch.Tensor, text: Text) -> torch.Tensor:
     """Return the new ids [rows, new]; raise ValueError if they are fewer."""
-    with torch.inference_mode():
+    with torch.no_grad():
         new = way(prompts)[:, text.prompt :]
     if new.shape[1] != text.new:
         raise ValueError(f"added {new.shape[1]} tokens instead of {text.new}")

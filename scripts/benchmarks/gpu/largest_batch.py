@@ -13,7 +13,7 @@ from .devices import free_bytes
 from .parts import free_device
 from .plan import Plan
 from .record import DONE, MissingError, Outcome, Record
-from .step_candidates import NANOGPT, measured_step
+from .step_candidates import NANOGPT, OURS, OURS_EAGER, measured_step
 from .step_speed import utilizations
 
 
@@ -27,11 +27,13 @@ def measure_largest(name: str, plan: Plan, folder: Path) -> Outcome:
     if name == NANOGPT and plan.nanogpt is None:
         raise MissingError("nanoGPT, without --nanogpt")
     steps = Record(folder.parent, "step_speed").items.values()
-    samples = next((item["figures"]["candidates"].get(name) for item in steps if item["result"] == DONE), None)
-    if not samples:
+    # Before it is compiled, our step is measured by the start of the run.
+    names = (OURS, OURS_EAGER) if name == OURS else (name,)
+    measured_before = [item["figures"]["candidates"] for item in steps if item["result"] == DONE]
+    peaks = [one[each][-1]["details"]["peak_bytes"] for one in measured_before for each in names if each in one]
+    if not peaks:
         raise MissingError(f"the peak of a step of {plan.rows} windows, by which the batch is chosen")
-    peak = samples[-1]["details"]["peak_bytes"]
-    rows, tried = largest_rows(plan, peak, plan.memory or free_bytes(plan.device)), []
+    rows, tried = largest_rows(plan, max(peaks), plan.memory or free_bytes(plan.device)), []
     while rows >= 1:
         tried.append(rows)
         try:

@@ -4,6 +4,7 @@ Differences of logits are given in standard deviations of GPT-2's logits in floa
 same difference for other tokens, which is about 1.4, must be seen.
 """
 
+import copy
 import os
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -68,12 +69,14 @@ class Models:
 
     def __init__(self, task: Task, device: str) -> None:
         self.task, self.device = task, device
+        self.made = our_model(task)
+        self.errors_of_stock: dict[torch.dtype, float] = {}
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(VOCAB_SIZE, (task.rows, task.length), generator=generator).to(device)
 
     def ours(self, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> PreTrainedModel:
         """Return our model."""
-        model = our_model(self.task)
+        model = copy.deepcopy(self.made)
         model.config.dropout = dropout
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -91,6 +94,13 @@ class Models:
         """GPT-2's logits in float32 [B, T, V]."""
         with torch.no_grad():
             return self.stock(torch.float32)(self.ids).logits
+
+    def error_of_stock(self, dtype: torch.dtype) -> float:
+        """Return the error of GPT-2's own logits in another dtype."""
+        if dtype not in self.errors_of_stock:
+            with torch.no_grad():
+                self.errors_of_stock[dtype] = self.error(self.stock(dtype)(self.ids).logits)
+        return self.errors_of_stock[dtype]
 
     def error(self, logits: torch.Tensor) -> float:
         """Return the largest difference from GPT-2's logits in float32, in their standard deviations."""
@@ -128,8 +138,7 @@ def check_logits(models: Models, attention: str, dtype: str) -> Outcome:
     control = models.error(logits_by(model, models.ids.roll(1, dims=1), attention))
     limit = FLOAT32
     if dtype != "float32":
-        with torch.no_grad():
-            limit = HALF * models.error(models.stock(DTYPES[dtype])(models.ids).logits)
+        limit = HALF * models.error_of_stock(DTYPES[dtype])
     line = require(
         error <= limit and control > VISIBLE, f"{error:.1e}, at most {limit:.1e}; other tokens {control:.1f}"
     )
