@@ -61,7 +61,7 @@ def test_the_rehearsal_passes(project_root, tmp_path):
     items = {name: item for record in records for name, item in record["items"].items()}
     assert {name for name, item in items.items() if item["result"] == MISSING} == NOT_THERE
     assert {item["result"] for item in items.values()} == {DONE, MISSING}
-    assert len(items) == 39
+    assert len(items) == 40
     speed = items["a step of 2 x 16 tokens"]["figures"]
     assert speed["failures"] == {"nanoGPT, compiled": "not there, without --nanogpt"}
     assert set(speed["candidates"]) == {"ours", "ours, compiled", "transformers, compiled"}
