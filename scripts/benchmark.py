@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from hf_gpt_scratch.runtime.cli import run
-
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the benchmarks belong to the clone, not to the package
+    # The benchmarks belong to the clone, not to the package, which need not be installed.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from hf_gpt_scratch.runtime.cli import run
     from scripts.benchmarks.command import run_command
 
     run(lambda: run_command(sys.argv[1:]))

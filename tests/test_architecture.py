@@ -146,6 +146,14 @@ PROVED_BY = {
     "benchmarks/benchmark.py": "benchmarks/test_conversion.py",
     "benchmarks/command.py": "benchmarks/test_conversion.py",
     "benchmarks/generation_runs.py": "benchmarks/test_generation.py",
+    "benchmarks/gpu/decoding.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/devices.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/memory_estimate.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/plan.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/proof_of_resume.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/record.py": "benchmarks/gpu/test_parts.py",
+    "benchmarks/gpu/step_alone.py": "benchmarks/gpu/test_rehearsal.py",
+    "benchmarks/gpu/step_candidates.py": "benchmarks/gpu/test_rehearsal.py",
     "benchmarks/measuring.py": "benchmarks/test_conversion.py",
     "benchmarks/peer_benchmark.py": "benchmarks/test_training.py",
     "benchmarks/peer_models.py": "benchmarks/test_training.py",
@@ -155,7 +163,7 @@ PROVED_BY = {
 
 
 def test_every_module_has_its_test() -> None:
-    for folder, modules in ((PACKAGE, MODULES), (BENCHMARKS.parent, sorted(BENCHMARKS.glob("*.py")))):
+    for folder, modules in ((PACKAGE, MODULES), (BENCHMARKS.parent, sorted(BENCHMARKS.rglob("*.py")))):
         for path in modules:
             if path.name != "__init__.py":
                 relative = path.relative_to(folder)
@@ -236,7 +244,7 @@ def test_the_readmes_name_the_duty_of_every_file() -> None:
         for readme in READMES
         for name in re.findall(r"^\| `([^`]+\.py)` \|", readme.read_text(encoding="utf-8"), flags=re.MULTILINE)
     ]
-    files = [*MODULES, *SCRIPTS, *BENCHMARKS.glob("*.py")]
+    files = [*MODULES, *SCRIPTS, *BENCHMARKS.rglob("*.py")]
     tree = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
     assert set(listed) == tree
     assert len(listed) == len(tree)
@@ -244,14 +252,15 @@ def test_the_readmes_name_the_duty_of_every_file() -> None:
 
 def test_readme_commands_use_flags_that_exist() -> None:
     readme = "\n".join(path.read_text(encoding="utf-8") for path in READMES).replace("\\\n", " ")
-    commands = re.findall(r"(scripts/\w+\.py)([^\n`|]*)", readme)
+    # The options of a benchmark stand behind its name.
+    commands = re.findall(r"(scripts/benchmark\.py \w+|scripts/\w+\.py)([^\n`|]*)", readme)
     assert commands
     help_texts: dict[str, str] = {}
     for script, arguments in commands:
         flags = re.findall(r"(--[\w-]+)", arguments)
         if flags and script not in help_texts:
-            command = [sys.executable, ROOT / script, "--help"]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            command = [sys.executable, *script.split(), "--help"]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
             help_texts[script] = result.stdout
         for flag in flags:
             assert re.search(rf"{snake_case(flag)}\b", help_texts[script]), f"{script} has no {flag}"

@@ -104,6 +104,22 @@ NOT_RUN = {
         "downloads 500 MB, and with --push_to_hub needs the Hub",
         "conversion/test_convert_and_share.py::test_a_converted_checkpoint_arrives",
     ),
+    "python scripts/benchmark.py gpu": (
+        "needs a GPU",
+        "benchmarks/gpu/test_rehearsal.py::test_the_rehearsal_passes",
+    ),
+    "pip download --no-deps": (
+        "downloads packages for another machine",
+        "benchmarks/gpu/test_rehearsal.py::test_what_is_carried_is_all_that_is_missing",
+    ),
+    "python -m pip install --no-index": (
+        "installs what was carried",
+        "benchmarks/gpu/test_rehearsal.py::test_what_is_carried_is_all_that_is_missing",
+    ),
+    "PYTHONPATH=site python scripts/benchmark.py gpu": (
+        "needs a GPU",
+        "benchmarks/gpu/test_rehearsal.py::test_the_rehearsal_passes",
+    ),
     "hf auth login": (
         "asks for a token",
         "scripts/test_push_to_hub_script.py::test_each_error_is_one_line_with_the_way_out",

@@ -12,6 +12,7 @@ from .benchmark import Benchmark
 from .conversion import Conversion
 from .evaluation import Evaluation
 from .generation import Generation
+from .gpu.benchmark import Gpu
 from .growth import Growth
 from .loading import Loading
 from .measuring import format_report
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "time_to_loss": TimeToLoss(),
     "train": Training(),
     "generate": Generation(),
+    "gpu": Gpu(),
     "profile": Profiling(),
     "shares": Shares(),
     "sweep": Sweep(),

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 VOCAB_SIZE = 50257
+NANOGPT_VOCAB_SIZE = 50304  # the rows that nanoGPT's own training gives its embedding, a multiple of 64
 
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a step: the size of the model, the batch, a folder with the initial weights, and the precision."""
+    """The work of a step: size of the model, batch, folder of the initial weights, precision and device."""
 
     layers: int
     width: int
@@ -29,6 +30,7 @@ class Task:
     length: int
     folder: str = ""
     precision: str = "no"  # of products, as Accelerate calls it: "no" or "bf16"
+    device: str = "cpu"
 
     @property
     def weights(self) -> Path:
@@ -112,14 +114,21 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def nanogpt_model(task: Task, source: Path) -> Any:
-    """Return nanoGPT with GPT-2's vocabulary and form of GELU, so that its loss is the same; from its folder."""
+def nanogpt_model(task: Task, source: Path, vocab_size: int = VOCAB_SIZE) -> Any:
+    """Return nanoGPT with GPT-2's form of GELU, so that its loss is the same; from its folder.
+
+    Rows of the embedding beyond GPT-2's vocabulary are 0, which adds their part of the probability to the loss:
+    0.001 nats for `NANOGPT_VOCAB_SIZE`.
+    """
     module = import_file(source / "model.py")
     sizes = {"n_layer": task.layers, "n_head": task.heads, "n_embd": task.width, "block_size": task.context}
-    model = module.GPT(module.GPTConfig(vocab_size=VOCAB_SIZE, **sizes))
+    model = module.GPT(module.GPTConfig(vocab_size=vocab_size, **sizes))
     for block in model.transformer.h:
         block.mlp.gelu = nn.GELU(approximate="tanh")
-    load(model, renamed(task, GPT2), may_lack="lm_head")
+    state = renamed(task, GPT2)
+    embedding = state["transformer.wte.weight"]
+    state["transformer.wte.weight"] = nn.functional.pad(embedding, (0, 0, 0, vocab_size - len(embedding)))
+    load(model, state, may_lack="lm_head")
     return model
 
 

@@ -59,6 +59,7 @@ OURS_FLAGS = {
     "save_steps": "0",
     "sample_tokens": "0",
     "choose": "none",
+    "use_cpu": "true",
 }
 
 
@@ -79,12 +80,19 @@ def prepare_nanogpt(source: Path, text: Path, folder: Path) -> Path:
     return copied
 
 
-def train_nanogpt(copied: Path, seed: int, threads: int) -> Measurement:
-    """Run nanoGPT's recipe, and convert the checkpoint for scoring, which is not timed."""
+def train_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str] = RECIPE) -> Measurement:
+    """Run nanoGPT's recipe, and convert the checkpoint for scoring, which is not timed.
+
+    Args:
+        copied: folder of `prepare_nanogpt`.
+        seed: of the run.
+        threads: of PyTorch.
+        recipe: options beside those of nanoGPT's own file for this text.
+    """
     script, out = copied / "train.py", copied / f"out-{seed}"
     seeded = copied / "train_seeded.py"
     seeded.write_text(script.read_text(encoding="utf-8").replace(SEED_LINE, f"torch.manual_seed({seed})"), "utf-8")
-    options = [f"--{name}={value}" for name, value in (RECIPE | {"out_dir": out.name}).items()]
+    options = [f"--{name}={value}" for name, value in (recipe | {"out_dir": out.name}).items()]
     command = ["env", "-C", copied, f"OMP_NUM_THREADS={threads}", sys.executable, seeded.name]
     measurement = measure([*command, "config/train_shakespeare_char.py", *options])
     checkpoint, model = out / "ckpt.pt", copied / f"model-{seed}"
@@ -92,15 +100,18 @@ def train_nanogpt(copied: Path, seed: int, threads: int) -> Measurement:
     return measurement
 
 
-def train_ours(text: Path, output: Path, minutes: float, seed: int, threads: int) -> Measurement:
-    """Run our training script for so many minutes."""
-    flags = OURS_FLAGS | {"minutes": f"{minutes:.4f}", "seed": str(seed), "output_dir": str(output)}
+def train_ours(
+    text: Path, output: Path, minutes: float, seed: int, threads: int, given: dict[str, str] = OURS_FLAGS
+) -> Measurement:
+    """Run our training script for so many minutes, or the steps that are given, with the other flags given."""
+    bound = {} if "max_steps" in given else {"minutes": f"{minutes:.4f}"}
+    flags = given | bound | {"seed": str(seed), "output_dir": str(output)}
     options = [item for name, value in flags.items() for item in (f"--{name}", value)]
     command = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, SCRIPTS / "train.py"]
-    return measure([*command, "--train_file", text, "--use_cpu", *options])
+    return measure([*command, "--train_file", text, *options])
 
 
-def with_score(measurement: Measurement, model: Path, text: Path, unit: str) -> Measurement:
+def with_score(measurement: Measurement, model: Path, text: Path, unit: str, context: int = CONTEXT) -> Measurement:
     """Add the loss of a model on the last tenth of a text, and its parameters, by a process of its own.
 
     Args:
@@ -108,11 +119,12 @@ def with_score(measurement: Measurement, model: Path, text: Path, unit: str) -> 
         model: its folder.
         text: whose first nine tenths it was trained on.
         unit: of its token ids: "bytes", or "characters" as nanoGPT numbers them.
+        context: tokens of a window.
 
     Raises:
         ValueError: it cannot be scored.
     """
-    command = [sys.executable, "-m", f"{__package__}.scoring", str(model), str(text), unit, str(CONTEXT)]
+    command = [sys.executable, "-m", f"{__package__}.scoring", str(model), str(text), unit, str(context)]
     process = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
     if process.returncode:
         raise ValueError(f"{model} cannot be scored: {process.stderr.strip().rpartition(chr(10))[2]}")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,12 @@ from torch import nn
 from .peer_models import VOCAB_SIZE, Task, litgpt_model, nanogpt_model, stock_model, tutorial_model
 
 
-Step = Callable[[torch.Tensor, torch.Tensor], float]  # token ids and targets, both [rows, length] -> loss
+if TYPE_CHECKING:
+    from hf_gpt_scratch.training.run import Run
+    from hf_gpt_scratch.training.settings import TrainingSettings
+
+# Token ids and targets, both [rows, length] -> loss: a number where the loop reads it, else a tensor of one.
+Step = Callable[[torch.Tensor, torch.Tensor], float | torch.Tensor]
 Fields = dict[str, Any]  # of `Task`, as JSON brings them
 Work = Callable[[], dict[str, Any]]
 
@@ -33,7 +38,7 @@ NUM_LOSSES = 3  # that are shown and compared: those of the first steps
 def draw_tokens(task: Task, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and targets of a step, both [rows, length]: the same for every candidate."""
     generator = torch.Generator().manual_seed(step)
-    ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator)
+    ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator).to(task.device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
@@ -42,7 +47,7 @@ def numbered(task: Task, step: Step) -> Work:
     losses: list[float] = []
 
     def work() -> dict[str, Any]:
-        losses.append(round(step(*draw_tokens(task, len(losses))), 6))
+        losses.append(round(float(step(*draw_tokens(task, len(losses)))), 6))
         return {"losses": losses[:NUM_LOSSES]}
 
     return work
@@ -61,19 +66,30 @@ def make_product(size: int, times: int, dtype: str = "float32") -> Work:
     return work
 
 
-def make_ours(task_fields: Fields, **settings: Any) -> Work:
-    """Take the optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
+def our_run(task: Task, **settings: Any) -> "Run":
+    """Set up a run as `scripts/train.py` does it, with the initial weights."""
     from hf_gpt_scratch import registration  # noqa: F401 makes the classes known
     from hf_gpt_scratch.runtime.signals import StopSignals
     from hf_gpt_scratch.runtime.stopwatch import Stopwatch
     from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
-    from hf_gpt_scratch.training.loop import optimizer_step
+
+    folder = Path(tempfile.mkdtemp(dir=task.folder))
+    # So many windows that the batch is not cut.
+    (folder / "text.txt").write_text("word " * 2 * task.context * task.rows, encoding="utf-8")
+    with FolderLock(folder / "run") as lock:
+        run = set_up(our_settings(task, folder, **settings), lock, StopSignals(), Stopwatch())
+    weights = load_file(task.weights)
+    with torch.no_grad():
+        for name, parameter in run.bare_model.named_parameters():
+            parameter.copy_(weights.pop(name))
+    return run
+
+
+def our_settings(task: Task, folder: Path, **settings: Any) -> "TrainingSettings":
+    """Return the settings of a run on `text.txt` of a folder, with the changes that are given."""
     from hf_gpt_scratch.training.settings import TrainingSettings
 
-    task = Task(**task_fields)
-    folder = Path(tempfile.mkdtemp(dir=task.folder))
-    (folder / "text.txt").write_text("word " * 2 * task.context, encoding="utf-8")
     values = {
         "train_file": [str(folder / "text.txt")],
         "output_dir": str(folder / "run"),
@@ -88,56 +104,79 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
         "weight_decay": ADAMW["weight_decay"],
         "sample_tokens": 0,
         "mixed_precision": task.precision,
+        "use_cpu": task.device == "cpu",
         "peak_flops": 1e12,  # not measured here
     }
-    with FolderLock(folder / "run") as lock:
-        run = set_up(TrainingSettings(**values | settings), lock, StopSignals(), Stopwatch())
-    weights = load_file(task.weights)
-    with torch.no_grad():
-        for name, parameter in run.bare_model.named_parameters():
-            parameter.copy_(weights.pop(name))
+    return TrainingSettings(**values | settings)
+
+
+def our_step(run: "Run") -> Step:
+    """Return the optimizer step of our training loop."""
+    from hf_gpt_scratch.data.windows import IGNORE_INDEX
+    from hf_gpt_scratch.training.loop import optimizer_step
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         batch = {"input_ids": ids, "shift_labels": targets}
-        return optimizer_step(run, batch, targets.numel(), LEARNING_RATE)[0]
+        num_tokens = int(run.accelerator.reduce((targets != IGNORE_INDEX).sum(), "sum"))  # as the loop counts them
+        return optimizer_step(run, batch, num_tokens, LEARNING_RATE)[0]
 
-    return numbered(task, step)
+    return step
+
+
+def make_ours(task_fields: Fields, **settings: Any) -> Work:
+    """Take the optimizer step of our training loop, in a run that is set up as `scripts/train.py` does it."""
+    task = Task(**task_fields)
+    return numbered(task, our_step(our_run(task, **settings)))
 
 
 def plain_step(
     task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[..., torch.Tensor]
 ) -> Step:
-    """Return a step as the peers' own loops write it."""
+    """Return a step as the peers' own loops write it; they read the loss of some steps only."""
 
-    def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=task.precision == "bf16"):
+    def step(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16"):
             loss = loss_of(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.detach()
 
     return step
+
+
+def nanogpt_step(task: Task, source: Path, backend: str | None = None, vocab_size: int = VOCAB_SIZE) -> Step:
+    """Return a step of nanoGPT with its own optimizer, compiled by a backend or not."""
+    model = nanogpt_model(task, source, vocab_size).to(task.device)
+    optimizer = model.configure_optimizers(ADAMW["weight_decay"], LEARNING_RATE, ADAMW["betas"], task.device)
+    called = torch.compile(model, backend=backend) if backend else model
+    return plain_step(task, model, optimizer, lambda ids, targets: called(ids, targets)[1])
 
 
 def make_nanogpt(task_fields: Fields, source: str, compiled: bool = False) -> Work:
     """Train nanoGPT with its own optimizer."""
     task = Task(**task_fields)
-    model = nanogpt_model(task, Path(source))
-    optimizer = model.configure_optimizers(ADAMW["weight_decay"], LEARNING_RATE, ADAMW["betas"], "cpu")
-    called = torch.compile(model) if compiled else model
-    return numbered(task, plain_step(task, model, optimizer, lambda ids, targets: called(ids, targets)[1]))
+    return numbered(task, nanogpt_step(task, Path(source), "inductor" if compiled else None))
+
+
+def stock_step(task: Task, backend: str | None = None) -> Step:
+    """Return a step of transformers' GPT-2, compiled by a backend or not.
+
+    AdamW is PyTorch's default on a CPU; on a GPU it is the fused one, which is the Trainer's.
+    """
+    model: Any = stock_model(task)
+    model.to(task.device)
+    called = torch.compile(model, backend=backend) if backend else model
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW, fused=None if task.device == "cpu" else True)
+    loss_of = lambda ids, targets: called(ids, labels=targets, shift_labels=targets).loss  # noqa: E731
+    return plain_step(task, model, optimizer, loss_of)
 
 
 def make_transformers(task_fields: Fields, compiled: bool = False) -> Work:
     """Train transformers' GPT-2 in a plain loop with PyTorch's default AdamW."""
     task = Task(**task_fields)
-    model = stock_model(task)
-    called = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
-    loss_of = lambda ids, targets: called(ids, labels=targets, shift_labels=targets).loss  # noqa: E731
-    return numbered(task, plain_step(task, model, optimizer, loss_of))
+    return numbered(task, stock_step(task, "inductor" if compiled else None))
 
 
 def make_trainer(task_fields: Fields) -> Work:

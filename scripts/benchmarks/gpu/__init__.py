@@ -1,0 +1,1 @@
+"""One command that proves and measures this project on a GPU; see its README."""

@@ -1,0 +1,75 @@
+"""Rehearses the whole command at tiny sizes on the CPU: everything is done or told to be missing."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from scripts.benchmarks.gpu.plan import SECONDS
+from scripts.benchmarks.gpu.record import DONE, MISSING
+from tests.pyproject import PYPROJECT
+
+
+NOT_THERE = {"logits, flash_attention_2, float32", "logits, flash_attention_2, bfloat16",
+             "logits, flash_attention_2, float16", "largest batch, nanoGPT, compiled"}  # fmt: skip
+
+INSTALLED = ("torch", "transformers", "accelerate", "safetensors", "tiktoken", "numpy")
+
+
+def with_all_they_need(names):
+    """The packages, and those that they require in this environment."""
+    found, left = set(), [canonicalize_name(name) for name in names]
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            needs = map(Requirement, requires(name) or [])
+            here = [one for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
+            left += [canonicalize_name(one.name) for one in here]
+    return found
+
+
+def test_what_is_carried_is_all_that_is_missing(project_root):
+    readme = (project_root / "scripts" / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"pip download (.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)[1]
+    words = [word for word in command.split() if word != "\\"]
+    packages = words[words.index("matplotlib") :]
+    carried = set(map(canonicalize_name, packages))
+    assert len(carried) == len(packages)
+    needed = with_all_they_need(Requirement(one).name for one in PYPROJECT["project"]["dependencies"])
+    missing = needed - with_all_they_need(INSTALLED)
+    assert {"matplotlib", "google-crc32c"} <= missing
+    assert missing <= carried
+
+
+@pytest.mark.commands
+@pytest.mark.timeout(1600)
+def test_the_rehearsal_passes(project_root, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, project_root / "scripts" / "benchmark.py", "gpu", "--out", out, "--rehearse"]
+    process = subprocess.run(
+        [*command, "--threads", "1", "--text", bundled_text_path()], capture_output=True, text=True, timeout=1500
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    records = [json.loads((out / f"{part}.json").read_text(encoding="utf-8")) for part in SECONDS]
+    assert [record["ended"] for record in records] == ["at its end"] * len(SECONDS)
+    items = {name: item for record in records for name, item in record["items"].items()}
+    assert {name for name, item in items.items() if item["result"] == MISSING} == NOT_THERE
+    assert {item["result"] for item in items.values()} == {DONE, MISSING}
+    assert len(items) == 40
+    speed = items["a step of 2 x 16 tokens"]["figures"]
+    assert speed["failures"] == {"nanoGPT, compiled": "not there, without --nanogpt"}
+    assert set(speed["candidates"]) == {"ours", "ours, compiled", "transformers, compiled"}
+    texts = [item["figures"] for name, item in items.items() if name.endswith("x 8 + 6 tokens")]
+    assert [one["failures"] for one in texts] == [{}, {}]
+    assert [set(one["same ids"].values()) for one in texts] == [{1.0}, {1.0}]
+    assert items["profile, ours"]["figures"]["waits"] == 2  # the count of tokens, and the loss
+    assert items["resume"]["figures"]["error"] == 0
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        [*(f"{part}.{kind}" for part in SECONDS for kind in ("json", "log")), "summary.txt"]
+    )

@@ -1,0 +1,38 @@
+"""Proves the limits of the trainings by hand, and that our model is not the larger one."""
+
+import pytest
+
+from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from scripts.benchmarks.gpu.plan import FULL
+from scripts.benchmarks.gpu.record import MissingError
+from scripts.benchmarks.gpu.trainings import GPU_FLAGS, compare_trainings, outcome_of
+from scripts.benchmarks.measuring import Measurement
+
+
+def trained(loss, wall):
+    return Measurement(1.0, wall, 1.0, {"loss": loss, "parameters": 10, "scored tokens": 99})
+
+
+@pytest.mark.parametrize(("loss", "wall", "met"), [(1.46, 40.0, [True, True]), (1.48, 43.0, [False, False])])
+def test_limits(loss, wall, met):
+    outcome = outcome_of(trained(loss, wall), trained(1.47, 100.0), 1.47, 100.0)
+    assert [limit["met"] for limit in outcome.limits] == met
+    assert outcome.lines[1] == "nanoGPT: loss 1.47 in 100 s, 10 parameters"
+
+
+def test_a_published_figure_is_called_so():
+    assert "as published" in outcome_of(trained(1.4, 70.0), None, 1.4697, 180.0).lines[1]
+
+
+def test_our_model_is_not_larger_than_that_of_the_recipe():
+    """Six layers of 384 without biases and a row for each of 65 characters."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    config = GPTScratchConfig(vocab_size=257, **{name: int(GPU_FLAGS[name]) for name in names})
+    model = GPTScratchForCausalLM(config)
+    ours = model.num_parameters() - model.model.embed_positions.weight.numel()
+    assert ours <= 6 * (12 * 384**2 + 2 * 384) + 384 + 65 * 384
+
+
+def test_without_a_text_it_is_left_out(tmp_path):
+    with pytest.raises(MissingError, match="without --text"):
+        compare_trainings(FULL, tmp_path)
