@@ -25,7 +25,7 @@ from tests.readme import ROOT, read_blocks
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(2400)]
 
-RUN_TIMEOUT = 300  # seconds
+RUN_TIMEOUT = 600  # seconds; one that finds other processes at work
 CHILD = Path(__file__).with_name("interpretability_child.py")
 TOLERANCE = 1e-5
 DIFFERENT = 1e-3
