@@ -53,7 +53,7 @@ def folded_weights(folder: str, ids: torch.Tensor) -> Found:
 
     bridge = boot_transformers(folder, device="cpu")
     bridge.enable_compatibility_mode()
-    found: Found = {name: getattr(bridge, name) for name in WEIGHTS}
+    found: Found = {name: getattr(bridge, name) for name in WEIGHTS if getattr(bridge, name, None) is not None}
     return found | {"architecture": bridge.cfg.architecture, "log-probabilities": bridge(ids).log_softmax(-1)}
 
 
