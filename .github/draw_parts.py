@@ -19,8 +19,9 @@ BOXES = [
     (1, 2, 1, ROOM, "conversion", "read, map, write, prove"),
     (4, 2, 1, ROOM, "evaluation", "loss, perplexity"),
     (0, 3, 2, ROOM, "commands", "hf-gpt-scratch train, generate, convert, push, ..."),
-    (2, 3, 2, ROOM, "runtime", "options, launching, signals, durable files"),
-    (4, 3, 1, ROOM, "plots", "losses, probabilities"),
+    (2, 3, 1, ROOM, "runtime", "launching, signals, files"),
+    (3, 3, 1, ROOM, "plots", "losses, probabilities"),
+    (4, 3, 1, ROOM, "interpretability", "TransformerLens"),
 ]
 # From one point to the next, in columns and rows: a whole number is a box's center, .4 beside it its edge.
 ARROWS = [
@@ -34,6 +35,7 @@ ARROWS = [
     [(3.4, 1), (3.6, 1)],
     [(3.4, 1), (3.5, 1), (3.5, 0), (3.6, 0)],
     [(3.4, 1), (3.5, 1), (3.5, 2), (3.6, 2)],
+    [(3.5, 2), (3.5, 2.5), (4, 2.5), (4, 2.67)],
 ]
 
 

@@ -36,6 +36,7 @@ ARROWS = {
     "conversion": {"data", "runtime", ""},
     "training": {"model", "data", "evaluation", "generation", "hub", "runtime", "plots", "registration", ""},
     "registration": {"model"},
+    "interpretability": {"registration"},
     "commands": {"conversion", "data", "evaluation", "generation", "hub", "plots", "runtime", "training", ""},
     "__main__": {"commands"},
     "": {"registration", "model"},

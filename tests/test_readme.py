@@ -61,6 +61,10 @@ NOT_RUN = {
         "trains for minutes",
         "scripts/test_train_script.py::test_two_processes_give_the_losses_of_one",
     ),
+    "from hf_gpt_scratch.interpretability.transformer_lens import": (
+        "needs TransformerLens",
+        "engines/test_interpretability.py::test_the_example_of_the_readme",
+    ),
     "accelerate launch scripts/train.py --recipe tutorial": (
         "fetches a text and trains for 15 minutes",
         "training/test_tutorial_recipe.py::test_initial_losses_and_first_steps",

@@ -141,8 +141,7 @@ class GPTScratchAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: Any, past_key_values: Cache | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
-        # -1 instead of the number of heads: under tensor parallelism each device holds some of them.
-        hidden_shape = (*input_shape, -1, self.head_dim)
+        hidden_shape = (*input_shape, -1, self.head_dim)  # -1: tensor parallelism gives a device some of the heads
         query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)  # [B, H, T, D]
         key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
@@ -304,7 +303,8 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         is_2d_mask = attention_mask is not None and attention_mask.ndim == 2
         if is_2d_mask and isinstance(num_cached, int) and attention_mask.shape[1] < num_cached + num_tokens:
-            raise ValueError(f"attention_mask {list(attention_mask.shape)} lacks the {num_cached} cached tokens")
+            lengths = f"{attention_mask.shape[1]} of {num_cached} cached + {num_tokens} new tokens"
+            raise ValueError(f"attention_mask covers {lengths}: lengthen it, or leave what is cached out of input_ids")
         slots = torch.arange(num_tokens, device=inputs_embeds.device) + num_cached
         # Before the cache and the default positions: packed sequences are looked for only in what the caller gave.
         mask = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, slots)

