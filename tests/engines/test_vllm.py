@@ -69,6 +69,7 @@ def ran(
             "greedy": {"prompts": prompts, "sampling": GREEDY},
             "again": {"prompts": prompts, "sampling": GREEDY},
             "text": {"prompts": [build_tokenizer().decode(prompts[2])], "sampling": GREEDY},
+            "to the last position": {"prompts": [filling(prompts)], "sampling": GREEDY | {"max_tokens": 1}},
             "too long": {"prompts": [[464] * (CONTEXT + 6)], "sampling": GREEDY},
             "to the end": {"prompts": [prompts[0]], "sampling": GREEDY | {"max_tokens": 2 * CONTEXT}},
         }
@@ -82,6 +83,11 @@ def ran(
         return start(tmp_path_factory.mktemp("vllm"), engine, calls)
 
     return run
+
+
+def filling(prompts: list[list[int]]) -> list[int]:
+    """Make a prompt that leaves room for one token."""
+    return (prompts[-1] * 2)[: CONTEXT - 1]
 
 
 def check_greedy_ids(
@@ -161,7 +167,9 @@ def test_a_seed_repeats_sampling(ran: Callable, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_the_end_of_the_context(ran: Callable, prompts: list, name: str) -> None:
+def test_the_end_of_the_context(ran: Callable, repository: Path, prompts: list, name: str) -> None:
+    logits = GPTScratchForCausalLM.from_pretrained(repository)(torch.tensor([filling(prompts)])).logits
+    assert ran(name)["calls"]["to the last position"]["ids"] == [[logits[0, -1].argmax().item()]]
     refused, to_the_end = (ran(name)["calls"][key] for key in ("too long", "to the end"))
     assert refused["error"] == "VLLMValidationError"
     assert f"maximum context length is {CONTEXT} tokens" in refused["message"]
