@@ -1,4 +1,6 @@
-"""What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over."""
+"""What all tests share: the reference data, tiny models, and one thread so that two cores are not fought over; and the
+record of what works with which version (works_table.py).
+"""
 
 import copy
 import os
@@ -18,6 +20,7 @@ from hf_gpt_scratch.data.vocabulary_training import TextSample, train_vocabulary
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.loopback_hub import LoopbackHub
 from tests.warm_interpreter import run_script
+from tests.works_table import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
 
 
 TINY = [

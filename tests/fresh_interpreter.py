@@ -72,6 +72,7 @@ def run(
     env: dict[str, str] | None = None,
     timeout: float = TIMEOUT,
     overlay: Path | None = None,
+    python: str | Path = sys.executable,
 ) -> Outcome:
     """Make `calls`, {name: (function, arguments)}, one after the other in one fresh interpreter.
 
@@ -85,6 +86,7 @@ def run(
         env: further environment variables.
         timeout: seconds.
         overlay: a folder of packages that are taken in place of the installed ones.
+        python: the interpreter; another one has the packages of its own environment.
     """
     folder.mkdir(parents=True)
     for place, repository in (hub or {}).items():
@@ -110,7 +112,7 @@ def run(
         "CUDA_VISIBLE_DEVICES": "",
     }
     process = subprocess.run(
-        [sys.executable, "-I", __file__, str(folder)],
+        [python, "-I", __file__, str(folder)],
         cwd=folder,
         env=inherited | settings | (env or {}),
         stdin=subprocess.DEVNULL,

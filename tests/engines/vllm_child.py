@@ -2,9 +2,10 @@
 
     python vllm_child.py REPORT < ORDER
 
-ORDER is {"engine": arguments of LLM, "calls": [{"prompts": texts or lists of ids, "sampling": arguments}, ...]}, and
-REPORT is {"seconds": of the start, "package": whether hf_gpt_scratch can be imported, "calls": [...]}. vLLM prints on
-both streams, so the report is a file.
+ORDER is {"engine": arguments of LLM, "calls": {name: {"prompts": texts or lists of ids, "sampling": arguments, and
+perhaps "adapter": the folder of one}}}, and REPORT is {"seconds": of the start, "package": whether hf_gpt_scratch can
+be imported, "calls": {name: ...}}. A call without "sampling" asks for embeddings. vLLM prints on both streams, so the
+report is a file.
 """
 
 import importlib.util
@@ -15,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 
-def make_call(engine: Any, prompts: list[Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts' ids, the new ones and why each ended, or the error that there was."""
+def make_call(
+    engine: Any, prompts: list[Any], sampling: dict[str, Any] | None = None, adapter: str | None = None
+) -> dict[str, Any]:
+    """Return the texts' ids, the new ones and why each ended, or the embeddings, or the error that there was."""
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
     given = [{"prompt_token_ids": prompt} if isinstance(prompt, list) else prompt for prompt in prompts]
+    request = LoRARequest("adapter", 1, adapter) if adapter else None
     start = time.monotonic()
     try:
-        outputs = engine.generate(given, SamplingParams(**sampling), use_tqdm=False)
+        if sampling is None:
+            return {"embeddings": [output.outputs.embedding for output in engine.embed(given, use_tqdm=False)]}
+        outputs = engine.generate(given, SamplingParams(**sampling), use_tqdm=False, lora_request=request)
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {
@@ -48,7 +55,7 @@ def main() -> None:
     report = {
         "package": importlib.util.find_spec("hf_gpt_scratch") is not None,
         "seconds": round(time.monotonic() - start, 1),
-        "calls": [make_call(engine, **call) for call in order["calls"]],
+        "calls": {name: make_call(engine, **call) for name, call in order["calls"].items()},
     }
     Path(sys.argv[1]).write_text(json.dumps(report), encoding="utf-8")
 

@@ -1,26 +1,30 @@
-"""README's table of what works with whose library: recorded while the tests run, and written from that record.
+"""README's table of what works with whose library: recorded while the tests run, and written from the records.
 
-The record needs this folder in the command, with any number of processes; then the table is written:
+A test says what it shows by the marker `works(package, what)`. What is recorded of tests that do not run stays, so a
+record can be renewed one engine at a time. With any number of processes:
 
-python -m pytest -n 2 --dist loadfile -m ecosystem tests/ecosystem --ecosystem-results tests/ecosystem/results.json
-python tests/ecosystem/works_table.py
+python -m pytest -n 2 --dist loadfile -m ecosystem tests/ecosystem --works-results tests/ecosystem/results.json
+python -m pytest -m engines tests/engines --works-results tests/engines/results.json
+python tests/works_table.py
 """
 
 import itertools
 import json
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 
-RESULTS = Path(__file__).with_name("results.json")
-README = Path(__file__).parents[2] / "README.md"
+TESTS = Path(__file__).parent
+RESULTS = [TESTS / "ecosystem" / "results.json", TESTS / "engines" / "results.json"]
+README = TESTS.parent / "README.md"
 MARKS = "<!-- works -->\n", "<!-- end of works -->"
 HEAD = "| with | version | what | result |\n|---|---|---|---|"
 WORDS = {"passed": "works", "failed": "**fails**", "skipped": "**not run**"}
 
-Rows = dict[str, dict[str, str]]  # of tests by their ids: package, version, what, outcome
+Rows = dict[str, dict[str, str]]  # of tests by their ids: package, version, what, outcome, date
 
 
 class Recorder:
@@ -39,28 +43,32 @@ class Recorder:
             self.rows[report.nodeid] = says | {"outcome": report.outcome}
 
     def pytest_sessionfinish(self) -> None:
-        rows = dict(sorted(self.rows.items()))
+        known: Rows = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        rows = dict(sorted((known | self.rows).items()))
         self.path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ecosystem-results", help="JSON file for what the tests of this folder found to work")
+    parser.addoption("--works-results", help="JSON file for what the tests found to work with whose library")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    path = config.getoption("ecosystem_results", None)
+    path = config.getoption("works_results", None)
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(Path(path)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> pytest.TestReport:
-    """Let the report say what the test proves, and with which version."""
+    """Let the report say what the test proves, when, and with which version: that of this environment, or the one that
+    the test names in its `user_properties`.
+    """
     report = yield
     marker = item.get_closest_marker("works")
     if marker:
         package, what = marker.args
-        report.says = {"package": package, "version": installed_version(package), "what": what}
+        version = dict(item.user_properties).get("version") or installed_version(package)
+        report.says = {"package": package, "version": version, "what": what, "date": time.strftime("%Y-%m-%d")}
     return report
 
 
@@ -80,7 +88,7 @@ def works_table(rows: Rows) -> str:
     lines = [HEAD]
     for _, same in itertools.groupby(sorted(rows.values(), key=group), key=group):
         package, *others = same
-        what = "; ".join(row["what"] for row in (package, *others))
+        what = "; ".join(dict.fromkeys(row["what"] for row in (package, *others)))
         lines.append(f"| {package['package']} | {package['version']} | {what} | {WORDS[package['outcome']]} |")
     return "\n".join(lines)
 
@@ -92,6 +100,10 @@ def with_table(readme: str, rows: Rows) -> str:
     return f"{before}{MARKS[0]}{works_table(rows)}\n{MARKS[1]}{after}"
 
 
+def recorded_rows() -> Rows:
+    """The rows of all records."""
+    return {name: row for path in RESULTS for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
 if __name__ == "__main__":
-    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
-    README.write_text(with_table(README.read_text(encoding="utf-8"), recorded), encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), recorded_rows()), encoding="utf-8")
