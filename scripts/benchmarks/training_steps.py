@@ -69,6 +69,7 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
     from hf_gpt_scratch.training.build import set_up
     from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock
     from hf_gpt_scratch.training.loop import optimizer_step
+    from hf_gpt_scratch.training.optim import set_learning_rate
     from hf_gpt_scratch.training.settings import TrainingSettings
 
     task = Task(**task_fields)
@@ -99,7 +100,8 @@ def make_ours(task_fields: Fields, **settings: Any) -> Work:
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         batch = {"input_ids": ids, "shift_labels": targets}
-        return optimizer_step(run, batch, targets.numel(), LEARNING_RATE)[0]
+        set_learning_rate(run.optimizer, LEARNING_RATE)
+        return optimizer_step(run, batch, targets.numel())[0]
 
     return numbered(task, step)
 
