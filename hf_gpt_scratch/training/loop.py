@@ -439,9 +439,7 @@ def write_repository(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
                 model,
                 folder,
                 tokenizer=run.tokenizer,
-                facts=facts,
-                base_model=settings.model_name_or_path,
-                card=card_details(settings, run.history),
+                card=card_details(settings, run.history, facts),
                 replace=True,
                 kept=kept,
             )
