@@ -46,7 +46,7 @@ REPORT_FILE = "conversion_report.json"
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How a folder is written and proved equal to its source."""
+    """Options of writing a folder and of proving it equal to its source."""
 
     dtype: str | None = None  # "float32", "bfloat16" or "float16"; None: that of an exported folder, or float32
     max_shard_size: int = 5_000_000_000  # bytes of the largest weight file
