@@ -102,10 +102,7 @@ def running_means(values: Sequence[float], window: int) -> list[float]:
 
 
 def probability_figure(
-    probabilities: "Sequence[torch.Tensor]",
-    names: Sequence[str],
-    tokens: Sequence[str],
-    bar_width: float = 0.15,
+    probabilities: "Sequence[torch.Tensor]", names: Sequence[str], tokens: Sequence[str], bar_width: float = 0.15
 ) -> Figure:
     """Draw, for each token, one bar per distribution.
 

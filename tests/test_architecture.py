@@ -136,7 +136,6 @@ PROVED_BY = {
     "commands/demo.py": "generation/test_demo.py",
     "commands/evaluate.py": "scripts/test_generate_and_evaluate_scripts.py",
     "commands/generate.py": "scripts/test_generate_and_evaluate_scripts.py",
-    "commands/options.py": "scripts/test_generate_and_evaluate_scripts.py",
     "commands/plot_decoding.py": "scripts/test_generate_and_evaluate_scripts.py",
     "commands/plot_history.py": "commands/test_installed_wheel.py",
     "commands/push.py": "scripts/test_push_to_hub_script.py",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_gpt_scratch.commands.options import num_bytes
 from hf_gpt_scratch.conversion.convert import REPORT_FILE, convert_checkpoint
 from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.conversion.gpt2_sizes import find_size
-from hf_gpt_scratch.conversion.writers.safetensors_writer import parse_size
 from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 
 
@@ -25,7 +25,9 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser.add_argument("--export_stock", action="store_true", help="from our layout to transformers' GPT-2")
     parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
-    parser.add_argument("--max_shard_size", default="5GB", help="largest weight file (default: 5GB)")
+    parser.add_argument(
+        "--max_shard_size", type=num_bytes, default="5GB", help="largest weight file, such as 200MB (default: 5GB)"
+    )
     parser.add_argument(
         "--n_head", type=number(int, 1), help="number of attention heads, where the checkpoint does not say"
     )
@@ -59,7 +61,8 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for, and return the report."""
     refuse_unused_options(arguments)
     common = {
-        "max_shard_size": parse_size(arguments.max_shard_size),
+        "dtype": arguments.dtype,
+        "max_shard_size": arguments.max_shard_size,
         "verify": arguments.verify,
         "text": arguments.text,
         "say": say,
@@ -67,7 +70,7 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.export_stock:
         if arguments.from_dir is None:
             raise ValueError("--export_stock exports a gpt_scratch model: name its folder with --from_dir")
-        return export_stock(arguments.from_dir, arguments.output, dtype=arguments.dtype, **common)
+        return export_stock(arguments.from_dir, arguments.output, **common)
     size = find_size(arguments.size) if arguments.size else None
     path = arguments.from_dir
     if path is None:
@@ -78,12 +81,11 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
 
         if arguments.output.exists():
             raise FileExistsError(f"{arguments.output} exists already: choose another folder, or remove it")
-        path = download_gpt2(size.name, arguments.download_dir or Path("gpt2") / size.name, arguments.mirror)
+        path = download_gpt2(size, arguments.download_dir or Path("gpt2") / size.name, arguments.mirror)
     return convert_checkpoint(
         path,
         arguments.output,
         reader=arguments.reader or "bundle",
-        dtype=arguments.dtype or "float32",
         num_heads=arguments.n_head,
         vocab_size=arguments.vocab_size,
         size=size,

@@ -53,9 +53,7 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
         "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
     )
     parser.add_argument(
-        "--shard_tokens",
-        type=number(int, 1, 2**40),
-        help="tokens of a shard (default: 67108864, 128 MiB)",
+        "--shard_tokens", type=number(int, 1, 2**40), help="tokens of a shard (default: 67108864, 128 MiB)"
     )
     parser.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenize (default: all cores)")
     parser.add_argument(

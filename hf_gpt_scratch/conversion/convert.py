@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-import hf_gpt_scratch
+from hf_gpt_scratch import __version__
 from hf_gpt_scratch.conversion.cards import render_card, render_license
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2Size
 from hf_gpt_scratch.conversion.mapping import (
@@ -24,7 +24,6 @@ from hf_gpt_scratch.conversion.mapping import (
     MappingPlan,
     canonical_names,
     detect_format,
-    name_some,
     plan_moves,
 )
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape
@@ -38,11 +37,22 @@ from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
 from hf_gpt_scratch.data.vocabulary_folder import REMEDY, load_vocabulary
+from hf_gpt_scratch.runtime.cli import name_some
 from hf_gpt_scratch.runtime.files import atomic_folder, file_sha256, write_json
 
 
 REPORT_FILE = "conversion_report.json"
-DEFAULT_SHARD_SIZE = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Options of writing a folder and of proving it equal to its source."""
+
+    dtype: str | None = None  # "float32", "bfloat16" or "float16"; None: that of an exported folder, or float32
+    max_shard_size: int = 5_000_000_000  # bytes of the largest weight file
+    verify: bool = True  # prove the folder equal to its source
+    text: str | Path | None = None  # file to compute losses on; None: a short one of the package
+    say: Callable[[str], None] = lambda line: None  # called with a line about each step
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def plan_conversion(source: Source, num_heads: int | None = None, vocab_size: in
     format_ = detect_format(shapes, source.hint)
     config, notes = build_config(format_, shapes, source.settings, num_heads)
     names = {short: name for name, short in canonical_names(format_, shapes).items()}
-    drop = _settle_head(format_, tensors, names, source.settings, config)
+    drop = _settle_head(format_, source, names, config)
     drop |= _settle_zero_biases(format_, tensors, names, config)
     rows, vocabulary = config["vocab_size"], find_vocabulary(source.path.parent, notes)
     config["vocab_size"] = _cut_vocabulary(rows, vocab_size, vocabulary, notes)
@@ -103,21 +113,16 @@ def find_vocabulary(folder: Path, notes: list[str]) -> Vocabulary | None:
         return None
 
 
-def _settle_head(
-    format_: Format,
-    tensors: NamedTensors,
-    names: Mapping[str, str],
-    settings: Mapping[str, Any],
-    config: dict[str, Any],
-) -> dict[str, str]:
+def _settle_head(format_: Format, source: Source, names: Mapping[str, str], config: dict[str, Any]) -> dict[str, str]:
     """Decide whether the head is the token embedding, and what to drop for it; settings and values must agree."""
+    settings = source.settings
     said = settings.get("tie_word_embeddings", True if settings else None) if format_.name == "gpt2" else None
     head, embedding = format_.source_of(HEAD), names[format_.source_of(EMBEDDING)]
     if head not in names:
         # Without a head in the file the model ties it, but for the tutorial's, which always has one.
         config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
         return {}
-    is_tied = _are_equal(tensors, names[head], embedding)
+    is_tied = _are_equal(source.tensors, names[head], embedding)
     if said and not is_tied:
         raise ValueError(
             f"{names[head]} differs from {embedding}, though config.json ties them: "
@@ -164,53 +169,40 @@ def convert_checkpoint(
     output: str | Path,
     *,
     reader: str = "bundle",
-    dtype: str = "float32",
-    max_shard_size: int = DEFAULT_SHARD_SIZE,
     num_heads: int | None = None,
     vocab_size: int | None = None,
-    verify: bool = True,
-    text: str | Path | None = None,
     size: GPT2Size | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Convert a checkpoint to a repository folder, atomically and verified.
+    """Convert a checkpoint to a repository folder, atomically and verified, and return the report that it holds.
 
     Args:
         path: see `open_source`.
         output: the folder to make.
         reader: "bundle" or "tensorflow".
-        dtype: "float32", "bfloat16" or "float16".
-        max_shard_size: bytes of the largest weight file.
         num_heads: number of attention heads, where the checkpoint does not say.
         vocab_size: keep only so many rows of the vocabulary.
-        verify: prove the folder equal to the checkpoint.
-        text: file to compute losses on; by default a short one of the package.
         size: the released size that this is, for the card and the license.
-        say: called with a line about each step.
+        **options: fields of `OutputOptions`.
 
-    Returns:
-        The report that is stored in the folder.
-
-    Raises:
-        ValueError: the checkpoint does not fit, or the proof fails; one line.
-        OSError: a file is missing or cannot be written.
+    ValueError: the checkpoint does not fit, or the proof fails; OSError: a file is missing or cannot be written.
     """
+    how = OutputOptions(**options)
     with atomic_folder(Path(output)) as folder:
         source = open_source(path, reader)
         conversion = plan_conversion(source, num_heads, vocab_size)
         format_, config, plan = conversion.format, conversion.config, conversion.plan
         if size is not None:
             check_size(config, size)
-        say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
-        write_model_files(folder, config, dtype, conversion.vocabulary)
+        how.say(f"this is {format_.title}: {len(source.tensors)} tensors, {config['num_hidden_layers']} layers")
+        write_model_files(folder, config, how.dtype or "float32", conversion.vocabulary)
         source_files = describe_files(source.files)
-        report = {"format": format_.name, "reader": source.reader, "source_files": source_files}
-        report |= {"dtype": dtype, "config": config, "dropped": plan.dropped, "zeros": plan.zeros}
-        report["notes"] = conversion.notes + (compare_hashes(source_files, size) if size else [])
+        notes = conversion.notes + (compare_hashes(source_files, size) if size else [])
+        report = {"format": format_.name, "reader": source.reader, "source_files": source_files, "notes": notes}
+        report |= {"dtype": how.dtype or "float32", "config": config, "dropped": plan.dropped, "zeros": plan.zeros}
         return write_proved(
-            folder, source, plan.shapes, tensor_blocks(plan, source.tensors), report,
+            folder, source, plan.shapes, tensor_blocks(plan, source.tensors), report, how,
             license_text=render_license(format_.name, size), render_card=partial(render_card, Path(output).name, size),
-            max_shard_size=max_shard_size, verify=verify, text=text, say=say,
         )  # fmt: skip
 
 
@@ -220,42 +212,34 @@ def write_proved(
     shapes: Mapping[str, Shape],
     blocks: Iterable[tuple[str, np.ndarray]],
     report: dict[str, Any],
+    how: OutputOptions,
     *,
     license_text: str,
     render_card: Callable[[dict[str, Any]], str],
-    max_shard_size: int,
-    verify: bool,
-    text: str | Path | None,
-    say: Callable[[str], None],
     stock: bool = False,
 ) -> dict[str, Any]:
     """Write weights, license, card and report to a folder that has all other files, and prove it equal to its source.
 
-    `report` comes with the format, dtype, config, notes and what else is to be told, and is completed and returned.
-    `stock` means the layout of transformers' GPT-2. The others are those of `convert_checkpoint` and `write_model`.
+    `report` has format, dtype, config and notes, and is completed and returned; `stock`: as transformers' GPT-2.
     """
     has_tokenizer = (folder / "tokenizer.json").is_file()
-    if text is not None and not has_tokenizer:
-        raise ValueError(f"--text {text} needs a tokenizer, and this model has none: leave it out")
-    used_text = read_text(Path(text) if text else bundled_text_path()) if has_tokenizer else None
-    weights = write_model(folder, shapes, blocks, report["dtype"], max_shard_size)
+    if how.text is not None and not has_tokenizer:
+        raise ValueError(f"--text {how.text} needs a tokenizer, and this model has none: leave it out")
+    text = read_text(Path(how.text) if how.text else bundled_text_path()) if has_tokenizer else None
+    weights = write_model(folder, shapes, blocks, report["dtype"], how.max_shard_size)
     report |= {
         "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tied": report["config"]["tie_word_embeddings"],
         "tensors": {name: list(shape) for name, shape in shapes.items()},
-        "text": None if text is None else Path(text).name,
+        "text": None if how.text is None else Path(how.text).name,
         "verification": None,
-        "versions": {
-            "hf_gpt_scratch": hf_gpt_scratch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"hf_gpt_scratch": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
-    if verify:
-        say("verifying: every value, and logits of the folder loaded in a fresh process")
+    if how.verify:
+        how.say("verifying: every value, and logits of the folder loaded in a fresh process")
         report["verification"] = verify_folder(
             folder, weights, source.tensors, OURS if stock else report["format"], report["config"], report["dtype"],
-            stock=stock, text=used_text,
+            stock=stock, text=text,
         )  # fmt: skip
     (folder / "LICENSE").write_text(license_text, encoding="utf-8")
     report["files"] = describe_files(sorted(folder.iterdir()))

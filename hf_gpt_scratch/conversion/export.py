@@ -1,7 +1,7 @@
 """Export of our repository folder to transformers' stock GPT2LMHeadModel, which vLLM, llama.cpp and others can use."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_gpt_scratch.conversion.cards import UNKNOWN_LICENSE, render_stock_card
-from hf_gpt_scratch.conversion.convert import DEFAULT_SHARD_SIZE, write_proved
-from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, name_some, target_shapes
+from hf_gpt_scratch.conversion.convert import OutputOptions, write_proved
+from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, target_shapes
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape, free_pages
 from hf_gpt_scratch.conversion.readers.safetensors_reader import STORED, SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
@@ -20,6 +20,7 @@ from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blo
 from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, named_vocabulary
 from hf_gpt_scratch.runtime import remote_code
+from hf_gpt_scratch.runtime.cli import name_some
 from hf_gpt_scratch.runtime.files import atomic_folder, write_json
 
 
@@ -121,28 +122,21 @@ def copy_tokenizer(source_folder: Path, folder: Path, config: Mapping[str, Any],
             notes.append("the model has no tokenizer, so the exported folder has none")
 
 
-def export_stock(
-    path: str | Path,
-    output: str | Path,
-    *,
-    dtype: str | None = None,
-    max_shard_size: int = DEFAULT_SHARD_SIZE,
-    verify: bool = True,
-    text: str | Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+def export_stock(path: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
     """Write our model as transformers' GPT2LMHeadModel, atomically and verified.
 
-    `path` is our repository folder, `dtype` by default that of its weights; for the rest see `convert_checkpoint`.
+    `path` is our repository folder, `options` are fields of `OutputOptions`; returns the report, as
+    `convert_checkpoint` does.
 
     Raises:
         ValueError: GPT-2 cannot be this model, or the proof fails; one line.
         OSError: a file is missing or cannot be written.
     """
+    how = OutputOptions(**options)
     with atomic_folder(Path(output)) as folder:
         source = open_source(path)
         config, notes = check_model(source), []
-        dtype = dtype or stored_dtype(source.tensors)
+        dtype = how.dtype or stored_dtype(source.tensors)
         if not config["qkv_bias"]:
             notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
         write_json(folder / "config.json", stock_config(config, dtype))
@@ -153,9 +147,9 @@ def export_stock(
         return write_proved(
             folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
             {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
+            how,
             license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
-            render_card=partial(render_stock_card, Path(output).name),
-            max_shard_size=max_shard_size, verify=verify, text=text, say=say, stock=True,
+            render_card=partial(render_stock_card, Path(output).name), stock=True,
         )  # fmt: skip
 
 

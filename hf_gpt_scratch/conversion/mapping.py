@@ -17,9 +17,7 @@ from enum import Enum
 from typing import Any
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
-
-
-MAX_PROBLEMS_NAMED = 8
+from hf_gpt_scratch.runtime.cli import name_some
 
 
 class Layout(Enum):
@@ -158,28 +156,23 @@ OPENAI = Format(
 GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D))
 NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), biases_optional=True)
 TUTORIAL_BLOCK = "trf_blocks.{i}."
-TUTORIAL_ROWS = (
-    Row("tok_emb.weight", (EMBEDDING,)),
-    Row("pos_emb.weight", (POSITIONS,)),
-    *rows_of(
-        {f"{TUTORIAL_BLOCK}norm1.": LN_1, f"{TUTORIAL_BLOCK}norm2.": LN_2, "final_norm.": LN_F}, ("scale", "shift")
-    ),
-    *rows_of({f"{TUTORIAL_BLOCK}ff.layers.0.": MLP_IN, f"{TUTORIAL_BLOCK}ff.layers.2.": MLP_OUT}),
-    *dropped_rows(CAUSAL_MASK, f"{TUTORIAL_BLOCK}att.mask"),
-    Row("out_head.weight", (HEAD,)),
-)
-SEPARATE_ATTENTION = {
-    f"{TUTORIAL_BLOCK}att.W_query.": QKV[0],
-    f"{TUTORIAL_BLOCK}att.W_key.": QKV[1],
-    f"{TUTORIAL_BLOCK}att.W_value.": QKV[2],
-    f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT,
-}
 TUTORIAL = Format(
-    "tutorial", "a checkpoint of the tutorial's GPTModel", (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION))
+    "tutorial",
+    "a checkpoint of the tutorial's GPTModel",
+    (
+        Row("tok_emb.weight", (EMBEDDING,)),
+        Row("pos_emb.weight", (POSITIONS,)),
+        *rows_of({f"{TUTORIAL_BLOCK}norm1.": LN_1, f"{TUTORIAL_BLOCK}norm2.": LN_2}, ("scale", "shift")),
+        # The faster attentions beside the tutorial have one projection for all three.
+        *rows_of({f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}),
+        *rows_of({f"{TUTORIAL_BLOCK}att.W_query.": QKV[0], f"{TUTORIAL_BLOCK}att.W_key.": QKV[1]}),
+        *rows_of({f"{TUTORIAL_BLOCK}att.W_value.": QKV[2], f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT}),
+        *dropped_rows(CAUSAL_MASK, f"{TUTORIAL_BLOCK}att.mask"),
+        *rows_of({f"{TUTORIAL_BLOCK}ff.layers.0.": MLP_IN, f"{TUTORIAL_BLOCK}ff.layers.2.": MLP_OUT}),
+        *rows_of({"final_norm.": LN_F}, ("scale", "shift")),
+        Row("out_head.weight", (HEAD,)),
+    ),
 )
-# The faster attentions beside the tutorial have one projection for all three.
-FUSED_ATTENTION = {f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}
-FUSED_TUTORIAL = replace(TUTORIAL, rows=(*TUTORIAL_ROWS, *rows_of(FUSED_ATTENTION)))
 # Our own state dict, as torch.save writes it: the names stay.
 STATE_DICT = Format(
     "gpt_scratch",
@@ -224,8 +217,6 @@ def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Forma
         raise ValueError(f"these tensors are of no format that is known ({kinds}): {name_some(sorted(shapes))}")
     if best in ("gpt2", "nanogpt"):
         return NANOGPT if _has_linear_layout(shapes) else GPT2
-    if best == "tutorial" and any(name.endswith(".att.qkv.weight") for name in shapes):
-        return FUSED_TUTORIAL
     return FORMATS[best]
 
 
@@ -278,14 +269,11 @@ def plan_moves(
     """Account for every tensor of a checkpoint of this format and these shapes.
 
     The config fixes the shapes of our tensors; of `source_vocab_size` rows of the embedding, those beyond its
-    `vocab_size` are cut. `drop` are names in the table that this checkpoint does not need, with the reason.
-
-    Raises:
-        ValueError: names or shapes do not fit; one line lists all of them, or the first and how many more.
+    `vocab_size` are cut. `drop` are names in the table that are not needed, with the reason.
     """
     plan, num_layers = MappingPlan([], target_shapes(config)), config["num_hidden_layers"]
-    filled: dict[str, list[str]] = defaultdict(list)  # target -> its sources
-    problems = []
+    whole = target_shapes({**config, "vocab_size": source_vocab_size or config["vocab_size"]})  # before the cut
+    filled, problems = defaultdict[str, list[str]](list), []  # target -> its sources; what does not fit
     for name, canonical in canonical_names(format_, shapes).items():
         row = format_.find_row(canonical)
         if row is None:
@@ -297,12 +285,8 @@ def plan_moves(
         else:
             for target in row.targets:
                 filled[target].append(name)
-            target_shape = plan.shapes[row.targets[0]]
-            if source_vocab_size and row.targets[0] in (EMBEDDING, HEAD):
-                target_shape = (source_vocab_size, *target_shape[1:])
-            problems += _compare_shapes(
-                name, shapes[name], row.layout, row.layout.join(target_shape, len(row.targets))
-            )
+            expected = row.layout.join(whole[row.targets[0]], len(row.targets))
+            problems += _compare_shapes(name, shapes[name], row.layout, expected)
             plan.moves.append(replace(row, source=name))
     missing = [target for target in plan.shapes if target not in filled]
     if format_.biases_optional and not any(target.endswith(".bias") for target in filled):
@@ -311,8 +295,8 @@ def plan_moves(
     problems += _name_absent(format_, [target for target in missing if target not in plan.zeros], num_layers)
     if problems:
         raise ValueError(f"this looks like {format_.title}, but {name_some(problems, '; ')}")
-    order = {target: place for place, target in enumerate(plan.shapes)}
-    plan.moves.sort(key=lambda move: order[move.targets[0]])
+    order = list(plan.shapes)
+    plan.moves.sort(key=lambda move: order.index(move.targets[0]))
     return plan
 
 
@@ -332,9 +316,3 @@ def _compare_shapes(name: str, shape: Shape, layout: Layout, expected: Shape) ->
         other = Layout.CONV1D if layout is Layout.LINEAR else Layout.LINEAR
         problem += f" (this looks transposed: {other.value} layout)"
     return [problem]
-
-
-def name_some(items: list[str], separator: str = ", ") -> str:
-    """Join the first of a list, and say how many more there are."""
-    more = len(items) - MAX_PROBLEMS_NAMED
-    return separator.join(items[:MAX_PROBLEMS_NAMED]) + (f"{separator}and {more} more" if more > 0 else "")

@@ -4,17 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
-from hf_gpt_scratch.conversion.mapping import (
-    EMBEDDING,
-    MLP_IN,
-    POSITIONS,
-    Format,
-    Layout,
-    Shape,
-    canonical_names,
-    name_some,
-)
+from hf_gpt_scratch.conversion.mapping import EMBEDDING, MLP_IN, POSITIONS, Format, Layout, Shape, canonical_names
 from hf_gpt_scratch.runtime import remote_code
+from hf_gpt_scratch.runtime.cli import name_some
 
 
 # Names in the settings of each format -> our names.
@@ -41,13 +33,8 @@ FIXED: dict[str, dict[str, Any]] = {"nanogpt": {"hidden_act": "gelu"}}  # nn.GEL
 
 # Settings of transformers' GPT-2 that our model cannot follow -> the only value that it can.
 GPT2_ONLY = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-ACTIVATIONS = {
-    "gelu_new": "gelu_pytorch_tanh",  # one function, two kernels
-    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
+ACTIVATIONS = {name: name for name in ("gelu_pytorch_tanh", "gelu", "relu", "silu")}
+ACTIVATIONS["gelu_new"] = "gelu_pytorch_tanh"  # one function, two kernels
 SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size")
 HEADS = "num_attention_heads"
 # Of what a checkpoint may leave open; its sizes it has to show.
@@ -84,9 +71,8 @@ def build_config(
 ) -> SourceConfig:
     """Build the configuration from the shapes and the settings of a checkpoint, and the number of heads that is given.
 
-    Raises:
-        ValueError: shapes and settings contradict each other, a setting has a value that our model cannot follow, or
-            nothing says how many heads there are; one line names all of it.
+    ValueError names in one line all contradictions between them, each value that our model cannot follow, or that
+    nothing says how many heads there are.
     """
     sizes = sizes_from_shapes(format_, shapes)
     names = SETTINGS.get(format_.name, {})
@@ -111,10 +97,8 @@ def build_config(
     has_bias = any(row.targets[0].endswith("q_proj.bias") for row in rows if row and row.targets)
     config["qkv_bias"] = config["qkv_bias"] and has_bias
     notes = _set_special_tokens(config, settings, names)
-    if (
-        format_.name == "gpt2"
-        and len({settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}) > 1
-    ):
+    rates = {settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}
+    if format_.name == "gpt2" and len(rates) > 1:
         notes.append(f"GPT-2 had three dropout probabilities, ours has one: resid_pdrop, {config['dropout']}, is kept")
     return SourceConfig(config, notes)
 

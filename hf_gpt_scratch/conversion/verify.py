@@ -209,8 +209,7 @@ def round_to(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
 def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.ndarray]], dtype: str) -> float:
     """Compare every written value with its source, rounded to the dtype, and return the largest absolute difference.
 
-    Raises:
-        ValueError: a tensor is missing, left over, or has other values.
+    ValueError: a tensor is missing, left over, or has other values.
     """
     left, largest = set(written), 0.0
     for name, source in expected:
@@ -222,24 +221,21 @@ def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.n
             raise ValueError(f"verification failed: {name} is {list(values.shape)}, not {list(source.shape)}")
         rows = max(1, COMPARED_AT_ONCE * len(source) // max(1, source.size))
         for start in range(0, len(source), rows):
-            piece = slice(start, start + rows)
-            largest = max(largest, compare_piece(name, values[piece], source[piece], dtype))
+            some, exact = values[start : start + rows], source[start : start + rows].astype(np.float64)
+            if not np.isfinite(some).all():
+                raise ValueError(
+                    f"{name} has values that are not finite: the checkpoint is damaged, or its run diverged"
+                )
+            difference = np.abs(some.astype(np.float64) - exact)
+            allowed = np.maximum(np.ldexp(HALF_PLACES[dtype], np.frexp(exact)[1]), SMALLEST_PLACES[dtype])
+            if not (difference <= allowed).all():
+                raise ValueError(
+                    f"verification failed: {name} differs from its source by up to {difference.max():.3g}"
+                )
+            largest = max(largest, float(difference.max(initial=0)))
     if left:
         raise ValueError(f"verification failed: {', '.join(sorted(left)[:8])} has no source")
     return largest
-
-
-def compare_piece(name: str, values: np.ndarray, source: np.ndarray, dtype: str) -> float:
-    """Compare some rows; return the largest difference."""
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds values that are not finite: the checkpoint is damaged, or its run diverged")
-    exact = source.astype(np.float64)
-    difference = np.abs(values.astype(np.float64) - exact)
-    _, exponents = np.frexp(exact)
-    allowed = np.maximum(np.ldexp(HALF_PLACES[dtype], exponents), SMALLEST_PLACES[dtype])
-    if not (difference <= allowed).all():
-        raise ValueError(f"verification failed: {name} differs from its source by up to {difference.max():.3g}")
-    return float(difference.max(initial=0))
 
 
 def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, text: str | None) -> dict[str, Any]:
@@ -271,8 +267,7 @@ def compare_logits(
 ) -> dict[str, dict[str, float]]:
     """Compare logits on every sequence that the fresh process was given; in the most exact dtype they must agree.
 
-    Returns:
-        {dtype: {sequence: largest absolute difference}}.
+    Returns {dtype: {sequence: largest absolute difference}}.
     """
     differences: dict[str, dict[str, float]] = {dtype: {} for dtype in result["dtypes"]}
     judge = result["dtypes"][-1]
@@ -305,10 +300,8 @@ def verify_folder(
     """Prove a written folder equal to the tensors of its source, and return the figures for the report.
 
     With `stock` the folder is in the layout of transformers' GPT-2 and has to load without code of its own. Logits are
-    compared and losses computed on `text` too, which needs a tokenizer in the folder.
-
-    Raises:
-        ValueError: it is not equal; one line says where.
+    compared and losses computed on `text` too, which needs a tokenizer in the folder. ValueError says in one line what
+    is not equal.
     """
     plain = SourceWeights(tensors, format_name, config["vocab_size"])
     rounded = SourceWeights(tensors, format_name, config["vocab_size"], round_to(dtype))

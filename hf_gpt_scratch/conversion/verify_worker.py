@@ -75,33 +75,27 @@ def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
             tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
             sequences["text"] = tokenizer(request["text"], verbose=False)["input_ids"][: min(64, context)]
             losses = text_losses(model, tokenizer, request["text"])
-        dtypes = [torch.float32]
-        if model.num_parameters() <= MAX_FLOAT64_PARAMETERS:
-            dtypes.append(torch.float64)
+        dtypes = ["float32", *(["float64"] if model.num_parameters() <= MAX_FLOAT64_PARAMETERS else [])]
         for dtype in dtypes:
-            model.to(dtype)
+            model.to(getattr(torch, dtype))
             for name, ids in sequences.items():
                 logits = model(torch.tensor([ids]), use_cache=False).logits[0]
-                np.save(exchange / f"{name}-{str(dtype).removeprefix('torch.')}.npy", logits.numpy())
+                np.save(exchange / f"{name}-{dtype}.npy", logits.numpy())
     return {
         "class": type(model).__name__,
         "num_parameters": model.num_parameters(),
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
         "sequences": sequences,
-        "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
+        "dtypes": dtypes,
         "losses": losses,
     }
 
 
 def end_with(asker: int) -> None:
     """Exit soon after the process that asked was killed."""
-
-    def watch() -> None:
-        while os.getppid() == asker:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    while os.getppid() == asker:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def main() -> None:
@@ -109,7 +103,7 @@ def main() -> None:
     # Importing it would now fail: the folder has to stand alone.
     sys.modules["hf_gpt_scratch"] = None  # type: ignore[assignment]  # documented: the import then fails
     request = json.load(sys.stdin)
-    end_with(request["asker"])
+    threading.Thread(target=end_with, args=(request["asker"],), daemon=True).start()
     exchange = Path(request["exchange"])
     result = compute(request, exchange)
     (exchange / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -93,15 +93,12 @@ def find_files(
         paths: files and folders. What is hidden in a folder, by a dot before its name, is not looked at.
         kinds: those of `KINDS` that are wanted.
         others_are_text: take a file that is named itself and of no kind as text, with a warning.
-        say: is told of each folder how many files were taken and which were not, and of such a warning.
-
-    Returns:
-        The files, each once: one that is named again, or by a link, is warned of.
+        say: is told of each folder how many files were taken and which were not, of such a warning, and of files that
+            are named again, or by a link: each is returned once.
 
     Raises:
-        FileNotFoundError: a path does not exist.
+        OSError: a path does not exist, or a folder cannot be listed.
         ValueError: a file is of another kind or cannot be read as one, or a folder holds none that is wanted.
-        OSError: a folder cannot be listed.
     """
     endings = ", ".join(ending for ending, kind in KINDS.items() if kind in kinds)
     files: list[Path] = []

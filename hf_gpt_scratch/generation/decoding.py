@@ -175,13 +175,7 @@ def generate_batch(
     if arguments["past_context"] is None:
         refuse_beyond_context(inputs["input_ids"].shape[1], decoding.max_new_tokens, model)
     tensors: dict[str, Any] = {name: values.to(model.device) for name, values in inputs.items()}
-    token_ids = generate(
-        model,
-        **tensors,
-        pad_token_id=tokenizer.pad_token_id,
-        streamer=streamer,
-        **arguments,
-    )
+    token_ids = generate(model, **tensors, pad_token_id=tokenizer.pad_token_id, streamer=streamer, **arguments)
     texts = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
     return [Sample(prompt, text, seed) for (prompt, seed), text in zip(rows, texts, strict=True)]
 
@@ -197,12 +191,7 @@ def refuse_beyond_context(num_prompt_tokens: int, max_new_tokens: int, model: Pr
 
 
 def generate_text(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    *,
-    stream: bool = False,
-    **decoding: Any,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, stream: bool = False, **decoding: Any
 ) -> str:
     """Continue one prompt and return prompt and continuation.
 

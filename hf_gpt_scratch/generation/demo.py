@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import gradio as gr
 from matplotlib.figure import Figure
@@ -106,14 +107,9 @@ def build_demo(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
             show_progress="minimal",
         )
         stop.click(None, cancels=sample).then(lambda: "stopped", outputs=status)
+        # Preprocessing would be an error for what is out of range, and lose the event after it.
+        live: dict[str, Any] = {"preprocess": False, "show_progress": "hidden"}
+        live |= {"trigger_mode": "always_last", "concurrency_id": "bars"}
         for event in (page.load, prompt.change, temperature.change, top_k.change):
-            event(
-                demo_model.redraw_bars,
-                [prompt, temperature, top_k],
-                bars,
-                preprocess=False,  # which would be an error for what is out of range, and lose the event after it
-                show_progress="hidden",
-                trigger_mode="always_last",
-                concurrency_id="bars",
-            )
+            event(demo_model.redraw_bars, [prompt, temperature, top_k], bars, **live)
     return page

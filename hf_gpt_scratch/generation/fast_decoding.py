@@ -52,19 +52,6 @@ class OneDNNLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, self.bias, "none", [], "")
 
 
-def turned_linear(linear: nn.Linear) -> nn.Linear:
-    """Copy an `nn.Linear` that widens so that its weight [out, in] lies in memory as [in, out]; others go to oneDNN.
-
-    One thread multiplies a single row with it at the speed of the memory, which it does not in any other way.
-    """
-    if linear.out_features <= linear.in_features:
-        return OneDNNLinear(linear)
-    twin = copy.copy(linear)
-    weight = linear.weight.detach().t().contiguous().t()
-    twin._parameters = {**linear._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
-    return twin
-
-
 class GrowingLayer(DynamicLayer):
     """A layer of the cache that has room for further tokens, where `DynamicLayer` copies all it holds for each one."""
 
@@ -146,7 +133,7 @@ def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens:
     """Return a copy of the model that decodes faster if that is possible, else the model itself.
 
     The copy shares parameters, buffers and hooks. For several rows and at least `MIN_NEW_TOKENS` new tokens it takes
-    as much memory as the matrices of the model once more, for one row on one thread about half of that, else none.
+    as much memory as the matrices of the model once more, else none.
     """
     parameters = list(model.parameters())
     is_plain = all(type(p) is nn.Parameter and p.dtype == torch.float32 and p.is_cpu for p in parameters)
@@ -161,8 +148,6 @@ def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens:
     prepare: Callable[[nn.Linear], nn.Linear] = OneDNNLinear
     if num_new_tokens >= MIN_NEW_TOKENS and num_rows > 1:
         prepare = partial(OneDNNLinear, num_rows=num_rows)
-    elif num_new_tokens >= MIN_NEW_TOKENS and torch.get_num_threads() == 1:
-        prepare = turned_linear
     return with_linears(model, prepare, type(model).__module__)
 
 

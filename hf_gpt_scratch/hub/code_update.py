@@ -51,10 +51,8 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
     """Replace the code files of a model folder by those of this package, and what config.json says of them.
 
     Whenever this is killed, the folder can be loaded, and the next call completes it: while the files are replaced one
-    by one, config.json names a second set of the new ones. Weights and all other files stay as they are.
-
-    Returns:
-        The names of the files that were written, and of those that were removed; both empty if all was up to date.
+    by one, config.json names a second set of the new ones. Weights and all other files stay as they are. Returns the
+    names of the files that were written, and of those that were removed; both empty if all was up to date.
 
     Raises:
         FileNotFoundError: the folder holds no config.json.

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from hf_gpt_scratch import registration as registration  # what loads without trust_remote_code
 from hf_gpt_scratch.hub.pushable_files import corrupt_files
+from hf_gpt_scratch.runtime.cli import name_some
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 
 
@@ -105,18 +106,18 @@ def table_hidden() -> Iterator[None]:
 def wrong_weights(report: dict[str, Any]) -> Iterator[str]:
     """Say which weights are missing, left over or of another shape than the config says."""
     if missing := sorted(report["missing_keys"]):
-        yield f"it lacks the weights {some_of(missing)}"
+        yield f"it lacks the weights {name_some(missing)}"
     if left_over := sorted(report["unexpected_keys"]):
-        yield f"its config.json has no place for the weights {some_of(left_over)}"
+        yield f"its config.json has no place for the weights {name_some(left_over)}"
     if mismatched := sorted(report["mismatched_keys"]):
         shapes = [f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in mismatched]
-        yield f"its weights have other shapes than its config.json says: {some_of(shapes)}"
+        yield f"its weights have other shapes than its config.json says: {name_some(shapes)}"
 
 
 def wrong_values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Say which weights are not finite, which special tokens are no ids, and whether the tokenizer is another's."""
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
-        yield f"its weights are not finite in {some_of(broken)}"
+        yield f"its weights are not finite in {name_some(broken)}"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(model.generation_config, name, None)
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -125,9 +126,3 @@ def wrong_values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= model.config.vocab_size:
         yield f"its tokenizer has the token id {largest}, its model {model.config.vocab_size} embeddings"
-
-
-def some_of(names: list[str]) -> str:
-    """Join the first of a list, and say how many more there are."""
-    more = len(names) - 4
-    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")

@@ -1,5 +1,6 @@
 """The card of a trained model: a README for people, with metadata that the Hub's index reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -28,33 +29,25 @@ class CardDetails:
     """Details of a card that the model itself does not know."""
 
     title: str | None = None  # none: the name of the folder
+    base_model: str | None = None  # folder or Hub name of the model that training began with; None: fresh weights
+    facts: Mapping[str, Any] = field(default_factory=dict)  # more rows of the table, such as the losses
     repo_id: str | None = None  # USER/NAME, if it is known where the model will be pushed to
     license: str | None = None  # of the weights, as the Hub calls it, such as "apache-2.0"
     sections: str = ""  # Markdown between the table of facts and how to load it
     eval_results: tuple[EvalResult, ...] = ()
-    pictures: tuple[Path, ...] = field(default=())  # files that the sections show, to lie beside the card
+    pictures: tuple[Path, ...] = ()  # files that the sections show, to lie beside the card
 
 
-def render_card(
-    model: PreTrainedModel,
-    name: str,
-    facts: dict[str, Any],
-    base_model: str | None = None,
-    details: CardDetails | None = None,
-) -> str:
-    """Fill in the card of a model, whose title is `name` if the details have none; `facts` are more rows of the table.
-
-    `base_model` is the folder or Hub name of the model that training began with; none: fresh weights.
-    """
-    details = details or CardDetails()
+def render_card(model: PreTrainedModel, name: str, details: CardDetails) -> str:
+    """Fill in the card of a model, whose title is `name` if the details have none."""
     config = model.config
     rows = {
         "parameters": f"{model.num_parameters():,}",
         "layers, heads, width": f"{config.num_hidden_layers}, {config.num_attention_heads}, {config.hidden_size}",
         "context": f"{config.max_position_embeddings} tokens",
-        **facts,
+        **details.facts,
     }
-    title = details.title or name
+    title, base_model = details.title or name, details.base_model
     auto_class = type(model)._auto_class or "AutoModelForCausalLM"
     metadata = ModelCardData(
         library_name="transformers",

@@ -197,11 +197,7 @@ class Push:
             *(CommitOperationDelete(name, is_folder=False) for name in stale),
         ]
         commit = self.api.create_commit(
-            request.repo_id,
-            operations,
-            commit_message=request.message,
-            revision=request.revision,
-            parent_commit=head,
+            request.repo_id, operations, commit_message=request.message, revision=request.revision, parent_commit=head
         ).oid
         wrong, left = self.differences(commit)
         if wrong or left:

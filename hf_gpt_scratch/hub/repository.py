@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,30 +30,22 @@ def build_repository(
     folder: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    facts: dict[str, Any] | None = None,
-    base_model: str | None = None,
     card: CardDetails | None = None,
     max_shard_size: int | str = "5GB",
     replace: bool = False,
     kept: Collection[str] = (),
 ) -> Path:
-    """Write config, safetensors, generation config, tokenizer, the code files and a card.
-
-    The folder is written beside and renamed, so that it is there in whole or not at all.
+    """Write config, safetensors, generation config, tokenizer, the code files and a card: all of it or nothing.
 
     Args:
         model: the bare model, of any class of this package.
         folder: the folder to make.
         tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
-        facts: rows for the card, such as the losses.
-        base_model: folder or Hub name of the model that training began with; none: fresh weights.
-        card: what else the card says; its pictures are copied into the folder.
+        card: what the card says besides what the model knows; its pictures are copied into the folder.
         max_shard_size: largest weight file, in bytes or like "5GB".
-        replace: put it in the place of a folder that is there already; files that are not of a model stay in it.
+        replace: put it in the place of a folder that is there already, which is an error otherwise; files that are not
+            of a model stay in it.
         kept: names of files that stay as they are in that folder.
-
-    Raises:
-        FileExistsError: the folder is there and `replace` is not set.
     """
     folder = Path(folder)
     with atomic_folder(folder, replace) as unfinished:
@@ -64,9 +55,9 @@ def build_repository(
         tokenizer = tokenizer or build_tokenizer(model_max_length=model.config.max_position_embeddings)
         tokenizer.save_pretrained(unfinished)
         settle_tokenizer(unfinished)
-        readme = render_card(model, folder.name, facts or {}, base_model, card)
-        write_file(unfinished / "README.md", readme)
-        for picture in card.pictures if card else ():
+        card = card or CardDetails()
+        write_file(unfinished / "README.md", render_card(model, folder.name, card))
+        for picture in card.pictures:
             shutil.copyfile(picture, unfinished / picture.name)
         umask = current_umask()
         for file in unfinished.iterdir():

@@ -201,8 +201,7 @@ def run(main: Callable[[], None], shows_result: bool = False, memory_advice: str
             main()
         print(end="", flush=True)
     except (Stopped, Terminated) as stop:
-        if str(stop):
-            say_once(str(stop))  # the others stop for the same reason
+        say_once(str(stop))  # the others stop for the same reason
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
@@ -244,6 +243,12 @@ def describe(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def name_some(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first eight of a list, and say how many more there are."""
+    more = len(items) - 8
+    return separator.join(items[:8]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
 def say(line: str) -> None:
     """Print one line on stderr; processes beside the main one say which they are."""
     process = int(os.environ.get("RANK", "0"))
@@ -251,8 +256,8 @@ def say(line: str) -> None:
 
 
 def say_once(line: str) -> None:
-    """Print one line on stderr, from the main process alone."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print one line on stderr, unless it is empty, from the main process alone."""
+    if line and os.environ.get("RANK", "0") == "0":
         say(line)
 
 

@@ -83,9 +83,9 @@ from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
 from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
-from hf_gpt_scratch.training.run import Run
+from hf_gpt_scratch.training.run import Parts, Run, Texts
 from hf_gpt_scratch.training.settings import TrainingSettings
-from hf_gpt_scratch.training.speed import measure_speed
+from hf_gpt_scratch.training.speed import Speed, measure_speed
 from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line, seconds_to_result
 
 
@@ -96,13 +96,8 @@ if TYPE_CHECKING:
 def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, stopwatch: Stopwatch) -> Run:
     """Build a run from its settings, fresh or resumed, up to the moment before the first step.
 
-    Collective: call on every process.
-
-    Args:
-        settings: of the run.
-        lock: of the output folder; taken here, released by the caller.
-        signals: that stop the run; entered by the caller.
-        stopwatch: of its wall time.
+    The lock of the output folder is taken here and released by the caller, who has entered the signals. Collective:
+    call on every process.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
@@ -118,13 +113,9 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, s
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=False))
     base = read_base_model(settings)
     asked = settings = with_base_model(settings, base)
-    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
-    train_windows, validation_windows = build_windows(settings, encoding, vocabulary_of(settings, base))
-    check_prompt(settings, encoding)
-    settings, _, num_steps = fit_to_text(settings, len(train_windows), accelerator.num_processes)
-    run = prepare_run(
-        settings, accelerator, base, encoding, train_windows, validation_windows, num_steps, signals, stopwatch
-    )
+    texts = build_texts(settings, base)
+    settings, _, num_steps = fit_to_text(settings, len(texts.train), accelerator.num_processes)
+    run = prepare_run(settings, accelerator, base, texts, num_steps, signals, stopwatch)
     on_main_process(accelerator, lambda: claim_folder(settings, lock, make=True))
     on_main_process(accelerator, lambda: clear_leftovers(run.output_dir))
     checkpoint = find_resumable(run) if settings.resume else None
@@ -134,9 +125,9 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, s
     else:
         run = run if settings.minutes is None else expect_steps(run, asked, expected_before(run, checkpoint))
         resume(run, checkpoint)
-    if line := cut_line(asked, settings, len(train_windows)):
+    if line := cut_line(asked, settings, len(texts.train)):
         run.say(f"warning: {line}")
-    describe(run, train_windows, validation_windows)
+    describe(run)
     return run
 
 
@@ -144,55 +135,37 @@ def prepare_run(
     settings: TrainingSettings,
     accelerator: Accelerator,
     base: BaseModel | None,
-    encoding: "AnyTokenizer",
-    train_windows: TokenWindows,
-    validation_windows: TokenWindows,
+    texts: Texts,
     num_steps: int,
     signals: StopSignals,
     stopwatch: Stopwatch,
 ) -> Run:
     """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
-    num_processes = accelerator.num_processes
     accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
-    loaders = build_loaders(settings, train_windows, validation_windows, num_processes)
-    train_sampler, train_eval_sampler, validation_sampler = (
-        cast(StepSampler, loader.batch_sampler) for loader in loaders
-    )
+    loaders = build_loaders(settings, texts, accelerator.num_processes)
+    samplers = Parts(*(cast(StepSampler, loader.batch_sampler) for loader in loaders))
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
     cpu_speedups = enable_cpu_speedups(model, settings, accelerator)
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
-    flops = model_flops(model, settings, accelerator)
     try_step(prepared_model, settings, accelerator)
     speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
-    if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
-        tokens = settings.per_device_train_batch_size * num_processes * settings.window_size
-        flops.utilization(tokens / speed.micro_batch)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
-    vocabulary = vocabulary_of(settings, base)
     return Run(
         settings=settings,
         accelerator=accelerator,
         base=base,
-        encoding=encoding,
-        vocabulary=vocabulary,
+        texts=texts,
         model=prepared_model,
-        # Accelerate's wrapper looks for an installed package at each step, and only a gradient scaler needs it.
         optimizer=prepared_optimizer if accelerator.scaler is not None else prepared_optimizer.optimizer,
-        train_loader=loaders[0],
-        train_eval_loader=loaders[1],
-        validation_loader=loaders[2],
-        train_sampler=train_sampler,
-        train_eval_sampler=train_eval_sampler,
-        validation_sampler=validation_sampler,
-        evaluation_plan=plan_evaluations(settings, num_steps, len(validation_windows), num_processes),
+        loaders=Parts(*loaders),
+        samplers=samplers,
+        evaluation_plan=plan_evaluations(settings, num_steps, len(texts.validation), accelerator.num_processes),
         expected_steps=num_steps,
         speed=speed,
         stopwatch=stopwatch,
-        flops=flops,
+        flops=model_flops(model, settings, accelerator, speed),
         cpu_speedups=cpu_speedups,
-        text_sha256=text_sha256(train_windows, validation_windows),
-        bytes_per_token=mean_token_bytes(validation_windows.token_ids, vocabulary) if vocabulary else None,
         steps_in_backward=StepsInBackward(model, optimizer) if settings.optimizer_in_backward else None,
         history=history,
         loss_plot=LossPlot(history),
@@ -200,32 +173,26 @@ def prepare_run(
     )
 
 
-def build_loaders(
-    settings: TrainingSettings, train_windows: TokenWindows, validation_windows: TokenWindows, num_processes: int
-) -> list[DataLoader]:
-    """Build the loaders of training, of evaluating the training text and of the validation text, for all processes."""
+def build_loaders(settings: TrainingSettings, texts: Texts, num_processes: int) -> list[DataLoader]:
+    """Build the loaders of the `Parts` of a run, for all processes."""
     micro_batch_size = settings.per_device_train_batch_size * num_processes
-    validation_batch_size = evaluation_batch_size(settings, len(validation_windows), num_processes)
+    validation_batch_size = evaluation_batch_size(settings, len(texts.validation), num_processes)
     return [
-        build_loader(train_windows, micro_batch_size * settings.gradient_accumulation_steps, settings.drop_last),
-        build_loader(train_windows, micro_batch_size, settings.drop_last),
-        build_loader(validation_windows, validation_batch_size),
+        build_loader(texts.train, micro_batch_size * settings.gradient_accumulation_steps, settings.drop_last),
+        build_loader(texts.train, micro_batch_size, settings.drop_last),
+        build_loader(texts.validation, validation_batch_size),
     ]
 
 
-def build_windows(
-    settings: TrainingSettings, encoding: "AnyTokenizer", vocabulary: Vocabulary | None = None
-) -> tuple[TokenWindows, TokenWindows]:
-    """Read, split and cut the tokens: training and validation windows.
-
-    Args:
-        settings: of the run.
-        encoding: of texts.
-        vocabulary: of prepared tokens; none: GPT-2's.
+def build_texts(settings: TrainingSettings, base: BaseModel | None) -> Texts:
+    """Read, split and cut the tokens to train and to validate on.
 
     Raises:
-        ValueError, OSError: a file cannot be used, or a part is too short; the line names it.
+        ValueError, OSError: a file cannot be used, a part is too short, or the prompt of samples does not fit; the
+            line names it.
     """
+    vocabulary = vocabulary_of(settings, base)
+    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
     separator = end_of_text_id(encoding) if settings.separate_documents else None
     is_split = settings.validation_file is None and settings.train_data is None
     windows = []
@@ -240,7 +207,10 @@ def build_windows(
                 f"window; give a longer text{smaller}"
             )
         windows.append(TokenWindows(token_ids, settings.window_size, settings.drop_last, separator))
-    return windows[0], windows[1]
+    check_prompt(settings, encoding)
+    digest = hashlib.sha256(b"".join(part.fingerprint() for part in windows)).hexdigest()
+    bytes_per_token = mean_token_bytes(windows[1].token_ids, vocabulary) if vocabulary else None
+    return Texts(encoding, vocabulary, windows[0], windows[1], digest, bytes_per_token)
 
 
 def read_tokens(
@@ -349,15 +319,16 @@ def build_model(settings: TrainingSettings, process_index: int) -> PreTrainedMod
     return model.train()
 
 
-def model_flops(model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator) -> ModelFlops:
+def model_flops(
+    model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator, speed: Speed
+) -> ModelFlops:
     """Return the figures that MFU is computed from; the peak is measured on all devices at once unless it is given."""
     peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
-    return ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
-
-
-def text_sha256(*parts: TokenWindows) -> str:
-    """Hash the token ids of all parts, so that a resume can compare them."""
-    return hashlib.sha256(b"".join(part.fingerprint() for part in parts)).hexdigest()
+    flops = ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
+    if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
+        tokens = settings.per_device_train_batch_size * accelerator.num_processes * settings.window_size
+        flops.utilization(tokens / speed.micro_batch)
+    return flops
 
 
 def begin(run: Run) -> None:
@@ -377,10 +348,10 @@ def weights_line(settings: TrainingSettings, base_dtype: str | None) -> str:
     return f"weights are trained in {settings.weights_dtype}{base}; the result will be in {result}"
 
 
-def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWindows) -> None:
-    """Print what the run is and runs on, and record the same in the history."""
-    accelerator, settings = run.accelerator, run.settings
-    facts: dict[str, Any] = {
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return what a run is and runs on, as its history has it."""
+    accelerator, settings, texts = run.accelerator, run.settings, run.texts
+    return {
         "run_id": uuid.uuid4().hex,  # for trackers; a resumed run keeps that of its first row
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
@@ -388,12 +359,12 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "base_dtype": run.base.stored_dtype if run.base else None,
         "versions": key_versions(),
-        "vocabulary": run.vocabulary.facts() if run.vocabulary else None,
+        "vocabulary": texts.vocabulary.facts() if texts.vocabulary else None,
         "parameters": run.bare_model.num_parameters(),
-        "train_tokens": len(train_windows.token_ids),
-        "validation_tokens": len(validation_windows.token_ids),
-        "train_windows": len(train_windows),
-        "steps_per_epoch": len(run.train_sampler),
+        "train_tokens": len(texts.train.token_ids),
+        "validation_tokens": len(texts.validation.token_ids),
+        "train_windows": len(texts.train),
+        "steps_per_epoch": len(run.samplers.train),
         "steps": run.num_steps,
         "flops_per_token": run.flops.per_token,
         "peak_flops": run.flops.peak,
@@ -402,6 +373,11 @@ def describe(run: Run, train_windows: TokenWindows, validation_windows: TokenWin
         "resumed_at_step": run.progress.global_step,
         "texts": describe_texts(settings) if accelerator.is_main_process else [],
     }
+
+
+def describe(run: Run) -> None:
+    """Record and print what the run is and runs on."""
+    accelerator, settings, facts = run.accelerator, run.settings, facts_of(run)
     run.history.append("run", **facts, settings=settings.to_dict())
     peak = f"peak {run.flops.peak / 1e9:,.0f} GFLOP/s {'as given' if settings.peak_flops else 'measured'}"
     processes = f"{facts['processes']} ({run.sharding})" if accelerator.is_fsdp2 else facts["processes"]

@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.data.vocabulary_training import TextSample, bytes_per_token, train_vocabulary
 from hf_gpt_scratch.data.windows import find_text_files, read_texts, split_text
 from hf_gpt_scratch.runtime.files import atomic_folder, write_file
-from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints, read_state
+from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_settings
 from hf_gpt_scratch.training.choice_rules import (
     LEAST_WIDTH_IN_BF16,
     PASSES_TO_THE_BEST,
@@ -62,7 +61,7 @@ def choose_settings(settings: TrainingSettings, state: PartialState, folder: Pat
     """
 
     def choose() -> dict[str, Any]:
-        if begun := recorded(settings, folder):
+        if begun := begun_with(settings, folder):
             return begun
         means = measure_means(settings, state)
         chosen = replace(settings, choose=None, **by_rules(settings, means, state.num_processes, folder))
@@ -79,16 +78,13 @@ def choose_settings(settings: TrainingSettings, state: PartialState, folder: Pat
     return replace(settings, choose=None, **on_main_process(state, choose))
 
 
-def recorded(settings: TrainingSettings, folder: Path) -> dict[str, Any] | None:
-    """Return what a run that is resumed began with; None if no checkpoint says it."""
-    for path in find_checkpoints(Path(settings.output_dir) / "checkpoints") if settings.resume else ():
-        with suppress(ValueError, OSError):  # a damaged one, which is named when the run is resumed
-            saved = read_state(path).settings
-            begun = {name: saved[name] for name in settings.choose or [] if name in saved}
-            if begun.get("vocabulary", NAMES[0]) not in NAMES and folder.is_dir():
-                begun["vocabulary"] = str(folder)  # the output folder may have been moved
-            return begun
-    return None
+def begun_with(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+    """Return what a run that is resumed began with; nothing if no checkpoint says it."""
+    saved = recorded_settings(settings)
+    begun = {name: saved[name] for name in settings.choose or [] if name in saved}
+    if begun.get("vocabulary", NAMES[0]) not in NAMES and folder.is_dir():
+        begun["vocabulary"] = str(folder)  # the output folder may have been moved
+    return begun
 
 
 def measure_means(settings: TrainingSettings, state: PartialState) -> Means:

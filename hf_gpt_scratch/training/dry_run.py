@@ -11,16 +11,15 @@ import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig
 
-from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.runtime.environment import describe_device
 from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
-from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, vocabulary_of, with_base_model
-from hf_gpt_scratch.training.build import build_accelerator, build_windows, prepare_run, process_state
+from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
+from hf_gpt_scratch.training.build import build_accelerator, build_texts, prepare_run, process_state
 from hf_gpt_scratch.training.checkpoints.output_folder import VOCABULARY_FOLDER, refuse_used_folder
 from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
-from hf_gpt_scratch.training.plan import check_prompt, cut_line, evaluations_line, fit_to_text, plan_evaluations
+from hf_gpt_scratch.training.plan import cut_line, evaluations_line, fit_to_text, plan_evaluations, with_fitting_batch
 from hf_gpt_scratch.training.preflight import check_attention
 from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
@@ -63,59 +62,43 @@ def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]
 def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
     """Describe a run whose settings are decided. Collective: call on every process."""
     base = read_base_model(settings)
-    settings = with_base_model(settings, base)
-    encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
-    train_windows, validation_windows = build_windows(settings, encoding, vocabulary_of(settings, base))
-    check_prompt(settings, encoding)
-    accelerator = build_accelerator(settings)
-    num_windows, num_processes, asked = len(train_windows), accelerator.num_processes, settings
-    settings, steps_an_epoch, num_steps = fit_to_text(settings, num_windows, num_processes)
-    windows_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    asked = with_base_model(settings, base)
+    texts = build_texts(asked, base)
+    accelerator = build_accelerator(asked)
+    num_processes, targets = accelerator.num_processes, texts.train.num_targets
+    settings, steps_an_epoch, num_steps = fit_to_text(asked, len(texts.train), num_processes)
     config = model_config(settings, base)
     # Before the memory, because it computes and so loads the libraries that a step will load.
     peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
     memory = process_memory(config, settings, accelerator)
     if fits(memory, accelerator):
-        run = prepare_run(
-            replace(settings, peak_flops=peak),
-            accelerator,
-            base,
-            encoding,
-            train_windows,
-            validation_windows,
-            num_steps,
-            StopSignals("stopped"),
-            stopwatch,
-        )
+        settings = replace(settings, peak_flops=peak)
+        run = prepare_run(settings, accelerator, base, texts, num_steps, StopSignals("stopped"), stopwatch)
         run = run if settings.minutes is None else fit_to_minutes(run, asked)
         settings, num_steps, plan, time = run.settings, run.num_steps, run.evaluation_plan, measured_time(run)
     else:
         flops = flops_per_token(sketch(config), settings.window_size)
-        tokens_a_step = train_windows.num_targets / steps_an_epoch
         if settings.minutes is not None:
-            num_steps = max(1, int(60 * settings.minutes * peak * num_processes / (flops * tokens_a_step)))
-            settings = replace(settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
-            settings = settings.with_num_steps(num_steps)
-        plan = plan_evaluations(settings, num_steps, len(validation_windows), num_processes)
+            num_steps = max(1, int(60 * settings.minutes * peak * num_processes * steps_an_epoch / (flops * targets)))
+            settings = with_fitting_batch(asked, len(texts.train), num_processes).with_num_steps(num_steps)
+        plan = plan_evaluations(settings, num_steps, len(texts.validation), num_processes)
         # A forward pass has a third of a step's operations.
-        computed = tokens_a_step * num_steps + plan.num_scored * settings.window_size / 3
+        computed = targets * num_steps / steps_an_epoch + plan.num_scored * settings.window_size / 3
         time = least_time(computed * flops, peak * num_processes, settings.minutes)
-    if not accelerator.is_main_process:
-        return []
-    tokens = train_windows.num_targets * num_steps / steps_an_epoch
-    cut = cut_line(asked, settings, num_windows)
-    return [
-        f"device {describe_device(accelerator.device)}, processes {accelerator.num_processes}",
+    windows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    lines = [
+        f"device {describe_device(accelerator.device)}, processes {num_processes}",
         f"model {sketch(config).num_parameters():,} parameters, context {config.max_position_embeddings} tokens",
-        f"text {train_windows.num_targets:,} training tokens an epoch, {validation_windows.num_targets:,} validation "
-        f"tokens; {windows_a_step * settings.window_size:,} tokens a step, {steps_an_epoch:,} steps an epoch, "
-        f"{num_steps:,} steps, {tokens:,.0f} tokens",
+        f"text {targets:,} training tokens an epoch, {texts.validation.num_targets:,} validation tokens; "
+        f"{windows * settings.window_size:,} tokens a step, {steps_an_epoch:,} steps an epoch, {num_steps:,} steps, "
+        f"{targets * num_steps / steps_an_epoch:,.0f} tokens",
         f"memory of a process about {memory / 1e9:.2f} GB at its peak",
         *([line] if (line := evaluations_line(plan, settings)) else []),
         time,
-        *([f"warning: {cut}"] if cut else []),
+        *([f"warning: {line}"] if (line := cut_line(asked, settings, len(texts.train))) else []),
         "dry run: nothing was written",
     ]
+    return lines if accelerator.is_main_process else []
 
 
 def fits(num_bytes: int, accelerator: Accelerator) -> bool:

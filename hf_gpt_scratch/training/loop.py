@@ -137,11 +137,12 @@ def train_epoch(run: Run, display: StepDisplay) -> None:
     """Train to the end of the epoch or of the run; after a resume from the middle of the epoch."""
     progress = run.progress
     run.start_epoch()
-    for batch in run.train_loader:
+    for batch in run.loaders.train:
         started = time.perf_counter()
         num_tokens = int(run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
         learning_rate = learning_rate_at(progress.global_step, progress.schedule_steps or run.num_steps, run.settings)
-        figures = optimizer_step(run, batch, num_tokens, learning_rate)
+        set_learning_rate(run.optimizer, learning_rate)
+        figures = optimizer_step(run, batch, num_tokens)
         progress.finish_step(num_tokens)
         note_step(run)
         record_step(run, display, *figures, learning_rate, num_tokens / (time.perf_counter() - started))
@@ -158,7 +159,7 @@ def after_step(run: Run) -> None:
             again, from its beginning, in the resumed run.
     """
     settings, progress, step = run.settings, run.progress, run.progress.global_step
-    is_last, ends_epoch = step == run.num_steps, progress.step_in_epoch == len(run.train_sampler)
+    is_last, ends_epoch = step == run.num_steps, progress.step_in_epoch == len(run.samplers.train)
     is_best = False
     before = replace(progress, is_step_open=True), random_state(run.accelerator.device)
     try:
@@ -174,7 +175,7 @@ def after_step(run: Run) -> None:
         progress.restore(saved)
         restore_random_state(draws, run.accelerator.device)
         raise stopped(run, run.save(), stop.signal_number) from None
-    progress.close_step()
+    progress.is_step_open = False
     if ends_epoch:
         progress.finish_epoch()
     # Where steps are being skipped the weights may be broken, and older checkpoints are worth more.
@@ -200,16 +201,10 @@ def saved_line(run: Run, checkpoint: Path) -> str:
     return f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}"
 
 
-def optimizer_step(
-    run: Run, batch: dict[str, torch.Tensor], num_tokens: int, learning_rate: float
-) -> tuple[float, float, bool]:
+def optimizer_step(run: Run, batch: dict[str, torch.Tensor], num_tokens: int) -> tuple[float, float, bool]:
     """Compute forward, backward, clipping and step over this process's share of the batch.
 
-    Args:
-        run: the run.
-        batch: `input_ids` and `shift_labels`, both [micro-batches * windows, T].
-        num_tokens: labels that count, over all processes.
-        learning_rate: of this step.
+    That is `input_ids` and `shift_labels`, both [micro-batches * windows, T]; `num_tokens` labels count in all shares.
 
     Returns:
         The loss in nats per token over all processes, the gradient's norm before clipping, and whether the step was
@@ -222,7 +217,6 @@ def optimizer_step(
     # Accelerate divides each loss by the micro-batches, and DDP averages over processes. Both are undone, because
     # num_items_in_batch has divided by the tokens of the whole step already.
     scale = settings.gradient_accumulation_steps * accelerator.num_processes
-    set_learning_rate(optimizer, learning_rate)
     step_loss = torch.zeros((), device=accelerator.device)
     for micro_batch in split_batch(batch, settings.per_device_train_batch_size):
         with accelerator.accumulate(model):
@@ -303,14 +297,14 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     Raises:
         WorkStopped: a process got a signal; nothing was recorded.
     """
-    progress, sampler, started = run.progress, run.validation_sampler, time.perf_counter()
+    progress, sampler, started = run.progress, run.samplers.validation, time.perf_counter()
     sampler.num_sampled = num_windows
-    taken = num_batches or len(run.validation_loader)
+    taken = num_batches or len(run.loaders.validation)
     run.shuffle_train_eval()
-    train_loss = sum_of_losses(run, run.train_eval_loader, taken).mean
+    train_loss = sum_of_losses(run, run.loaders.train_eval, taken).mean
     if run.settings.data_order == "torch_dataloader":
         draw_like_torch_loader(shuffle=False)
-    validation = sum_of_losses(run, run.validation_loader, taken)
+    validation = sum_of_losses(run, run.loaders.validation, taken)
     if run.settings.minutes is not None and progress.global_step and validation.num_tokens:
         seconds = time.perf_counter() - started
         progress.note_scoring(seconds * run.settings.window_size / validation.num_tokens)
@@ -374,7 +368,7 @@ def write_sample(run: Run) -> None:
     if not settings.sample_tokens:
         return
     model: Any = run.bare_model  # PreTrainedModel itself has no generate()
-    prompt_ids = text_to_token_ids(settings.sample_prompt, run.encoding).to(model.device)
+    prompt_ids = text_to_token_ids(settings.sample_prompt, run.texts.encoding).to(model.device)
     capacity = settings.context - prompt_ids.shape[1]
     with evaluation_mode(model):
         token_ids = model.generate(
@@ -387,7 +381,7 @@ def write_sample(run: Run) -> None:
             stopping_criteria=[SignalCriterion(run.signals)],
         )
     stop_at_signal(run.accelerator, run.signals)
-    text = token_ids_to_text(token_ids.cpu(), run.encoding)
+    text = token_ids_to_text(token_ids.cpu(), run.texts.encoding)
     run.history.append("sample", global_step=run.progress.global_step, epoch=run.progress.epoch, text=text)
     with tqdm.external_write_mode():
         run.say(f"sample: {text.replace(chr(10), ' ')}")
@@ -445,9 +439,7 @@ def write_repository(run: Run, folder: Path, kept: Sequence[str] = ()) -> None:
                 model,
                 folder,
                 tokenizer=run.tokenizer,
-                facts=facts,
-                base_model=settings.model_name_or_path,
-                card=card_details(settings, run.history),
+                card=card_details(settings, run.history, facts),
                 replace=True,
                 kept=kept,
             )

@@ -1,12 +1,9 @@
 """Decide `--mixed_precision auto`: bf16 where the device multiplies it in hardware; in a resumed run as it began."""
 
-from contextlib import suppress
-from pathlib import Path
-
 import torch
 from accelerate import PartialState
 
-from hf_gpt_scratch.training.checkpoints.checkpoint import find_checkpoints, read_state
+from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_settings
 from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.reporting.mfu import measure_peak_flops
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -20,19 +17,16 @@ def decide_precision(settings: TrainingSettings, state: PartialState) -> str | N
     """Return the precision, the same on all processes; say what `auto` takes. Collective: call on every process."""
     if settings.mixed_precision != "auto":
         return settings.mixed_precision
-    precision, reason = on_main_process(state, lambda: recorded(settings) or fastest(state.device))
+    precision, reason = on_main_process(state, lambda: begun_with(settings) or fastest(state.device))
     if state.is_main_process:
         print(f"--mixed_precision auto takes {precision}: {reason}", flush=True)
     return precision
 
 
-def recorded(settings: TrainingSettings) -> tuple[str, str] | None:
+def begun_with(settings: TrainingSettings) -> tuple[str, str] | None:
     """Return precision and reason of a run that is resumed; None if no checkpoint says which it has."""
-    for path in find_checkpoints(Path(settings.output_dir) / "checkpoints") if settings.resume else ():
-        with suppress(ValueError, OSError):  # a damaged one, which is named when the run is resumed
-            precision = read_state(path).settings.get("mixed_precision")
-            return (precision, "the run began with it") if precision else None
-    return None
+    precision = recorded_settings(settings).get("mixed_precision")
+    return (precision, "the run began with it") if precision else None
 
 
 def fastest(device: torch.device) -> tuple[str, str]:

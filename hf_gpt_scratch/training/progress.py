@@ -38,10 +38,6 @@ class Progress:
         for item in fields(self):
             setattr(self, item.name, getattr(saved, item.name))
 
-    def start_epoch(self, order_seed: int) -> None:
-        """Fix the window order of this epoch."""
-        self.order_seed = order_seed
-
     def finish_epoch(self) -> None:
         """Move to the first step of the next epoch."""
         self.epoch, self.step_in_epoch, self.order_seed = self.epoch + 1, 0, None
@@ -52,10 +48,6 @@ class Progress:
         self.step_in_epoch += 1
         self.tokens_seen += num_tokens
         self.whole_losses = None
-
-    def close_step(self) -> None:
-        """Note that evaluation and sample after the step are done."""
-        self.is_step_open = False
 
     def apply_step(self, figures: Sequence[float], window: int) -> None:
         """Note that the step under way is applied, and keep loss and gradient norm of the last `window` steps."""
@@ -99,7 +91,3 @@ class Progress:
         if is_best:
             self.best_step, self.best_validation_loss = self.global_step, validation_loss
         return is_best
-
-    def mark_history(self, num_bytes: int, sha256: str) -> None:
-        """Note the size and hash of history.jsonl at this moment."""
-        self.history_bytes, self.history_sha256 = num_bytes, sha256

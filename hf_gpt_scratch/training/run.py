@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.vocabulary import Vocabulary
-from hf_gpt_scratch.data.windows import StepSampler, draw_like_torch_loader, epoch_order_seed
+from hf_gpt_scratch.data.windows import StepSampler, TokenWindows, draw_like_torch_loader, epoch_order_seed
 from hf_gpt_scratch.evaluation import bits_per_byte
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
 from hf_gpt_scratch.runtime.files import write_file
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
 
 
+Part = TypeVar("Part")
+
 # The fields in the hash of every run. One that was added since counts where it is not the default, so that the
 # checkpoints of before keep their hash.
 HASHED = (
@@ -57,30 +59,44 @@ HASHED = (
 
 
 @dataclass(frozen=True)
+class Texts:
+    """The tokens of a run in windows, and what texts are encoded with."""
+
+    encoding: "AnyTokenizer"
+    vocabulary: Vocabulary | None  # None: a base model's tokenizer that tiktoken cannot stand for
+    train: TokenWindows
+    validation: TokenWindows
+    sha256: str  # of the token ids of both, so that a resume can compare them
+    bytes_per_token: float | None  # of the validation text; None: the vocabulary is not known
+
+
+@dataclass(frozen=True)
+class Parts(Generic[Part]):
+    """One for each text that is passed over: to train on, to evaluate the training text, and to validate on."""
+
+    train: Part
+    train_eval: Part
+    validation: Part
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything the loop works with; `model` and the loaders as Accelerate prepared them."""
 
     settings: TrainingSettings
     accelerator: Accelerator
     base: BaseModel | None
-    encoding: "AnyTokenizer"
-    vocabulary: Vocabulary | None  # None: a base model's tokenizer that tiktoken cannot stand for
+    texts: Texts
     model: nn.Module
-    optimizer: Optimizer  # of the prepared model, in Accelerate's wrapper where gradients are scaled
-    train_loader: DataLoader  # a batch is this process's share of one optimizer step
-    train_eval_loader: DataLoader
-    validation_loader: DataLoader
-    train_sampler: StepSampler  # of all processes, before Accelerate split it
-    train_eval_sampler: StepSampler
-    validation_sampler: StepSampler
+    optimizer: Optimizer  # in Accelerate's wrapper, which looks for a package at each step, only to scale gradients
+    loaders: Parts[DataLoader]  # a batch to train on is this process's share of one optimizer step
+    samplers: Parts[StepSampler]  # of all processes, before Accelerate split them
     evaluation_plan: EvaluationPlan
     expected_steps: int  # optimizer steps; where minutes bound the run, as they were estimated before the first
     speed: Speed  # measured before the first step
     stopwatch: Stopwatch
     flops: ModelFlops
     cpu_speedups: list[str]  # those that are on, each with its reason
-    text_sha256: str  # of the token ids
-    bytes_per_token: float | None  # of the validation text; None: the vocabulary is not known
     steps_in_backward: StepsInBackward | None
     history: History
     loss_plot: LossPlot
@@ -114,7 +130,7 @@ class Run:
         """The tokenizer of the result: a base model's own."""
         if self.base is not None:
             return self.base.tokenizer
-        return build_tokenizer(self.settings.context, self.vocabulary or "gpt2")
+        return build_tokenizer(self.settings.context, self.texts.vocabulary or "gpt2")
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -129,7 +145,7 @@ class Run:
     @property
     def epoch(self) -> float:
         """Epochs done, such as 1.5."""
-        return self.progress.global_step / len(self.train_sampler)
+        return self.progress.global_step / len(self.samplers.train)
 
     @property
     def sharding(self) -> str:
@@ -138,9 +154,8 @@ class Run:
 
     def in_bits_per_byte(self, validation_loss: float) -> dict[str, float]:
         """Return a validation loss as the history's figure in bits per byte; none if the bytes are not known."""
-        if self.bytes_per_token is None:
-            return {}
-        return {"bits_per_byte": bits_per_byte(validation_loss, self.bytes_per_token)}
+        length = self.texts.bytes_per_token
+        return {} if length is None else {"bits_per_byte": bits_per_byte(validation_loss, length)}
 
     def say(self, line: str) -> None:
         """Print a line, on the main process only; Accelerate's own `print` does so on every node."""
@@ -155,13 +170,13 @@ class Run:
         """Put the training windows into the order of this epoch, after the steps of it that are done."""
         progress = self.progress
         if progress.order_seed is None:
-            progress.start_epoch(self._draw_order_seed(progress.epoch))
-        self.train_sampler.order_seed = progress.order_seed
-        self.train_sampler.first_step = progress.step_in_epoch
+            progress.order_seed = self._draw_order_seed(progress.epoch)
+        self.samplers.train.order_seed = progress.order_seed
+        self.samplers.train.first_step = progress.step_in_epoch
 
     def shuffle_train_eval(self) -> None:
         """Draw the order of the training windows for an evaluation."""
-        self.train_eval_sampler.order_seed = self._draw_order_seed(None)
+        self.samplers.train_eval.order_seed = self._draw_order_seed(None)
 
     def _draw_order_seed(self, epoch: int | None) -> int:
         if self.settings.data_order == "seeded":
@@ -174,7 +189,7 @@ class Run:
         """Save a checkpoint of this moment, then delete old ones. Collective: call on every process."""
         before = self.stopwatch.parts["checkpoints"]
         with self.stopwatch.part("checkpoints"):
-            self.progress.mark_history(*self.history.mark())
+            self.progress.history_bytes, self.progress.history_sha256 = self.history.mark()
             saved = self.saved_state()
             path = save_checkpoint(self.checkpoint_dir, self.accelerator, self.bare_model, self.optimizer, saved)
             keep, best_step = self.settings.save_total_limit, self.progress.best_step
@@ -197,9 +212,9 @@ class Run:
                 **({"processor": describe_processor()} if self.accelerator.device.type == "cpu" else {}),
                 "sharding": self.sharding,
             },
-            text_sha256=self.text_sha256,
+            text_sha256=self.texts.sha256,
             model_sha256=model_sha256(self.bare_model.config),
-            vocabulary_sha256=self.vocabulary.sha256 if self.vocabulary else "",
+            vocabulary_sha256=self.texts.vocabulary.sha256 if self.texts.vocabulary else "",
         )
 
     def load_best_weights(self) -> None:

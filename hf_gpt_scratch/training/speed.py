@@ -41,13 +41,8 @@ def measure_speed(
 ) -> Speed:
     """Measure what a run will do again and again. Collective: call on every process.
 
-    The gradients are dropped, and generators, weights and optimizer left as they were.
-
-    Args:
-        model: prepared by Accelerate.
-        optimizer: PyTorch's own, before its first step.
-        settings: of the run.
-        accelerator: of the run.
+    The model is prepared by Accelerate, the optimizer PyTorch's own, before its first step. The gradients are dropped,
+    and generators, weights and optimizer left as they were.
     """
     batch, compiled = micro_batch(settings, accelerator.device), is_compiled(settings, accelerator)
     num_together = 1 if compiled else min(MAX_TOGETHER, batches_together(settings))

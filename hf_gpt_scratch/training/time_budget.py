@@ -38,7 +38,7 @@ def expect_steps(run: Run, asked: TrainingSettings, num_steps: int) -> Run:
     """Return the run with the warm-up and the evaluations of that many steps; the minutes may still change them."""
     settings = replace(run.settings, warmup_steps=asked.warmup_steps, eval_steps=asked.eval_steps)
     settings = settings.with_num_steps(num_steps)
-    plan = plan_evaluations(settings, num_steps, run.validation_sampler.num_windows, run.accelerator.num_processes)
+    plan = plan_evaluations(settings, num_steps, run.samplers.validation.num_windows, run.accelerator.num_processes)
     return replace(run, settings=settings, evaluation_plan=plan, expected_steps=num_steps)
 
 
@@ -48,9 +48,8 @@ def step_seconds(run: Run, with_others: bool = False) -> float:
     seconds = settings.gradient_accumulation_steps * speed.micro_batch + speed.update
     if not with_others:
         return seconds
-    others = speed.sample / len(run.train_sampler) + (
-        speed.checkpoint / settings.save_steps if settings.save_steps else 0
-    )
+    others = speed.sample / len(run.samplers.train)
+    others += speed.checkpoint / settings.save_steps if settings.save_steps else 0.0
     return seconds / (1 - EVALUATIONS_SHARE - LAST_SHARE) + others
 
 
@@ -75,7 +74,7 @@ def seconds_besides_steps(run: Run) -> float:
     num_evaluated = 1 + done // (settings.eval_steps or num_steps) if done else 0
     scored = max(2 * plan.at_end, plan.num_scored - 2 * plan.each * num_evaluated)
     seconds = scored / run.accelerator.num_processes * window_seconds(run)
-    seconds += left_of(len(run.train_sampler)) * run.speed.sample
+    seconds += left_of(len(run.samplers.train)) * run.speed.sample
     seconds += left_of(settings.save_steps or num_steps) * run.speed.checkpoint
     return seconds + leaving_seconds(run.start_seconds)
 

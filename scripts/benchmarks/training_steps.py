@@ -114,11 +114,13 @@ def our_step(run: "Run") -> Step:
     """Return the optimizer step of our training loop."""
     from hf_gpt_scratch.data.windows import IGNORE_INDEX
     from hf_gpt_scratch.training.loop import optimizer_step
+    from hf_gpt_scratch.training.optim import set_learning_rate
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         batch = {"input_ids": ids, "shift_labels": targets}
+        set_learning_rate(run.optimizer, LEARNING_RATE)
         num_tokens = int(run.accelerator.reduce((targets != IGNORE_INDEX).sum(), "sum"))  # as the loop counts them
-        return optimizer_step(run, batch, num_tokens, LEARNING_RATE)[0]
+        return optimizer_step(run, batch, num_tokens)[0]
 
     return step
 

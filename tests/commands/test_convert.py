@@ -253,7 +253,7 @@ def test_the_script_says_it_in_one_line(
         (("--output", "x"), "nothing to convert: give --size 124M to download it, or --from_dir"),
         (("--size", "125M", "--output", "x"), "unknown GPT-2 size '125M': choose from 124M"),
         (("--from-dir", "/nowhere/gpt2", "--output", "x"), "/nowhere/gpt2 does not exist"),
-        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max_shard_size 'big' is not a size"),
+        (("--from-dir", "x", "--output", "x", "--max-shard-size", "big"), "--max_shard_size: 'big' is not a size"),
         (("--output", "x", "--export-stock"), "name its folder with --from_dir"),
     ],
 )

@@ -10,7 +10,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.conversion.mapping import (
     FORMATS,
-    FUSED_TUTORIAL,
     GPT2,
     NANOGPT,
     OPENAI,
@@ -102,8 +101,11 @@ def test_masks_and_training_state_are_named_as_dropped() -> None:
 
 
 def test_every_target_has_one_row_in_every_table() -> None:
-    for format_ in (*FORMATS.values(), FUSED_TUTORIAL):
-        targets = [target for row in format_.rows for target in row.targets]
+    for format_ in FORMATS.values():
+        targets = [target for row in format_.rows for target in row.targets if ".att.qkv." not in row.source]
+        if format_.name == "tutorial":  # which has a second attention, with one projection for all three
+            targets.remove("model.layers.{i}.self_attn.o_proj.weight")
+            targets.remove("model.layers.{i}.self_attn.o_proj.bias")
         assert len(targets) == len(set(targets))
         assert all(row.reason for row in format_.rows if not row.targets)
 

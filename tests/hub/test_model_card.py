@@ -25,9 +25,9 @@ def model(tiny_config: GPTScratchConfig) -> GPTScratchForCausalLM:
 
 
 def test_metadata_is_what_the_hub_reads(model: GPTScratchForCausalLM, tmp_path: Path) -> None:
-    details = CardDetails(title="toy", license="cc0-1.0", eval_results=(PERPLEXITY,))
+    details = CardDetails(title="toy", base_model="alice/base", license="cc0-1.0", eval_results=(PERPLEXITY,))
     path = tmp_path / "README.md"
-    path.write_text(render_card(model, "model", {}, base_model="alice/base", details=details), encoding="utf-8")
+    path.write_text(render_card(model, "model", details), encoding="utf-8")
     card = ModelCard.load(path)
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", "cc0-1.0")
@@ -43,7 +43,7 @@ def test_metadata_is_what_the_hub_reads(model: GPTScratchForCausalLM, tmp_path: 
 
 
 def test_what_is_not_known_is_not_claimed(model: GPTScratchForCausalLM, tmp_path: Path) -> None:
-    card = ModelCard(render_card(model, "model", {"price": "$title"}, base_model=str(tmp_path)))
+    card = ModelCard(render_card(model, "model", CardDetails(facts={"price": "$title"}, base_model=str(tmp_path))))
     assert card.data.license is None
     assert card.data.base_model is None  # a folder of this machine is nothing to look up
     assert card.data.eval_results is None
@@ -54,7 +54,7 @@ def test_what_is_not_known_is_not_claimed(model: GPTScratchForCausalLM, tmp_path
 
 
 def test_the_card_says_how_to_load_it_pinned_and_without_its_code(model: GPTScratchForCausalLM) -> None:
-    text = render_card(model, "model", {}, details=CardDetails(repo_id="alice/toy"))
+    text = render_card(model, "model", CardDetails(repo_id="alice/toy"))
     assert 'path = "alice/toy"' in text
     assert "from_pretrained(path, revision=revision, trust_remote_code=True)" in text
     assert "## How to load it without remote code" in text
@@ -62,6 +62,6 @@ def test_the_card_says_how_to_load_it_pinned_and_without_its_code(model: GPTScra
 
 
 def test_a_classifier_has_its_own_task(tiny_config: GPTScratchConfig) -> None:
-    card = ModelCard(render_card(GPTScratchForTokenClassification(tiny_config), "model", {}))
+    card = ModelCard(render_card(GPTScratchForTokenClassification(tiny_config), "model", CardDetails()))
     assert card.data.pipeline_tag == "token-classification"
     assert "import AutoModelForTokenClassification" in card.text

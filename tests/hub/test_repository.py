@@ -32,6 +32,7 @@ from hf_gpt_scratch import (
     GPTScratchModel,
 )
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.hub.model_card import CardDetails
 from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.model.configuration_gpt_scratch import VERSION
 from tests.fresh_interpreter import Calls, Outcome, commit_of, run
@@ -112,7 +113,9 @@ def expected(models: dict[str, PreTrainedModel]) -> dict[str, torch.Tensor]:
 def repositories(models: dict[str, PreTrainedModel], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The two language models through our function, the others as users save any model."""
     folder = tmp_path_factory.mktemp("repositories")
-    build_repository(models[TIED], folder / TIED, facts={"validation loss": 3.25, "price": "$name $5"})
+    build_repository(
+        models[TIED], folder / TIED, card=CardDetails(facts={"validation loss": 3.25, "price": "$name $5"})
+    )
     build_repository(models[UNTIED], folder / UNTIED, max_shard_size="20KB")
     for name in ("base", "sequence", "token"):
         models[name].save_pretrained(folder / name)

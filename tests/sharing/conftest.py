@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.hub.model_card import CardDetails
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.loopback_hub import LoopbackHub
 
@@ -61,7 +62,7 @@ def folders(model: GPTScratchForCausalLM, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("folders")
     build_repository(model, root / "single")
     build_repository(model, root / "sharded", max_shard_size="20KB")
-    build_repository(tiny_model(seed=2), root / "old", facts={"state": "old"})
+    build_repository(tiny_model(seed=2), root / "old", card=CardDetails(facts={"state": "old"}))
     (root / "old" / "LICENSE").write_text("a file that the new state does not have\n", encoding="utf-8")
     return {name: root / name for name in ("single", "sharded", "old")}
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,74 +24,55 @@ from hf_gpt_scratch.conversion.download.transfer import (
     Transfer,
     size_of,
 )
-from hf_gpt_scratch.conversion.gpt2_sizes import (
-    DATA_FILE,
-    HPARAMS_FILE,
-    INDEX_FILE,
-    MIRROR_URLS,
-    OPENAI_URL,
-    GPT2Size,
-    find_size,
-)
+from hf_gpt_scratch.conversion.gpt2_sizes import DATA_FILE, HPARAMS_FILE, INDEX_FILE, MIRROR_URLS, OPENAI_URL, GPT2Size
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle, read_index
 from hf_gpt_scratch.runtime.files import flush, update_hash
 
 
-MIRRORS_VARIABLE = "HF_GPT_SCRATCH_MIRRORS"
-
-
 def download_gpt2(
-    size: str | GPT2Size,
+    size: GPT2Size,
     folder: str | Path,
     mirrors: Sequence[str] | None = None,
     *,
     policy: RetryPolicy | None = None,
-    progress: bool = True,
     log: Callable[[str], None] | None = None,
 ) -> Path:
-    """Fetch what is missing of a size; what is there is verified again.
+    """Fetch what is missing of a size into a folder, which is made, and return that; what is there is verified again.
 
     A file is verified by its number of bytes, the server's Content-MD5, the pinned SHA-256, and by what it holds: the
     settings by their values, index and data by their own checksums. Where nothing is pinned its SHA-256 is logged.
     What stops in between goes on where it stopped. A second process in the same folder waits for the first.
 
-    Args:
-        size: a name that `find_size` knows, or a size.
-        folder: where to; it is made.
-        mirrors: base URLs to take in this order, each with a folder of the size's name. By default those in
-            HF_GPT_SCRATCH_MIRRORS (separated by spaces), or else OpenAI's store and its copy.
-        policy: time limits and retries.
-        progress: show a bar for each file and one for all of them, if stderr is a terminal.
-        log: takes lines about retries and hashes; by default they are printed on stderr.
-
-    Returns:
-        The folder.
+    `mirrors` are base URLs to take in this order, each with a folder of the size's name; by default OpenAI's store and
+    its copy. Lines about retries and hashes go to `log`, by default to stderr.
 
     Raises:
         OSError: a file can be had from no mirror, or cannot be written.
-        ValueError: there is no such size, or a mirror is not a URL.
+        ValueError: a mirror is not a URL.
     """
-    size = find_size(size) if isinstance(size, str) else size
     bases = base_urls(mirrors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     download = Download(size, folder, bases, policy or RetryPolicy(), log or partial(tqdm.write, file=sys.stderr))
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         download.log(f"another process downloads to {folder}: waiting for it")
-        lock.acquire()
-    try:
-        download.run(progress)
-    finally:
-        lock.release()
+        held = lock.acquire()
+    with held, requests.Session() as session:
+        session.max_redirects = MAX_REDIRECTS
+        download.check_space()
+        for name in size.files:
+            # One after the other, for what the data should hold is known when the index is there.
+            if not download.is_there(name):
+                download.fetch(session, name)
     return folder
 
 
 def base_urls(mirrors: Sequence[str] | None) -> list[str]:
     """Return the base URLs to ask, in order; ValueError says that one is not an http or https URL."""
-    urls = list(mirrors or os.environ.get(MIRRORS_VARIABLE, "").split() or (OPENAI_URL, *MIRROR_URLS))
+    urls = list(mirrors or (OPENAI_URL, *MIRROR_URLS))
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ValueError(f"mirror {url!r} is not a URL: give one like {OPENAI_URL}")
@@ -111,33 +91,6 @@ def without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-class Bars:
-    """A bar for the file that comes and one for all, of `num_bytes` as far as they are known."""
-
-    def __init__(self, shown: bool, num_bytes: int) -> None:
-        bar = partial(tqdm, unit="B", unit_scale=True, unit_divisor=1024, disable=None if shown else True)
-        self.total = bar(desc="all files", total=num_bytes, position=1)
-        self.file = bar(position=0)
-
-    def close(self) -> None:
-        """Leave both bars as they are."""
-        self.file.close()
-        self.total.close()
-
-    def begin(self, name: str, num_bytes: int | None) -> None:
-        """Turn to a file."""
-        self.file.reset()
-        self.file.total = num_bytes
-        self.file.set_description(name)
-
-    def show(self, done: int, num_bytes: int | None) -> None:
-        """Show how much of the file is there; less than before, if it had to begin again."""
-        self.total.total = (self.total.total or 0) + (num_bytes or 0) - (self.file.total or 0)
-        self.file.total = num_bytes
-        self.total.update(done - self.file.n)
-        self.file.update(done - self.file.n)
-
-
 @dataclass
 class Download:
     """The download of one size into one folder."""
@@ -147,23 +100,6 @@ class Download:
     bases: list[str]
     policy: RetryPolicy
     log: Callable[[str], None]
-
-    def run(self, progress: bool) -> None:
-        """Fetch what is not there yet."""
-        known_bytes = self.check_space()
-        with requests.Session() as session, closing(Bars(progress, known_bytes)) as bars:
-            session.max_redirects = MAX_REDIRECTS
-            for name in self.size.files:
-                # One after the other, for what the data should hold is known when the index is there.
-                if self.is_there(name):
-                    continue
-                bars.begin(name, self.size.files[name])
-                try:
-                    self.fetch(session, name, bars)
-                except ServerError as error:
-                    by_hand = ", ".join(map(self.by_hand, dict.fromkeys((name, *self.missing()))))
-                    hint = f"fetch by hand into {self.folder} and run again: {by_hand}"
-                    raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({error}): {hint}") from None
 
     def missing(self) -> list[str]:
         """Return the files that are not there with the right number of bytes."""
@@ -185,15 +121,12 @@ class Download:
             return False
         return True
 
-    def check_space(self) -> int:
-        """Return the bytes of the missing files, as far as they are known; OSError says that the disk is too small."""
-        missing = self.missing()
-        known_bytes = sum(self.size.files[name] or 0 for name in missing)
-        needed = known_bytes - sum(size_of(self.part(name)) for name in missing)
+    def check_space(self) -> None:
+        """Raise OSError if the disk is too small for the missing files, as far as their bytes are known."""
+        needed = sum((self.size.files[name] or 0) - size_of(self.part(name)) for name in self.missing())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(f"{self.folder} has {free} bytes free and {needed} are needed: free some, or go elsewhere")
-        return known_bytes
 
     def by_hand(self, name: str) -> str:
         """Return a URL for the user, with the size where it is known."""
@@ -205,25 +138,33 @@ class Download:
         """Return where a file lies while it is not complete."""
         return self.folder / f"{name}.part"
 
-    def fetch(self, session: requests.Session, name: str, bars: Bars) -> None:
-        """Fetch one file from the first mirror that gives it, or raise `ServerError`."""
+    def fetch(self, session: requests.Session, name: str) -> None:
+        """Fetch one file from the first mirror that gives it; OSError names what to fetch by hand."""
         part, num_bytes, verify = self.part(name), self.size.files[name], partial(self.verify, name)
         reasons = []
-        for base in self.bases:
-            url = file_url(base, self.size, name)
-            transfer = Transfer(session, url, part, num_bytes, verify, self.policy, bars.show, self.log)
-            try:
-                transfer.run()
-            except ServerError as error:
-                reasons.append(f"{without_secrets(url)}: {error}")
-                self.log(reasons[-1])
-                continue
-            transfer.state_file.unlink(missing_ok=True)
-            flush(part)  # the file reaches the disk before its name does
-            os.replace(part, self.folder / name)
-            flush(self.folder)
-            return
-        raise ServerError("; ".join(reasons))
+        with tqdm(desc=name, total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+
+            def show(done: int, total: int | None) -> None:  # less than before, if it had to begin again
+                bar.total = total
+                bar.update(done - bar.n)
+
+            for base in self.bases:
+                url = file_url(base, self.size, name)
+                transfer = Transfer(session, url, part, num_bytes, verify, self.policy, show, self.log)
+                try:
+                    transfer.run()
+                except ServerError as error:
+                    reasons.append(f"{without_secrets(url)}: {error}")
+                    self.log(reasons[-1])
+                    continue
+                transfer.state_file.unlink(missing_ok=True)
+                flush(part)  # the file reaches the disk before its name does
+                os.replace(part, self.folder / name)
+                flush(self.folder)
+                return
+        by_hand = ", ".join(map(self.by_hand, dict.fromkeys((name, *self.missing()))))
+        hint = f"fetch by hand into {self.folder} and run again: {by_hand}"
+        raise OSError(f"GPT-2 {self.size.name} cannot be downloaded ({'; '.join(reasons)}): {hint}")
 
     def verify(self, name: str, path: Path, md5: str) -> None:
         """Raise `BadResponse` unless a complete file fits all that is known of it, and the MD5 that a server said."""

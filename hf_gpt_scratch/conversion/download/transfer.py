@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import requests
 from urllib3.exceptions import InvalidHeader, MaxRetryError
@@ -42,7 +41,14 @@ class ServerError(Exception):
 
 
 class BadResponse(Exception):
-    """An answer that is not the file, or not the part that was asked for."""
+    """An answer that is not the file, or not the part of it that was asked for.
+
+    What has come so far does not fit it and is not kept, unless `keeps_part`: as after the login page of a network.
+    """
+
+    def __init__(self, reason: str, keeps_part: bool = False) -> None:
+        super().__init__(reason)
+        self.keeps_part = keeps_part
 
 
 class InterruptedTransfer(Exception):
@@ -75,8 +81,7 @@ class Transfer:
             before = size_of(self.part)
             try:
                 self.receive()
-                self.check()
-                return
+                return self.verify(self.part, self.read_state().get("md5", ""))
             except InterruptedTransfer as interruption:
                 reason, wait = str(interruption), interruption.wait
                 further = size_of(self.part) > before
@@ -87,6 +92,8 @@ class Transfer:
                     raise ServerError(f"{reason}, {tries} times in a row") from None
             except BadResponse as answer:
                 reason, wait = str(answer), 0.0
+                if not answer.keeps_part:
+                    self.discard()
                 wrong_answers += 1
                 if wrong_answers > WRONG_ANSWERS_ALLOWED:
                     raise ServerError(reason) from None
@@ -121,14 +128,6 @@ class Transfer:
         except requests.RequestException as error:
             raise classified(error) from None
 
-    def check(self) -> None:
-        """Verify the complete part; what is not the file is not kept."""
-        try:
-            self.verify(self.part, self.read_state().get("md5", ""))
-        except BadResponse:
-            self.discard()
-            raise
-
     def check_status(self, response: requests.Response) -> None:
         """Raise for every answer that does not bring the file."""
         status = response.status_code
@@ -136,33 +135,30 @@ class Transfer:
         if status in RETRIED_STATUS:
             raise InterruptedTransfer(said, wait=retry_after(response))
         if status == 416:
-            self.refuse(said)
+            raise BadResponse(said)
         if status not in (200, 206):
             raise ServerError(said)
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise BadResponse(f"it came as {response.headers['Content-Encoding']}")
+            raise BadResponse(f"it came as {response.headers['Content-Encoding']}", keeps_part=True)
 
     def check_range(self, response: requests.Response, offset: int) -> int | None:
         """Check that an answer of status 206 continues the part; return the size of the whole file if it is known."""
         validator, etag = self.validator(), response.headers.get("ETag", "")
-        if is_strong(validator) and is_strong(etag) and etag != validator:
-            self.refuse("the file has changed on the server")
+        if validator[:1] == etag[:1] == '"' and etag != validator:  # both strong: they promise the same bytes
+            raise BadResponse("the file has changed on the server")
         start, total = content_range(response)
         if start != offset or (total is not None and self.size not in (None, total)):
-            self.refuse(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
+            raise BadResponse(f"{response.headers.get('Content-Range')!r} came where byte {offset} was asked for")
         return self.size if total is None else total
 
     def begin(self, response: requests.Response) -> int | None:
-        """Begin again with an answer that brings the whole file; return its size if it is known.
-
-        The part is discarded only if the size fits, so that the login page of a network does not cost it.
-        """
+        """Begin again with an answer that brings the whole file; return its size if it is known."""
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else self.size
         if self.size not in (None, total):
-            raise BadResponse(f"it has {total} bytes instead of {self.size}")
+            raise BadResponse(f"it has {total} bytes instead of {self.size}", keeps_part=True)
         etag = response.headers.get("ETag", "")
-        validator = etag if is_strong(etag) else response.headers.get("Last-Modified", "")
+        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
         self.discard()
         state = {"url": self.url, "validator": validator, "md5": response.headers.get("Content-MD5", "")}
         self.state_file.write_text(json.dumps(state), encoding="utf-8")
@@ -175,7 +171,7 @@ class Transfer:
             for chunk in response.iter_content(self.policy.chunk_bytes):
                 offset += len(chunk)
                 if total is not None and offset > total:
-                    self.refuse(f"more than {total} bytes came")
+                    raise BadResponse(f"more than {total} bytes came")
                 file.write(chunk)
                 file.flush()
                 self.report(offset, total)
@@ -198,20 +194,10 @@ class Transfer:
         state = self.read_state()
         return state.get("validator", "") if state.get("url") == self.url else ""
 
-    def refuse(self, reason: str) -> NoReturn:
-        """Forget what has come so far, since it does not fit the answer, and raise `BadResponse`."""
-        self.discard()
-        raise BadResponse(reason)
-
     def discard(self) -> None:
         """Forget what has come so far."""
         self.part.unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
-
-
-def is_strong(validator: str) -> bool:
-    """Return True for an ETag that promises the same bytes."""
-    return validator.startswith('"')
 
 
 def classified(error: requests.RequestException) -> Exception:
@@ -225,7 +211,7 @@ def classified(error: requests.RequestException) -> Exception:
             return InterruptedTransfer(f"no connection ({reason})", reached=False)
         return InterruptedTransfer(f"broke off ({reason})")
     if isinstance(error, requests.TooManyRedirects):
-        return BadResponse(f"it redirected more than {MAX_REDIRECTS} times")
+        return BadResponse(f"it redirected more than {MAX_REDIRECTS} times", keeps_part=True)
     return ServerError(f"it cannot be asked ({type(error).__name__})")
 
 

@@ -78,9 +78,7 @@ def block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 def parse_table(table: bytes) -> dict[bytes, bytes]:
     """Return all keys and values of a table, in its order.
 
-    Raises:
-        NotImplementedError: it is compressed.
-        ValueError: it is damaged, or not such a table.
+    ValueError: it is damaged, or not such a table; NotImplementedError: it is compressed.
     """
     if len(table) < FOOTER_BYTES or not table.endswith(MAGIC):
         raise ValueError(f"its {len(table)} bytes do not end like a table")

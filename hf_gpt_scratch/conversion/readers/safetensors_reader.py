@@ -26,8 +26,7 @@ def widen_bfloat16(stored: np.ndarray) -> np.ndarray:
 class SafetensorsFiles(NamedTensors):
     """The tensors of one or several files, memory-mapped; bfloat16 becomes float32. `codes` has the stored dtypes.
 
-    Raises:
-        ValueError: a file is not a valid safetensors file, or two files hold the same name.
+    ValueError: a file is not a valid safetensors file, or two files hold the same name.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -72,9 +71,7 @@ class SafetensorsFiles(NamedTensors):
 def open_safetensors(path: Path) -> SafetensorsFiles:
     """Open a .safetensors file, or the model.safetensors.index.json of several.
 
-    Raises:
-        ValueError: a file is damaged, or the index does not say what is in its files.
-        FileNotFoundError: a file that the index names is missing.
+    ValueError: a file is damaged, or the index does not say what is in its files; FileNotFoundError: one is missing.
     """
     if path.suffix != ".json":
         return SafetensorsFiles([path])

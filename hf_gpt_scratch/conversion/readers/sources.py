@@ -37,7 +37,7 @@ def open_source(path: str | Path, reader: str = "bundle") -> Source:
         reader: "bundle" reads TensorFlow's files without TensorFlow, "tensorflow" with it.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there, or nothing that holds weights.
         ValueError: a file is damaged or of an unknown kind, or a folder holds several that could be meant.
     """
     path = find_weights(Path(path))
@@ -59,12 +59,7 @@ def open_source(path: str | Path, reader: str = "bundle") -> Source:
 
 
 def find_weights(path: Path) -> Path:
-    """Choose the file of a folder; a path to something else is returned as it is.
-
-    Raises:
-        FileNotFoundError: there is nothing, or nothing that holds weights.
-        ValueError: several files could be meant.
-    """
+    """Choose the file of a folder; a path to something else is returned as it is. For its errors see `open_source`."""
     if not path.is_dir():
         if not path.exists() and not Path(f"{path}.index").is_file():
             raise FileNotFoundError(f"{path} does not exist: give a checkpoint's folder or file")

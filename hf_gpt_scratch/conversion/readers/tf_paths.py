@@ -29,8 +29,7 @@ def find_checkpoint_prefix(path: str | Path) -> Path:
         path: a folder, the prefix itself, one of the files that begin with it, or the `checkpoint` file that names it.
 
     Raises:
-        CheckpointError: the `checkpoint` file names no checkpoint, or the folder has several and no such file.
-        FileNotFoundError: there is no checkpoint.
+        CheckpointError, FileNotFoundError: there is no checkpoint, or several and no file that names one.
     """
     path = Path(path)
     if path.is_dir():

@@ -43,11 +43,8 @@ def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
 def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dict[str, str]]:
     """Open a .pth, .pt or .bin file of torch.save, memory-mapped. No code in it is ever run.
 
-    Returns:
-        The tensors; the `model_args` of nanoGPT if there are any; what else the file holds, and why it is dropped.
-
-    Raises:
-        ValueError: the file is damaged, holds something else than tensors and plain values, or no state dict.
+    Returns the tensors; the `model_args` of nanoGPT if there are any; what else the file holds, and why it is dropped.
+    ValueError: the file is damaged, holds something else than tensors and plain values, or no state dict.
     """
     import torch
 

@@ -5,7 +5,6 @@ Format: https://huggingface.co/docs/safetensors, a header in JSON before the raw
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -79,10 +78,7 @@ def write_model(
     """Write one file, or several of at most `max_shard_size` bytes and the index that transformers reads; return them.
 
     `blocks` are (name, next values), C-contiguous float32 or float16: together all values of `shapes`, each in order.
-
-    Raises:
-        ValueError: a value is too large for the dtype.
-        OSError: the disk is full or cannot be written.
+    ValueError: a value is too large for the dtype; OSError: the disk is full or cannot be written.
     """
     shards = split_into_shards(shapes, dtype, max_shard_size)
     if len(shards) == 1:
@@ -119,16 +115,3 @@ def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: s
     weight_map = {name: file.name for file, shard in shards.items() for name in shard}
     metadata = {"total_parameters": num_parameters, "total_size": total_size}
     write_json(path, {"metadata": metadata, "weight_map": weight_map})
-
-
-def parse_size(text: str) -> int:
-    """Parse "5GB", "200MB", "10KB" (powers of ten, as in transformers), "5GiB" (powers of two) or "5000" bytes.
-
-    Raises:
-        ValueError: it is none of these, or zero.
-    """
-    match = re.fullmatch(r"\s*(\d+)\s*(?:([KMG])(i?)B)?\s*", text, re.IGNORECASE)
-    if match is None or int(match[1]) == 0:
-        raise ValueError(f"--max_shard_size {text!r} is not a size: write it like 5GB or 200MB")
-    power = " KMG".index((match[2] or " ").upper())
-    return int(match[1]) * (1024 if match[3] else 1000) ** power

@@ -9,6 +9,7 @@ A checkpoint is a folder `step-00000120`:
 """
 
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from hf_gpt_scratch.training.checkpoints.manifest import (
 )
 from hf_gpt_scratch.training.distributed import gather, on_main_process, reshard, shard_like, shard_optimizer_state
 from hf_gpt_scratch.training.progress import Progress
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 PREFIX = "step-"
@@ -224,6 +226,14 @@ def read_state(path: Path) -> SavedState:
         return SavedState(**facts, **{**values, "progress": Progress(**values["progress"])})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path / 'state.json'} cannot be read: {error}") from None
+
+
+def recorded_settings(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings of the run that `settings` resume, from its newest readable checkpoint; nothing without."""
+    for path in find_checkpoints(Path(settings.output_dir) / "checkpoints") if settings.resume else ():
+        with suppress(ValueError, OSError):  # a damaged one, which is named when the run is resumed
+            return read_state(path).settings
+    return {}
 
 
 def dtype_of_weights(path: Path) -> torch.dtype:

@@ -53,12 +53,9 @@ def resume(run: Run, path: Path) -> None:
         ValueError: settings, text, processes or random state would make it another run.
     """
     saved, now = read_state(path), run.saved_state()
-    differences = [
-        *run.settings.differences(saved.settings),
-        *incompatibilities(saved, now, run.train_sampler.num_windows),
-    ]
-    steps_before = steps_of(saved, len(run.train_sampler))
-    is_bounded = run.settings.minutes is not None
+    steps_before, is_bounded = steps_of(saved, len(run.samplers.train)), run.settings.minutes is not None
+    differences = run.settings.differences(saved.settings)
+    differences += incompatibilities(saved, now, run.samplers.train.num_windows)
     if run.num_steps < steps_before and not is_bounded:
         differences.append(f"the run had {steps_before:,} steps, has {run.num_steps:,}: it can only become longer")
     if differences:
@@ -94,7 +91,7 @@ def resume(run: Run, path: Path) -> None:
 def expected_before(run: Run, path: Path) -> int:
     """Return the optimizer steps that were expected of the run that a checkpoint is of, before its first one."""
     saved = read_state(path)
-    return saved.progress.expected_steps or steps_of(saved, len(run.train_sampler))
+    return saved.progress.expected_steps or steps_of(saved, len(run.samplers.train))
 
 
 def steps_of(state: SavedState, steps_per_epoch: int) -> int:

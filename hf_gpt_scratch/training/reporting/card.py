@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -46,12 +46,13 @@ def text_files(path: Path) -> list[Path]:
     return [index] if index.is_file() else find_text_files([path])
 
 
-def card_details(settings: TrainingSettings, history: History) -> CardDetails:
+def card_details(settings: TrainingSettings, history: History, facts: Mapping[str, Any] | None = None) -> CardDetails:
     """Collect the content of the card of a run, finished or not.
 
     Args:
         settings: of the run.
         history: with its rows "run" (with "texts"), "evaluation", "sample" and, if it has finished, "end".
+        facts: rows of the card's table.
     """
     run = history.rows("run")[-1]
     evaluations, samples, ends = (history.rows(event) for event in ("evaluation", "sample", "end"))
@@ -65,6 +66,8 @@ def card_details(settings: TrainingSettings, history: History) -> CardDetails:
     title = (settings.push_to_hub or settings.output_dir).rstrip("/").split("/")[-1]
     return CardDetails(
         title=title,
+        base_model=settings.model_name_or_path,
+        facts=facts or {},
         repo_id=settings.push_to_hub,
         license=settings.license,
         sections="\n\n".join(filter(None, sections)),

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.writers.safetensors_writer import (
     cast,
-    parse_size,
     split_into_shards,
     write_model,
 )
@@ -86,17 +85,3 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(OSError, match="No space left on device.*model.safetensors"):
         write(tmp_path, {"a": np.zeros((2, 1 << 16), np.float32)}, "float32")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("5GB", 5 * 10**9), ("200 MB", 2 * 10**8), ("10kb", 10**4), ("1GiB", 2**30), ("5000", 5000)],
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "0", "-5GB", "5XB", "GB", "1e9", "5GB extra"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size: write it like 5GB"):
-        parse_size(text)
