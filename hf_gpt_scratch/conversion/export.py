@@ -140,23 +140,29 @@ def export_stock(
         OSError: a file is missing or cannot be written.
     """
     with atomic_folder(Path(output)) as folder:
-        source = open_source(path)
-        config, notes = check_model(source), []
-        dtype = dtype or stored_dtype(source.tensors)
-        if not config["qkv_bias"]:
-            notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
-        write_json(folder / "config.json", stock_config(config, dtype))
-        write_generation_config(folder, config)
-        copy_tokenizer(source.path.parent, folder, config, notes)
-        license_file = source.path.parent / "LICENSE"
-        shapes, rows = stock_shapes(config)
-        return write_proved(
-            folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
-            {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
-            license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
-            render_card=partial(render_stock_card, Path(output).name),
-            max_shard_size=max_shard_size, verify=verify, text=text, say=say, stock=True,
-        )  # fmt: skip
+        return write_stock(
+            path, folder, Path(output).name, dtype, max_shard_size=max_shard_size, verify=verify, text=text, say=say
+        )
+
+
+def write_stock(path: str | Path, folder: Path, name: str, dtype: str | None, **proving: Any) -> dict[str, Any]:
+    """Write what `export_stock` makes into an empty folder; `name` is for its card, `proving` for `write_proved`."""
+    source = open_source(path)
+    config, notes = check_model(source), []
+    dtype = dtype or stored_dtype(source.tensors)
+    if not config["qkv_bias"]:
+        notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
+    write_json(folder / "config.json", stock_config(config, dtype))
+    write_generation_config(folder, config)
+    copy_tokenizer(source.path.parent, folder, config, notes)
+    license_file = source.path.parent / "LICENSE"
+    shapes, rows = stock_shapes(config)
+    return write_proved(
+        folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
+        {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
+        license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
+        render_card=partial(render_stock_card, name), stock=True, **proving,
+    )  # fmt: skip
 
 
 def stored_dtype(tensors: NamedTensors) -> str:
