@@ -40,10 +40,16 @@ VLLM = Engine(
 )
 
 
-def python_of(engine: Engine) -> Path:
-    """Return the interpreter of the engine's environment, and make the environment if it is not there."""
+def engines_folder() -> Path:
+    """Return the folder that all environments are kept in."""
     root = Path(os.environ.get("HF_GPT_SCRATCH_ENGINES", DEFAULT_FOLDER)).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def python_of(engine: Engine) -> Path:
+    """Return the interpreter of the engine's environment, and make the environment if it is not there."""
+    root = engines_folder()
     folder = root / engine.name
     python, complete = folder / "bin" / "python", folder / COMPLETE
     wanted: dict[str, Any] = {"requirements": [*engine.requirements], "unwanted": [*engine.unwanted]}
