@@ -199,7 +199,7 @@ def test_what_cannot_be_loaded_is_said(server: PageServer, new_context: Callable
     expect(page.get_by_role("status")).to_contain_text("transformers.js could not be loaded from https://cdn.js")
 
 
-def test_the_commands_of_the_readme_exist(project_root: Path) -> None:
+def test_the_options_of_the_upload_exist(project_root: Path) -> None:
     readme = (project_root / "scripts" / "web" / "README.md").read_text(encoding="utf-8")
     (upload,) = re.findall(r"^hf upload .*$", readme, flags=re.MULTILINE)
     shown = subprocess.run([Path(sys.executable).parent / "hf", "upload", "--help"], capture_output=True, text=True)
