@@ -86,15 +86,19 @@ def write_files(folder: Path, config: dict[str, Any]) -> None:
     """Write the ONNX files of the stock export in a folder."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from hf_gpt_scratch.conversion.writers.onnx_graph import gpt2_model
+    from hf_gpt_scratch.conversion.writers.onnx_graph import give_head_its_own_matrix, gpt2_model
 
     (folder / "onnx").mkdir()
     model = gpt2_model(SafetensorsFiles(sorted(folder.glob("*.safetensors"))), config)
     (folder / FLOAT_FILE).write_bytes(model.SerializeToString())
+    give_head_its_own_matrix(model)
+    to_quantize = folder / "onnx" / "to_quantize.onnx"
+    to_quantize.write_bytes(model.SerializeToString())
     del model
     with without_warnings():
         # Unsigned weights: the kernels of older processors saturate at sums of products of signed ones.
-        quantize_dynamic(folder / FLOAT_FILE, folder / QUANTIZED_FILE, per_channel=True, weight_type=QuantType.QUInt8)
+        quantize_dynamic(to_quantize, folder / QUANTIZED_FILE, per_channel=True, weight_type=QuantType.QUInt8)
+    to_quantize.unlink()
 
 
 @contextmanager
