@@ -104,6 +104,11 @@ NOT_RUN = {
         "commands/test_prepare.py::test_training_on_it_is_the_same_on_one_process_and_two",
     ),
     "hf upload USER/NAME space": ("needs the Hub", "browser/test_space.py::test_a_space"),
+    "hf upload USER/NAME page": (
+        "needs the Hub",
+        "browser/test_web_page.py::test_the_options_of_the_upload_exist",
+    ),
+    "python -m http.server": ("serves until it is stopped", "browser/test_web_page.py::test_a_visit"),
     "python scripts/convert_gpt2.py --size 124M --output gpt2-124m": (
         "downloads 500 MB, and with --push_to_hub needs the Hub",
         "conversion/test_convert_and_share.py::test_a_converted_checkpoint_arrives",
@@ -267,7 +272,7 @@ def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     run_one(Block("bash", SMALL_RUN, ""), tmp_path, environment)
-    printed = {}
+    printed, export = {}, "python scripts/convert_gpt2.py --from_dir runs/gpt-scratch/model --output"
     for command, language in COMMANDS.items():
         if not command.startswith(tuple(NOT_RUN)):
             printed[command] = run_one(Block(language, command, ""), tmp_path, environment)
@@ -277,11 +282,13 @@ def test_the_commands_of_this_list_run(tmp_path: Path) -> None:
         "from transformers import": "The lamp",
         "python scripts/evaluate.py": "bits per byte",
         "python scripts/convert_gpt2.py --from_dir models": "loss on all of the text",
-        "python scripts/convert_gpt2.py --from_dir runs": "verified: largest difference of a value 0",
+        f"{export} stock": "verified: largest difference of a value 0",
+        f"{export} runs/onnx": "loss on the text with 8 bits",
     }.items():
         (output,) = [output for command, output in printed.items() if command.startswith(start)]
         assert words in output
-    for name in ("runs.png", "tokens/index.json", "gpt2-tokenizer/tokenizer.json", "space/app.py", "space/model"):
+    made = ("runs.png", "tokens/index.json", "gpt2-tokenizer/tokenizer.json", "space/app.py", "space/model")
+    for name in (*made, "page/model/onnx/model_quantized.onnx"):
         assert (tmp_path / name).exists(), name
 
 

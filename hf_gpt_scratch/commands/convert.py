@@ -9,6 +9,7 @@ from hf_gpt_scratch.commands.options import num_bytes
 from hf_gpt_scratch.conversion.convert import REPORT_FILE, convert_checkpoint
 from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.conversion.gpt2_sizes import find_size
+from hf_gpt_scratch.conversion.onnx_export import export_onnx
 from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 
 
@@ -23,6 +24,7 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--export_stock", action="store_true", help="from our layout to transformers' GPT-2")
+    parser.add_argument("--export_onnx", action="store_true", help="the same with ONNX files, for transformers.js")
     parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
     parser.add_argument(
@@ -67,10 +69,11 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
         "text": arguments.text,
         "say": say,
     }
-    if arguments.export_stock:
+    if option := asked_export(arguments):
         if arguments.from_dir is None:
-            raise ValueError("--export_stock exports a gpt_scratch model: name its folder with --from_dir")
-        return export_stock(arguments.from_dir, arguments.output, **common)
+            raise ValueError(f"{option} exports a gpt_scratch model: name its folder with --from_dir")
+        export = export_onnx if arguments.export_onnx else export_stock
+        return export(arguments.from_dir, arguments.output, **common)
     size = find_size(arguments.size) if arguments.size else None
     path = arguments.from_dir
     if path is None:
@@ -93,13 +96,26 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def asked_export(arguments: argparse.Namespace) -> str | None:
+    """Return the option that asks for an export, if there is one."""
+    if arguments.export_onnx:
+        return "--export_onnx"
+    return "--export_stock" if arguments.export_stock else None
+
+
 def refuse_unused_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError for options that have no effect on what is asked for."""
     if not arguments.verify:
         refuse_unused(arguments, ["--text"], "with --no_verify")
-    if arguments.export_stock:
+    if arguments.export_onnx:
+        refuse_unused(arguments, ["--export_stock"], "with --export_onnx")
+        if arguments.push_to_hub:
+            raise ValueError(
+                f"--push_to_hub leaves out ONNX files: hf upload {arguments.push_to_hub} {arguments.output}"
+            )
+    if option := asked_export(arguments):
         options = ["--size", "--reader", "--n_head", "--vocab_size", "--download_dir", "--mirror"]
-        refuse_unused(arguments, options, "with --export_stock")
+        refuse_unused(arguments, options, f"with {option}")
     if arguments.from_dir:
         refuse_unused(arguments, ["--download_dir", "--mirror"], "with --from_dir")
 
@@ -115,6 +131,9 @@ def describe(report: dict[str, Any], output: Path) -> list[str]:
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"sha256 {facts['sha256']}  {name}" for name, facts in report["files"].items()]
     lines += describe_verification(report["verification"])
+    if onnx := report.get("onnx"):
+        lines += [f"{what.replace('_', ' ')}: {value:.4g}" for what, value in (onnx["verification"] or {}).items()]
+        lines += [f"sha256 {facts['sha256']}  {name}" for name, facts in onnx["files"].items()]
     lines.append(f"report: {output / REPORT_FILE}")
     trust = "" if "format" in report and report["format"].startswith("stock") else ", trust_remote_code=True"
     lines.append(f'load it: AutoModelForCausalLM.from_pretrained("{output}"{trust})')

@@ -42,16 +42,28 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
         *(f"Note: {note}." for note in report["notes"]),
         render_hashes("File of this repository", report["files"]),
     ]
+    onnx = report.get("onnx")  # of `export_onnx`
     card = render(
         "exported",
-        metadata=f"{render_metadata(None)}\n- gpt2",
+        metadata=f"{render_metadata(None)}\n- gpt2" + ("\n- onnx\n- transformers.js" if onnx else ""),
         name=name,
         facts=render_facts(report),
         verification="\n\n".join(verification),
+        onnx=render_onnx(onnx) if onnx else "",
         limits=render("limits"),
         license=OTHER_LICENSE,
     )
     return f"{card}\n"
+
+
+def render_onnx(onnx: Mapping[str, Any]) -> str:
+    """Render how the ONNX files are used, and what was proved of them."""
+    parts = [render("onnx"), render_hashes("File", onnx["files"])]
+    if verification := onnx["verification"]:
+        rows = ["| ONNX | |", "|---|---|"]
+        rows += [f"| {what.replace('_', ' ')} | {value:.4g} |" for what, value in verification.items()]
+        parts.insert(1, "\n".join(rows))
+    return "\n\n" + "\n\n".join(parts)
 
 
 def render_card(name: str, size: GPT2Size | None, report: Mapping[str, Any]) -> str:

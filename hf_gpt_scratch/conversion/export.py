@@ -134,23 +134,28 @@ def export_stock(path: str | Path, output: str | Path, **options: Any) -> dict[s
     """
     how = OutputOptions(**options)
     with atomic_folder(Path(output)) as folder:
-        source = open_source(path)
-        config, notes = check_model(source), []
-        dtype = how.dtype or stored_dtype(source.tensors)
-        if not config["qkv_bias"]:
-            notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
-        write_json(folder / "config.json", stock_config(config, dtype))
-        write_generation_config(folder, config)
-        copy_tokenizer(source.path.parent, folder, config, notes)
-        license_file = source.path.parent / "LICENSE"
-        shapes, rows = stock_shapes(config)
-        return write_proved(
-            folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
-            {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
-            how,
-            license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
-            render_card=partial(render_stock_card, Path(output).name), stock=True,
-        )  # fmt: skip
+        return write_stock(path, folder, Path(output).name, how)
+
+
+def write_stock(path: str | Path, folder: Path, name: str, how: OutputOptions) -> dict[str, Any]:
+    """Write what `export_stock` makes into an empty folder; `name` is for its card."""
+    source = open_source(path)
+    config, notes = check_model(source), []
+    dtype = how.dtype or stored_dtype(source.tensors)
+    if not config["qkv_bias"]:
+        notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
+    write_json(folder / "config.json", stock_config(config, dtype))
+    write_generation_config(folder, config)
+    copy_tokenizer(source.path.parent, folder, config, notes)
+    license_file = source.path.parent / "LICENSE"
+    shapes, rows = stock_shapes(config)
+    return write_proved(
+        folder, source, shapes, stock_blocks(source.tensors, shapes, rows),
+        {"format": "stock GPT2LMHeadModel", "dtype": dtype, "config": config, "notes": notes},
+        how,
+        license_text=license_file.read_text(encoding="utf-8") if license_file.is_file() else UNKNOWN_LICENSE,
+        render_card=partial(render_stock_card, name), stock=True,
+    )  # fmt: skip
 
 
 def stored_dtype(tensors: NamedTensors) -> str:

@@ -1,19 +1,27 @@
-"""The demo as a process of its own, and Chromium in front of it, without a network but this machine's."""
+"""The demo as a process of its own, and Chromium in front of it, without a network but this machine's.
+
+And a model exported to ONNX, with what ONNX Runtime in Python and transformers write with it.
+"""
 
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.conversion.onnx_export import QUANTIZED_FILE, export_onnx
+from hf_gpt_scratch.conversion.verify_onnx import OnnxModel
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.browser.demo_server import Demo
+from tests.browser.transformers_js import node_modules
+from tests.engines.conftest import repository  # noqa: F401
 
 
 CHROMIUM = os.environ.get("HF_GPT_SCRATCH_CHROMIUM", "/usr/bin/chromium")
@@ -87,3 +95,49 @@ def visit(browser: Browser) -> Iterator[Callable[[Demo], Page]]:
         context.close()
     assert [url for url in foreign if not url.startswith(("http://127.0.0.1:", "data:"))] == []
     assert foreign
+
+
+@pytest.fixture(scope="session")
+def modules() -> Path:
+    return node_modules()
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A model of drawn weights for JavaScript; its context is 64 tokens."""
+    folder = tmp_path_factory.mktemp("onnx") / "exported"
+    export_onnx(repository, folder, verify=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def greedy(onnx_folder: Path) -> Callable[[str, list[int], int], list[int]]:
+    """Continue ids in Python: with dtype "fp32" by transformers, with "q8" by ONNX Runtime."""
+    exact = AutoModelForCausalLM.from_pretrained(onnx_folder).eval()
+    quantized = OnnxModel(onnx_folder / QUANTIZED_FILE)
+
+    def continue_ids(dtype: str, ids: list[int], count: int) -> list[int]:
+        if dtype == "fp32":
+            output = exact.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
+            return output[0, len(ids) :].tolist()
+        new, cache, found, mask = np.array([ids]), quantized.empty_cache(1), [], np.ones((1, len(ids)), np.int64)
+        for _ in range(count):
+            positions = np.arange(mask.shape[1] - new.shape[1], mask.shape[1])[None]
+            logits, cache = quantized(new, mask, positions, cache, keep=1)
+            found.append(int(logits[0, 0].argmax()))
+            new, mask = np.array([found[-1:]]), np.ones((1, mask.shape[1] + 1), np.int64)
+        return found
+
+    return continue_ids
+
+
+@pytest.fixture(scope="session")
+def encode(onnx_folder: Path) -> Callable[[str], list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(onnx_folder)
+    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+
+
+@pytest.fixture(scope="session")
+def decode(onnx_folder: Path) -> Callable[[list[int]], str]:
+    tokenizer = AutoTokenizer.from_pretrained(onnx_folder)
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,101 @@
+"""Export of our repository folder to ONNX as transformers.js loads it: the stock export, with `onnx/` in it."""
+
+import importlib.util
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_gpt_scratch.conversion.cards import render_stock_card
+from hf_gpt_scratch.conversion.convert import REPORT_FILE, OutputOptions, describe_files
+from hf_gpt_scratch.conversion.export import write_stock
+from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
+from hf_gpt_scratch.conversion.readers.sources import Source, open_source
+from hf_gpt_scratch.data.documents import read_text
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from hf_gpt_scratch.runtime.files import atomic_folder, read_json, write_json
+
+
+# Where transformers.js looks for dtype "fp32" and "q8".
+FLOAT_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
+MAX_FILE_BYTES = 2**31 - 2**20  # of a file in protobuf, less its nodes
+
+
+def export_onnx(path: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
+    """Write the stock export with ONNX files in float32 and with 8-bit weights, atomically and verified.
+
+    The arguments are those of `export_stock`. `generation_config.json` says that a text ends with the context.
+
+    Raises:
+        ValueError: GPT-2 cannot be this model, it is too large for an ONNX file, a package is missing, or the proof
+            fails; one line.
+        OSError: a file is missing or cannot be written.
+    """
+    if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"--export_onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    how = OutputOptions(**options)
+    with atomic_folder(Path(output)) as folder:
+        source = open_source(path)
+        check_size(source)
+        report = write_stock(path, folder, Path(output).name, how)
+        config = report["config"]
+        generation = read_json(folder / "generation_config.json")
+        write_json(folder / "generation_config.json", generation | {"max_length": config["max_position_embeddings"]})
+        report["files"] |= describe_files([folder / "generation_config.json"])
+        how.say("writing ONNX: float32, then 8-bit weights")
+        write_files(folder, config)
+        report["onnx"] = {"verification": None}
+        if how.verify:
+            # Imported here, as in `write_files`: they need the packages.
+            from hf_gpt_scratch.conversion.verify_onnx import verify_files
+
+            how.say("verifying the ONNX files in ONNX Runtime")
+            words = read_text(Path(how.text) if how.text else bundled_text_path())
+            verification = verify_files(folder, source.tensors, config, report["dtype"], words)
+            report["onnx"]["verification"] = verification
+        files = describe_files([folder / FLOAT_FILE, folder / QUANTIZED_FILE])
+        report["onnx"]["files"] = {f"onnx/{name}": facts for name, facts in files.items()}
+        (folder / "README.md").write_text(render_stock_card(Path(output).name, report), encoding="utf-8")
+        write_json(folder / REPORT_FILE, report)
+        return report
+
+
+def check_size(source: Source) -> None:
+    """Raise ValueError for a model that no ONNX file can hold in float32."""
+    count = sum(math.prod(shape) for shape in source.tensors.shapes.values())
+    if 4 * count > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{count:,} parameters in float32 are {4 * count / 1e9:.1f} GB, and an ONNX file holds 2 GiB: "
+            "use --export_stock, whose folder CTranslate2, llama.cpp and vLLM read"
+        )
+
+
+def write_files(folder: Path, config: dict[str, Any]) -> None:
+    """Write the ONNX files of the stock export in a folder."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from hf_gpt_scratch.conversion.writers.onnx_graph import give_head_its_own_matrix, gpt2_model
+
+    (folder / "onnx").mkdir()
+    model = gpt2_model(SafetensorsFiles(sorted(folder.glob("*.safetensors"))), config)
+    (folder / FLOAT_FILE).write_bytes(model.SerializeToString())
+    give_head_its_own_matrix(model)
+    to_quantize = folder / "onnx" / "to_quantize.onnx"
+    to_quantize.write_bytes(model.SerializeToString())
+    del model
+    with without_warnings():
+        # Unsigned weights: the kernels of older processors saturate at sums of products of signed ones.
+        quantize_dynamic(to_quantize, folder / QUANTIZED_FILE, per_channel=True, weight_type=QuantType.QUInt8)
+    to_quantize.unlink()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep the quantizer from advising preprocessing, which is for the graphs of other exporters."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,104 @@
+"""Proves that a model of ours becomes one folder for transformers and for transformers.js, or is refused and why."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+from hf_gpt_scratch.commands import convert
+from hf_gpt_scratch.conversion.onnx_export import export_onnx
+from hf_gpt_scratch.conversion.verify_onnx import OnnxModel, constants
+from hf_gpt_scratch.runtime.files import file_sha256
+from tests.conversion.test_export import build
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": False, "qkv_bias": False},
+        {"dtype": torch.bfloat16, "vocab_size": 50257},
+        {"dtype": torch.float16},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_command_writes_a_whole_folder(
+    changes: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, output = build(tmp_path / "ours", **changes), tmp_path / "exported"
+    if "vocab_size" not in changes:  # the tokenizer of GPT-2 has more than 29 tokens
+        for path in ours.glob("tokenizer*"):
+            path.unlink()
+    convert.main(["--from_dir", str(ours), "--output", str(output), "--export_onnx"])
+    said = capsys.readouterr().out
+    assert "largest difference of a logit: " in said
+    assert "sha256 " in said
+    assert not caplog.records  # the quantizer's advice
+    assert {path.name for path in (output / "onnx").iterdir()} == {"model.onnx", "model_quantized.onnx"}
+
+    stock = AutoModelForCausalLM.from_pretrained(output, trust_remote_code=False, dtype=torch.float32).eval()
+    assert type(stock) is GPT2LMHeadModel
+    assert stock.generation_config.max_length == stock.config.n_positions == 12
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    with torch.no_grad():
+        expected = stock(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(OnnxModel(output / "onnx" / "model.onnx").whole(ids) - expected).max() <= 2e-5
+    eight_bits = np.abs(OnnxModel(output / "onnx" / "model_quantized.onnx").whole(ids) - expected).max()
+    assert 1e-4 < eight_bits < 0.1 * np.abs(expected).max()
+
+    report = json.loads((output / "conversion_report.json").read_text())
+    hashes = report["files"] | report["onnx"]["files"]
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "generation_config.json"} <= hashes.keys()
+    assert all(file_sha256(output / name) == facts["sha256"] for name, facts in hashes.items())
+    card = (output / "README.md").read_text()
+    assert "- transformers.js" in card
+    assert hashes["onnx/model.onnx"]["sha256"] in card
+
+
+def test_8_bits_are_smaller_and_unsigned(tmp_path: Path) -> None:
+    """Signed ones would be rounded otherwise by older processors."""
+    report = export_onnx(build(tmp_path / "ours", hidden_size=64), tmp_path / "exported", verify=False)
+    assert report["onnx"]["verification"] is None
+    sizes = [(tmp_path / "exported" / "onnx" / f"model{kind}.onnx").stat().st_size for kind in ("", "_quantized")]
+    assert sizes[1] < 0.5 * sizes[0]
+    found = constants(tmp_path / "exported" / "onnx" / "model_quantized.onnx")
+    stored = {name: values for name, values in found.items() if name.endswith("_quantized")}
+    assert len(stored) == 2 + 2 * 4 + 1  # two embeddings, four matrices of each layer, and the head
+    assert {values.dtype for values in stored.values()} == {np.dtype("uint8")}
+
+
+def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = build(tmp_path / "ours")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="exists already: choose another folder"):
+        export_onnx(ours, tmp_path / "there")
+    with pytest.raises(ValueError, match="with another activation cannot be exported"):
+        export_onnx(build(tmp_path / "relu", hidden_act="relu"), tmp_path / "output")
+    words = ["--from_dir", str(ours), "--output", str(tmp_path / "output"), "--export_onnx"]
+    with pytest.raises(ValueError, match="--export_stock would do nothing with --export_onnx"):
+        convert.main([*words, "--export_stock"])
+    with pytest.raises(ValueError, match="--push_to_hub leaves out ONNX files: hf upload USER/NAME"):
+        convert.main([*words, "--push_to_hub", "USER/NAME"])
+    with pytest.raises(ValueError, match="--export_onnx exports a gpt_scratch model: name its folder with --from_dir"):
+        convert.main(words[2:])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match="--export_onnx needs onnxruntime: pip install onnxruntime$"):
+        export_onnx(ours, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_no_onnx_file_can_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+    """A file without its values: only the header is read."""
+    ours = build(tmp_path / "ours")
+    shape = [50257, 12000]
+    header = {"model.embed_tokens.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 50257 * 12000]}}
+    text = json.dumps(header).encode()
+    with (ours / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 4 * 50257 * 12000)
+    with pytest.raises(ValueError, match=r"603,084,000 parameters in float32 are 2\.4 GB, and an ONNX file holds"):
+        export_onnx(ours, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
