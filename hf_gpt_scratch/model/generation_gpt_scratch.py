@@ -177,7 +177,7 @@ class GPTScratchPastContext(GenerationMixin):
         return self._next_inputs(input_ids[:, -window:], **kwargs, **{CACHE: cache})
 
     def _next_inputs(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Let the library leave out what is cached, before 4.46 ourselves; PEFT knows the cache by `forward`'s name."""
+        """Let the library leave out what is cached (we do before 4.46); PEFT looks for the cache by forward's name."""
         if "attention_mask" in PREPARED_BY_LIBRARY:
             inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
             return inputs | ({"past_key_values": inputs.pop(CACHE)} if CACHE in inputs else {})

@@ -95,7 +95,7 @@ def test_values_of_a_yaml_file(tmp_path: Path) -> None:
 
 
 def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[list[int]], list[list[int]]]:
-    """The batches of an epoch of Accelerate's loop, and of one that saved after two and went on by its documentation."""
+    """The batches of an epoch under Accelerate, and of one that was saved after two and resumed as it documents."""
     seen = []
     for is_resumed in (False, True):
         reset()

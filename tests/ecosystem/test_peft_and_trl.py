@@ -92,9 +92,9 @@ def tune_prompts(path: str, stock: str) -> dict:
             rows = {}
             for way in (True, False):
                 options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "use_cache": way}
-                rows[f"cache {way}"] = model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), **options
-                )[0, 6:].tolist()
+                rows[f"cache {way}"] = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[
+                    0, 6:
+                ].tolist()
             row = ids
             with torch.no_grad():
                 for _ in range(12):
@@ -125,13 +125,17 @@ def fine_tune(path: str) -> dict:
         use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
+    labels = next(iter(trainer.get_train_dataloader()))["labels"]
     trainer.train()
-    return {"losses": [row["loss"] for row in trainer.state.log_history if "loss" in row]}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"losses": losses, "ends": (labels == tokenizer.eos_token_id).sum(dim=1).tolist()}
 
 
 @pytest.mark.works("trl", "`SFTTrainer`")
 def test_supervised_fine_tuning(call: Callable, repository: Path) -> None:
-    losses = call(fine_tune, path=repository)["losses"]
+    report = call(fine_tune, path=repository)
+    losses = report["losses"]
+    assert report["ends"] == [1, 1, 1, 1]  # the end of each text is learned, though it is the padding token too
     assert len(losses) == 8
     assert losses[-1] < 0.7 * losses[0]
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from hf_gpt_scratch.hub.push import push_folder, update_code
 from tests.hub.pushes import REPO, content, local, num_commits
@@ -44,6 +46,20 @@ def test_no_fault_at_the_commit_makes_a_second_one(alice: LoopbackHub, folder: P
     assert content(alice) == local(folder)
     # What had arrived was not sent again.
     assert alice.routes_asked().count("PUT lfs_upload") == len(list(folder.glob("*.safetensors")))
+
+
+def test_the_client_alone_makes_no_empty_commit_and_tries_a_commit_once(alice: LoopbackHub, folder: Path) -> None:
+    """Why a push has attempts of its own: huggingface_hub does not retry a commit that a 503 answers."""
+    api = HfApi(endpoint=alice.url, token=alice.token_of("alice"))
+    api.create_repo(REPO)
+    first = api.upload_folder(repo_id=REPO, folder_path=folder)
+    assert api.upload_folder(repo_id=REPO, folder_path=folder).oid == first.oid
+    assert num_commits(alice) == 1
+    fault = alice.fault("POST commit", "503", times=9)
+    (folder / "README.md").write_text("# other", encoding="utf-8")
+    with pytest.raises(HfHubHTTPError, match="503"):
+        api.upload_folder(repo_id=REPO, folder_path=folder)
+    assert len(fault.hits) == 1
 
 
 def test_somebody_elses_push_is_not_overwritten(alice: LoopbackHub, folder: Path) -> None:
