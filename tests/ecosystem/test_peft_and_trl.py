@@ -91,13 +91,13 @@ def tune_prompts(path: str, stock: str) -> dict:
                 torch.nn.init.normal_(weight, std=1.0)
             rows = {}
             for way in (True, False):
-                options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "use_cache": way}
+                options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "use_cache": way}
                 rows[f"cache {way}"] = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[
                     0, 6:
                 ].tolist()
             row = ids
             with torch.no_grad():
-                for _ in range(12):
+                for _ in range(8):
                     row = torch.cat([row, model(input_ids=row, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
             report[f"{name} {kind.__name__}"] = rows | {"by hand": row[0, 6:].tolist()}
     return report
