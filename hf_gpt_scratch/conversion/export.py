@@ -144,6 +144,9 @@ def write_stock(path: str | Path, folder: Path, name: str, how: OutputOptions) -
     dtype = how.dtype or stored_dtype(source.tensors)
     if not config["qkv_bias"]:
         notes.append("GPT-2 always has biases of q, k and v: they are zero here, which computes the same")
+    if config["layer_norm_eps"] != DEFAULTS["layer_norm_eps"]:
+        lost = f"{config['layer_norm_eps']:g} to {DEFAULTS['layer_norm_eps']:g}"
+        notes.append(f"CTranslate2 4.8 changes layer_norm_epsilon from {lost} without a word: other logits")
     write_json(folder / "config.json", stock_config(config, dtype))
     write_generation_config(folder, config)
     copy_tokenizer(source.path.parent, folder, config, notes)

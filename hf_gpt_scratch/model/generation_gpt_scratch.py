@@ -153,20 +153,19 @@ class GPTScratchPastContext(GenerationMixin):
     ) -> dict[str, Any]:
         """Choose tokens [B, T] and cache of the next forward pass; refuse what past_context does not go with."""
         kwargs["attention_mask"] = attention_mask
-        cache, context = past_key_values if cache is None else cache, self.config.max_position_embeddings
+        cache, window = past_key_values if cache is None else cache, self.config.max_position_embeddings
         if past_context is not None:
             refuse_past_context(past_context, cache, inputs_embeds, **kwargs)
-        if past_context is None or input_ids.shape[1] <= context:
+        if past_context is None or input_ids.shape[1] <= window:
             return self._next_inputs(input_ids, inputs_embeds=inputs_embeds, **kwargs, **{CACHE: cache})
-        window = context
         if past_context == "exact":
             cache, kwargs["use_cache"] = None, False
         else:
             mask = kwargs.pop("attention_mask", None)  # before 5.20 generate() makes one of ones
             if mask is not None and not bool(mask.all()):
                 raise ValueError('past_context="rolling" takes prompts of one length: use "exact" for padded ones')
-            if cache is None or cache.get_seq_length() in (0, context):
-                window, cache = max(1, context // 2), getattr(cache, "empty_like", DynamicCache)()
+            if cache is None or cache.get_seq_length() in (0, window):
+                window, cache = max(1, window // 2), getattr(cache, "empty_like", DynamicCache)()
             else:
                 window = 1
         if kwargs.get("attention_mask") is not None:
@@ -178,9 +177,10 @@ class GPTScratchPastContext(GenerationMixin):
         return self._next_inputs(input_ids[:, -window:], **kwargs, **{CACHE: cache})
 
     def _next_inputs(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Let the library leave out what is cached, where it can: before 4.46 that is the model's own duty."""
+        """Let the library leave out what is cached (we do before 4.46); PEFT looks for the cache by forward's name."""
         if "attention_mask" in PREPARED_BY_LIBRARY:
-            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+            inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+            return inputs | ({"past_key_values": inputs.pop(CACHE)} if CACHE in inputs else {})
         cache, inputs_embeds = kwargs["past_key_values"], kwargs.pop("inputs_embeds", None)
         num_cached = cache.get_seq_length() if cache is not None else 0
         if inputs_embeds is not None and num_cached == 0:

@@ -334,7 +334,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):  # trf-ignore: TRF057
         hidden_states = self.norm(hidden_states)
         collected = None if layer_inputs is None else (*layer_inputs, hidden_states)
         attentions = None if attentions is None else tuple(attentions)
-        outputs = {"hidden_states": collected, "attentions": attentions, CACHE: past_key_values}
+        outputs = {"hidden_states": collected, "attentions": attentions, CACHE: past_key_values if use_cache else None}
         return modeling_outputs.BaseModelOutputWithPast(last_hidden_state=hidden_states, **outputs)
 
 

@@ -81,13 +81,21 @@ def entry(
     offset: int = 0,
     size: int | None = None,
     crc32c: int = 0,
-    num_slices: int = 0,
+    slices: tuple[tuple[tuple[int, int], ...], ...] = (),
 ) -> bytes:
+    """An entry of the index; `slices` are (start, length) of each dimension, of each slice."""
     size = 4 * math.prod(shape) if size is None else size
     dimensions = b"".join(field(2, field(1, dim)) for dim in shape)
     numbers = field(1, dtype) + field(2, dimensions) + field(3, shard_id) + field(4, offset) + field(5, size)
     checksum = varint(6 << 3 | 5) + crc32c.to_bytes(4, "little")
-    return numbers + checksum + num_slices * field(7, field(1, field(1, 0)))
+    extents = [b"".join(field(1, field(1, start) + field(2, length)) for start, length in one) for one in slices]
+    return numbers + checksum + b"".join(field(7, one) for one in extents)
+
+
+def slice_key(name: bytes, *extents: tuple[int, int]) -> bytes:
+    """The key of a slice with numbers below 64."""
+    numbers = bytes(0x80 + number for extent in extents for number in extent)
+    return b"\0" + name + b"\0\1" + bytes([1, len(extents)]) + numbers
 
 
 def write_bundle(prefix: Path, tensors: Mapping[str, np.ndarray], num_shards: int = 1, **table_kind: int) -> Path:

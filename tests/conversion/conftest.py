@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from tests.conversion.bundle_writer import TINY, TINY_HPARAMS, gpt2_tensors, write_bundle
-from tests.conversion.tf_writer import write_all_dtypes, write_objects, write_partitioned, write_with_saver
+from tests.conversion.tf_writer import write_all_dtypes, write_objects, write_slices, write_with_saver
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +29,10 @@ def tf_checkpoints(tensorflow: ModuleType, tmp_path_factory: pytest.TempPathFact
         "sharded": write_with_saver(tensorflow, folder / "sharded", TINY, training=True, num_devices=3),
         "dtypes": write_all_dtypes(tensorflow, folder / "dtypes"),
         "objects": write_objects(tensorflow, folder / "objects"),
-        "partitioned": write_partitioned(tensorflow, folder / "partitioned"),
+        "partitioned": write_with_saver(tensorflow, folder / "partitioned", TINY, num_devices=2, num_slices=3),
+        "tiled": write_slices(tensorflow, folder / "tiled", ["300 4 0,100:0,3", "300 4 0,100:3,1", "300 4 100,200:-"]),
     }
-    for kind in ("openai", "training", "sharded"):
+    for kind in ("openai", "training", "sharded", "partitioned"):
         (checkpoints[kind] / "hparams.json").write_text(json.dumps(TINY_HPARAMS, indent=2) + "\n")
     return checkpoints
 

@@ -131,6 +131,7 @@ def test_card_of_an_export() -> None:
     text = render_stock_card("mine", REPORT)
     assert ModelCard(text).data.tags == ["gpt-scratch", "hf_gpt_scratch", "gpt2"]
     assert "trust_remote_code=True" not in text
+    assert "reports losses of rows of T tokens as (T - 1) / T of the true ones" in text
 
 
 def test_license_holds_the_permission_notice() -> None:

@@ -49,6 +49,8 @@ def test_round_trip_is_bit_identical(changes: dict, tmp_path: Path) -> None:
     assert not any(info.values())
     assert not list((tmp_path / "stock").glob("*.py"))
     assert any("biases of q, k and v: they are zero" in note for note in report["notes"]) == ("qkv_bias" in changes)
+    card, lost = (tmp_path / "stock" / "README.md").read_text(), "CTranslate2 4.8 changes layer_norm_epsilon from"
+    assert (f"Note: {lost} 0.001 to 1e-05 without" in card) == (lost in card) == ("layer_norm_eps" in changes)
 
     model = GPTScratchForCausalLM.from_pretrained(ours, dtype=torch.float32).eval()
     stock = stock.float().eval()

@@ -9,7 +9,13 @@ from tests.conversion.bundle_writer import gpt2_shapes
 
 
 def write_with_saver(
-    tf: ModuleType, folder: Path, sizes: dict[str, int], *, training: bool = False, num_devices: int = 1
+    tf: ModuleType,
+    folder: Path,
+    sizes: dict[str, int],
+    *,
+    training: bool = False,
+    num_devices: int = 1,
+    num_slices: int = 0,
 ) -> Path:
     """Write OpenAI's variables with `tf.compat.v1.train.Saver`, as their checkpoints were written.
 
@@ -19,6 +25,7 @@ def write_with_saver(
         sizes: arguments of `gpt2_shapes`.
         training: add global_step and the slots of Adam, after one step so that they are not all zero.
         num_devices: put the variables on several devices in turn, whose parts go to data files of their own.
+        num_slices: partition each variable, and its slots, along its longest dimension.
     """
     tf1 = tf.compat.v1
     folder.mkdir(parents=True)
@@ -28,9 +35,12 @@ def write_with_saver(
         variables = []
         for i, (name, shape) in enumerate(gpt2_shapes(**sizes).items()):
             with tf.device(f"/cpu:{i % num_devices}"):
-                variables.append(tf1.get_variable(name, shape, initializer=tf1.random_normal_initializer()))
+                longest = int(np.argmax(shape))
+                partitioner = tf1.fixed_size_partitioner(num_slices, axis=longest) if num_slices else None
+                values = tf1.random_normal_initializer()
+                variables.append(tf1.get_variable(name, shape, initializer=values, partitioner=partitioner))
         if training:
-            loss = sum(tf.reduce_sum(v**3) for v in variables)
+            loss = sum(tf.reduce_sum(tf.convert_to_tensor(v) ** 3) for v in variables)
             step = tf1.train.AdamOptimizer().minimize(loss, global_step=tf1.train.get_or_create_global_step())
         session.run(tf1.global_variables_initializer())
         if training:
@@ -57,14 +67,19 @@ def write_all_dtypes(tf: ModuleType, folder: Path) -> Path:
     return folder
 
 
-def write_partitioned(tf: ModuleType, folder: Path) -> Path:
-    """Write a variable in slices."""
-    tf1 = tf.compat.v1
+def write_slices(tf: ModuleType, folder: Path, shapes_and_slices: list[str]) -> Path:
+    """Write slices of one variable of ones with the operation itself, in its own notation of shape and slice."""
     folder.mkdir(parents=True)
-    with tf.Graph().as_default(), tf1.Session() as session:
-        tf1.get_variable("model/wte", [10, 4], partitioner=tf1.fixed_size_partitioner(2))
-        session.run(tf1.global_variables_initializer())
-        tf1.train.Saver().save(session, str(folder / "model.ckpt"), write_meta_graph=False)
+    lengths = [
+        [int(part.split(",")[1]) if part != "-" else 4 for part in one.split()[-1].split(":")]
+        for one in shapes_and_slices
+    ]
+    tf.raw_ops.SaveV2(
+        prefix=str(folder / "model.ckpt"),
+        tensor_names=["model/wte"] * len(lengths),
+        shape_and_slices=shapes_and_slices,
+        tensors=[tf.reshape(tf.range(np.prod(shape), dtype=tf.float32), shape) for shape in lengths],
+    )
     return folder
 
 

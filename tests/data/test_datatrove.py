@@ -3,6 +3,7 @@
 What is read is compared with datatrove's own reader, and with plain tiktoken over the same documents.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,27 @@ def test_shuffled_documents_are_taken_whole(texts: list[str], tokenizer: Path, t
         found += [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == END_OF_TEXT_ID) + 1)[:-1]]
     assert sorted(found) == sorted(plain_tokens([text]) for text in texts)
     assert index["splits"]["validation"]["num_documents"] > 3
+
+
+def test_recipe_of_the_readme_gives_the_same_files_again(
+    texts: list[str], project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents are shuffled by default, and without a seed by another draw each time."""
+    from datatrove.data import Document
+
+    readme = (project_root / "hf_gpt_scratch" / "data" / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for name, program in {"once": recipe, "again": recipe, "unseeded": recipe.replace(", seed=0", "")}.items():
+        namespace: dict = {}
+        exec(program.replace("datatrove-tokens", name), namespace)  # noqa: S102
+        namespace["step"].run([Document(text=text, id=str(number)) for number, text in enumerate(texts)])
+        files[name] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        (path,) = Path(name).glob("*.ds")
+        assert sum(piece.ends_document for piece in read_datatrove(path)) == len(texts)
+    assert files["once"] == files["again"]
+    assert files["once"] != files["unseeded"]
 
 
 def test_long_document_comes_in_pieces(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,42 @@ def test_lora(call: Callable, repository: Path) -> None:
     assert report["differences"]["base"] > 1e-2  # the control: the adapter does something
 
 
+def tune_prompts(path: str, stock: str) -> dict:
+    """Greedy ids with the cache, without it, and by hand, of drawn prompts and prefixes, for ours and for GPT-2."""
+    import torch
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+    from transformers import GPT2LMHeadModel
+
+    ids, report = torch.arange(6)[None] * 100 + 50, {}
+    for name in ("ours", "GPT-2"):
+        for kind in (PromptTuningConfig, PrefixTuningConfig):
+            torch.manual_seed(0)
+            base = load(path)[0] if name == "ours" else GPT2LMHeadModel.from_pretrained(stock)
+            model = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+            for weight in model.prompt_encoder.parameters():
+                torch.nn.init.normal_(weight, std=1.0)
+            rows = {}
+            for way in (True, False):
+                options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "use_cache": way}
+                rows[f"cache {way}"] = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[
+                    0, 6:
+                ].tolist()
+            row = ids
+            with torch.no_grad():
+                for _ in range(8):
+                    row = torch.cat([row, model(input_ids=row, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+            report[f"{name} {kind.__name__}"] = rows | {"by hand": row[0, 6:].tolist()}
+    return report
+
+
+def test_prompt_and_prefix_tuning(call: Callable, repository: Path, stock: Path) -> None:
+    """With transformers 5.24, GPT-2's prompt is run again on top of the cache, and its prefix is dropped."""
+    for name, rows in call(tune_prompts, path=repository, stock=stock).items():
+        assert len(set(rows["by hand"])) > 3, name
+        assert rows["cache False"] == rows["by hand"], name
+        assert (rows["cache True"] == rows["by hand"]) == name.startswith("ours"), name
+
+
 def fine_tune(path: str) -> dict:
     """A few steps of TRL's SFTTrainer on texts."""
     import torch
@@ -89,13 +125,17 @@ def fine_tune(path: str) -> dict:
         use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
+    labels = next(iter(trainer.get_train_dataloader()))["labels"]
     trainer.train()
-    return {"losses": [row["loss"] for row in trainer.state.log_history if "loss" in row]}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"losses": losses, "ends": (labels == tokenizer.eos_token_id).sum(dim=1).tolist()}
 
 
 @pytest.mark.works("trl", "`SFTTrainer`")
 def test_supervised_fine_tuning(call: Callable, repository: Path) -> None:
-    losses = call(fine_tune, path=repository)["losses"]
+    report = call(fine_tune, path=repository)
+    losses = report["losses"]
+    assert report["ends"] == [1, 1, 1, 1]  # the end of each text is learned, though it is the padding token too
     assert len(losses) == 8
     assert losses[-1] < 0.7 * losses[0]
 

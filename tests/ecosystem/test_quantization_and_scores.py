@@ -42,6 +42,45 @@ def test_int8_weights(call: Callable, repository: Path, sample_text: Path) -> No
     assert abs(math.exp(report["quantized"] - report["plain"]) - 1) < 0.01
 
 
+def quantize_as_configured(path: str, stock: str) -> dict:
+    """Ours and GPT-2 of the same weights by TorchAoConfig: what is int8, and what of it is saved."""
+    import json
+
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    ids, report = torch.arange(30)[None] * 100, {}
+    for name, folder in (("ours", path), ("GPT-2", stock)):
+        options = {"trust_remote_code": True}
+        plain = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        config = TorchAoConfig(Int8WeightOnlyConfig())
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, **options).eval()
+        model.save_pretrained(name)
+        reloaded = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        kinds = [type(weight).__name__ for weight in model.parameters()]
+        with torch.no_grad():
+            logits = [one(ids).logits for one in (plain, model, reloaded)]
+        report[name] = {
+            "int8": sum("Int8" in kind or "Quantized" in kind for kind in kinds),
+            "moved": (logits[1] - logits[0]).abs().max().item(),
+            "reloaded": (logits[2] - logits[1]).abs().max().item(),
+            "saved as": json.loads(Path(name, "config.json").read_text(encoding="utf-8"))["quantization_config"],
+        }
+    return report
+
+
+def test_what_torchao_is_configured_for_is_done(call: Callable, repository: Path, stock: Path) -> None:
+    """On GPT-2, whose projections are Conv1D, nothing is quantized, nothing is said, and the folder says int8."""
+    report = call(quantize_as_configured, path=repository, stock=stock)
+    assert report["ours"]["int8"] == 12  # layers, and q, k, v, o, up and down in each
+    assert report["ours"]["moved"] > 1e-4
+    assert report["ours"]["reloaded"] == 0
+    assert report["GPT-2"]["int8"] == 0
+    assert report["GPT-2"]["moved"] == 0
+    assert "Int8WeightOnly" in str(report["GPT-2"]["saved as"])
+
+
 def score(path: str, text_file: str) -> dict:
     """lm-evaluation-harness on a task of our own."""
     import json

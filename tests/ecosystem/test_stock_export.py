@@ -6,10 +6,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.hub.repository import build_repository
@@ -65,6 +67,29 @@ def test_onnx_runtime(stock: Path, expected: dict, tmp_path: Path) -> None:
             logits = session.run(None, {"input_ids": torch.tensor([fed]).numpy()})[0]
             row.append(int(logits[0, len(row) - 1].argmax()))
         assert row[len(prompt) :] == ids
+
+
+@torch.no_grad()
+def test_ctranslate2_keeps_one_epsilon(build_model: Callable, tmp_path: Path) -> None:
+    """GPT-2's is kept; any other becomes GPT-2's without a word, which the card of such an export says."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed: pip install ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    for epsilon in (1e-5, 0.1):
+        folder = tmp_path / f"{epsilon}"
+        model = build_model(layer_norm_eps=epsilon, vocab_size=50257, max_position_embeddings=64)
+        build_repository(model, folder / "ours")
+        export_stock(folder / "ours", folder / "stock", verify=False)
+        TransformersConverter(str(folder / "stock")).convert(str(folder / "converted"))
+        tokenizer = AutoTokenizer.from_pretrained(folder / "stock")
+        ids = tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
+        generator = ctranslate2.Generator(str(folder / "converted"), device="cpu", intra_threads=1)
+        found = torch.tensor(numpy.array(generator.forward_batch([tokenizer.convert_ids_to_tokens(ids[0])])))
+        lost = GPT2LMHeadModel.from_pretrained(folder / "stock", layer_norm_epsilon=1e-5).eval()
+        assert (found - lost(ids).logits).abs().max() < 1e-4
+        assert ((found - model(ids).logits).abs().max() < 1e-4) == (epsilon == 1e-5)
+        card = (folder / "stock" / "README.md").read_text(encoding="utf-8")
+        assert ("CTranslate2 4.8 changes layer_norm_epsilon from 0.1 to 1e-05" in card) == (epsilon == 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from hf_gpt_scratch.data.tokenizer import build_tokenizer
+from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
 from hf_gpt_scratch.generation.decoding import Decoding, generate_samples
-from hf_gpt_scratch.generation.streaming import stream_sample
+from hf_gpt_scratch.generation.streaming import StoppableStreamer, stream_sample
 
 
 class CountingModel(GPTScratchForCausalLM):
@@ -62,6 +62,53 @@ def test_the_seed_that_was_taken_is_named(model: CountingModel) -> None:
     assert first[-1].seed != second[-1].seed
     again = Decoding(12, temperature=1.5, seed=first[-1].seed)
     assert generate_samples(model, build_tokenizer(32), ["The"], again)[0][0] == first[-1]
+
+
+class Shown(StoppableStreamer):
+    """Keeps what it would print."""
+
+    text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+
+
+def completions(part: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """What may stand before and after bytes so that all together are UTF-8, taken from characters of every length."""
+    leads = [b"", *(one for lead in (b"\xc2", b"\xe1\x80", b"\xe0\xa0", b"\xf1\x80\x80", b"\xf0\x90\x80", b"\xed\x80",
+                                   b"\xf4\x80\x80") for one in (lead[:1], lead[:2], lead))]  # fmt: skip
+    for before in leads:
+        for after in (b"", b"\x80", b"\xa0", b"\x90\x80", b"\x80\x80", b"\xa0\x80", b"\x80\x80\x80", b"\x90\x80\x80"):
+            try:
+                (before + part + after).decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+            yield before, after
+
+
+def test_parts_of_characters_are_held_back() -> None:
+    """Of GPT-2's 50,256 tokens 344 are not UTF-8 alone: each as the last of a text, and with what completes it.
+
+    13 bytes are in no character at all: they are shown as U+FFFD, and not before the end.
+    """
+    tokenizer, encoding = build_tokenizer(32), load_encoding()
+    parts, hopeless = [], []
+    for token in range(50256):
+        part = encoding.decode_single_token_bytes(token)
+        try:
+            part.decode("utf-8")
+        except UnicodeDecodeError:
+            parts.append(token)
+            before, after = next(completions(part), (b"", b""))
+            hopeless += [] if before or after else [token]
+            ids = [[encoding.encode_single_token(bytes([byte])) for byte in side] for side in (before, after)]
+            streamer = Shown(tokenizer)
+            for shown in (tokenizer("A").input_ids, *([one] for one in ids[0]), [token], *([one] for one in ids[1])):
+                assert "\ufffd" not in streamer.text
+                streamer.put(torch.tensor(shown))
+            streamer.end()
+            assert streamer.text == "A" + (before + part + after).decode("utf-8", errors="replace")
+    assert (len(parts), len(hopeless)) == (344, 13)
 
 
 @pytest.mark.parametrize("is_closed", [True, False])

@@ -7,7 +7,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
+from packaging.version import Version
 
 from hf_gpt_scratch.hub.push import push_folder, update_code
 from tests.hub.pushes import REPO, content, local, num_commits
@@ -44,6 +47,21 @@ def test_no_fault_at_the_commit_makes_a_second_one(alice: LoopbackHub, folder: P
     assert content(alice) == local(folder)
     # What had arrived was not sent again.
     assert alice.routes_asked().count("PUT lfs_upload") == len(list(folder.glob("*.safetensors")))
+
+
+@pytest.mark.skipif(Version(huggingface_hub.__version__) < Version("2.4"), reason="not looked at below 2.4")
+def test_what_the_client_alone_does_at_a_commit(alice: LoopbackHub, folder: Path) -> None:
+    """It makes no empty one, and tries again what the server could not do."""
+    api = HfApi(endpoint=alice.url, token=alice.token_of("alice"))
+    api.create_repo(REPO)
+    first = api.upload_folder(repo_id=REPO, folder_path=folder)
+    assert api.upload_folder(repo_id=REPO, folder_path=folder).oid == first.oid
+    assert num_commits(alice) == 1
+    for count, status in enumerate(("500", "503"), 2):
+        fault = alice.fault("POST commit", status)
+        (folder / "README.md").write_text(f"# {status}", encoding="utf-8")
+        api.upload_folder(repo_id=REPO, folder_path=folder)
+        assert (len(fault.hits), num_commits(alice)) == (1, count)
 
 
 def test_somebody_elses_push_is_not_overwritten(alice: LoopbackHub, folder: Path) -> None:

@@ -1,14 +1,17 @@
 """TensorFlow checkpoints ("V2 tensor bundles") without TensorFlow: memory-mapped, every checksum verified.
 
 `model.ckpt.index` is a table from variable name to where its bytes lie; `model.ckpt.data-00000-of-00001`, or several
-such files, hold the bare bytes. Sources, in tensorflow/core: util/tensor_bundle/tensor_bundle.h,
-protobuf/tensor_bundle.proto, framework/{tensor_shape,types}.proto; https://protobuf.dev/programming-guides/encoding/.
+such files, hold the bare bytes. The slices of a partitioned variable have entries of their own. Sources, in
+tensorflow/core: util/tensor_bundle/tensor_bundle.h, util/saved_tensor_slice_util.cc, lib/strings/ordered_code.cc,
+protobuf/tensor_bundle.proto, framework/{tensor_shape,tensor_slice,types}.proto;
+https://protobuf.dev/programming-guides/encoding/.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import google_crc32c
@@ -31,6 +34,8 @@ NUMPY_DTYPES: dict[int, np.dtype] = {
     }.items()
 }  # fmt: skip
 OTHER_DTYPES = {7: "string", 14: "bfloat16", 20: "resource", 21: "variant"}
+
+Place = tuple[slice, ...]  # of a slice in its variable
 
 
 def message_values(message: int | bytes) -> dict[int, list[int | bytes]]:
@@ -61,7 +66,10 @@ def number_in(values: Mapping[int, list[int | bytes]], field: int) -> int:
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """BundleEntryProto: what a tensor is and where it lies, `offset` and `size` in bytes."""
+    """BundleEntryProto: what a tensor is and where it lies, `offset` and `size` in bytes.
+
+    A partitioned variable has no bytes of its own: they are those of its `slices`.
+    """
 
     dtype: int
     shape: tuple[int, ...]
@@ -69,23 +77,75 @@ class BundleEntry:
     offset: int
     size: int
     crc32c: int  # masked
+    slices: tuple[tuple[Place, "BundleEntry"], ...] = ()
+
+    @property
+    def parts(self) -> tuple["BundleEntry", ...]:
+        """The entries that have bytes: those of the slices, or itself."""
+        return tuple(part for _, part in self.slices) or (self,)
 
 
 def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
     """Read an entry of the index; ValueError says that it contradicts itself."""
     values = message_values(message)
-    if 7 in values:
-        raise NotImplementedError(f"{name} is a partitioned variable, in {len(values[7])} slices")
     dims = [dim for shape in values.get(2, []) for dim in message_values(shape).get(2, [])]
     shape = tuple(number_in(message_values(dim), 1) for dim in dims)
-    entry = BundleEntry(number_in(values, 1), shape, *(number_in(values, field) for field in (3, 4, 5, 6)))
+    shard_id, offset, size, crc32c = (number_in(values, field) for field in (3, 4, 5, 6))
+    entry = BundleEntry(number_in(values, 1), shape, shard_id, offset, size, crc32c)
     if entry.shard_id >= num_shards:
         raise ValueError(f"{name} lies in data file {entry.shard_id} of {num_shards}")
     dtype = NUMPY_DTYPES.get(entry.dtype)
-    fits = dtype is None or math.prod(shape) * dtype.itemsize == entry.size
+    fits = dtype is None or 7 in values or math.prod(shape) * dtype.itemsize == entry.size
     if not fits or any(dim >= 2**31 for dim in shape):
         raise ValueError(f"{name} has {entry.size} bytes and the shape {list(shape)}")
     return entry
+
+
+def ordered_number(number: int) -> bytes:
+    """Encode a number of a slice's key: as many one bits at the front as there are bytes, which sorts by value."""
+    count = number.bit_length() // 7 + 1
+    return (((1 << count) - 1 << 7 * count) | number).to_bytes(count, "big")
+
+
+def find_slice(name: str, shape: tuple[int, ...], message: int | bytes) -> tuple[bytes, Place]:
+    """Return the key and the place of a slice from its TensorSliceProto."""
+    extents = [message_values(extent) for extent in message_values(message).get(1, [])]
+    if len(extents) != len(shape):
+        raise ValueError(f"{name} has the shape {list(shape)} and a slice of {len(extents)} dimensions")
+    key, place = b"\0" + name.encode() + b"\0\1\1" + bytes([len(shape)]), []
+    for extent, size in zip(extents, shape, strict=True):
+        start, length = number_in(extent, 1), number_in(extent, 2) if 2 in extent else size
+        key += ordered_number(start) + (ordered_number(length) if 2 in extent else b"\x7f")  # -1: the whole dimension
+        place.append(slice(start, start + length))
+    return key, tuple(place)
+
+
+def parse_variable(name: str, table: Mapping[bytes, bytes], num_shards: int) -> BundleEntry:
+    """Read the entry of a variable and those of its slices; ValueError says that they contradict each other."""
+    entry = parse_entry(name, table[name.encode()], num_shards)
+    slices = []
+    for message in message_values(table[name.encode()]).get(7, []):
+        key, place = find_slice(name, entry.shape, message)
+        if key not in table:
+            raise ValueError(f"a slice of {name} is missing")
+        part = parse_entry(f"a slice of {name}", table[key], num_shards)
+        if (part.dtype, part.shape) != (entry.dtype, tuple(one.stop - one.start for one in place)):
+            raise ValueError(f"a slice of {name} has another dtype or shape than the index says")
+        slices.append((place, part))
+    if slices and not fill_exactly([place for place, _ in slices], entry.shape):
+        raise ValueError(f"the slices of {name} do not fill its shape {list(entry.shape)}")
+    return replace(entry, slices=tuple(slices))
+
+
+def fill_exactly(places: list[Place], shape: tuple[int, ...]) -> bool:
+    """Return True if slices lie in a shape, leave nothing of it, and share nothing."""
+    inside = all(one.stop <= size for place in places for one, size in zip(place, shape, strict=True))
+    shared = any(
+        all(one.start < other.stop and other.start < one.stop for one, other in zip(*pair, strict=True))
+        for pair in combinations(places, 2)
+    )
+    sizes = (math.prod(one.stop - one.start for one in place) for place in places)
+    return inside and not shared and sum(sizes) == math.prod(shape)
 
 
 def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
@@ -104,9 +164,8 @@ def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
             min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
             if is_big_endian or min_consumer > BUNDLE_VERSION:
                 raise NotImplementedError("it is big-endian or of a later version of the format")
-            # Keys that begin with a zero byte are the slices of a partitioned variable, whose own entry counts them.
-            names = {key.decode("utf-8"): message for key, message in table.items() if not key.startswith(b"\0")}
-            return num_shards, {name: parse_entry(name, message, num_shards) for name, message in names.items()}
+            names = [key.decode("utf-8") for key in table if not key.startswith(b"\0")]  # those are of slices
+            return num_shards, {name: parse_variable(name, table, num_shards) for name in names}
     except NotImplementedError as error:
         raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
 
@@ -114,8 +173,9 @@ def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
 class TensorBundle(NamedTensors):
     """The tensors of a checkpoint by name, in the order of the index, read-only and memory-mapped.
 
-    A tensor's checksum is verified every time it is asked for; `CheckpointError` says that it is damaged, or that its
-    name is among the skipped: of what numpy cannot hold, such as TensorFlow's object graph, with the reason.
+    A partitioned variable is joined in memory. A tensor's checksum is verified every time it is asked for;
+    `CheckpointError` says that it is damaged, or that its name is among the skipped: of what numpy cannot hold, such
+    as TensorFlow's object graph, with the reason.
     """
 
     def __init__(self, data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:
@@ -129,8 +189,17 @@ class TensorBundle(NamedTensors):
         if name in self.skipped:
             raise CheckpointError(f"{name} cannot be read: {self.skipped[name]}")
         entry = self._entries[name]
+        if not entry.slices:
+            return self._map(entry, name)
+        joined = np.empty(entry.shape, NUMPY_DTYPES[entry.dtype])
+        for number, (place, part) in enumerate(entry.slices, 1):
+            joined[place] = self._map(part, f"{name}, slice {number} of {len(entry.slices)}")
+        joined.flags.writeable = False
+        return joined
+
+    def _map(self, entry: BundleEntry, title: str) -> np.ndarray:
         path = self._data_files[entry.shard_id]
-        with checkpoint_errors(path, f" at {name}"):
+        with checkpoint_errors(path, f" at {title}"):
             verify_checksum(path, entry)
             if not entry.size:
                 return np.zeros(entry.shape, NUMPY_DTYPES[entry.dtype])
@@ -164,8 +233,8 @@ def compare_checksum(crc: int, entry: BundleEntry) -> None:
 def check_data_files(data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:
     """Raise CheckpointError unless every data file is there and ends with its last tensor."""
     ends = dict.fromkeys(data_files, 0)
-    for entry in entries.values():
-        ends[entry.shard_id] = max(ends[entry.shard_id], entry.offset + entry.size)
+    for part in (part for entry in entries.values() for part in entry.parts):
+        ends[part.shard_id] = max(ends[part.shard_id], part.offset + part.size)
     for shard_id, path in data_files.items():
         with checkpoint_errors(path):
             size = path.stat().st_size
@@ -184,7 +253,7 @@ def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
     """
     prefix = find_checkpoint_prefix(path)
     num_shards, entries = read_index(Path(f"{prefix}.index"))
-    shard_ids = sorted({entry.shard_id for entry in entries.values()})
+    shard_ids = sorted({part.shard_id for entry in entries.values() for part in entry.parts})
     data_files = {i: Path(f"{prefix}.data-{i:05d}-of-{num_shards:05d}{ending}") for i in shard_ids}
     check_data_files(data_files, entries)
     return TensorBundle(data_files, entries)

@@ -36,3 +36,14 @@ def test_bad_indexes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "html.safetensors").write_text("<!DOCTYPE html><html></html>")
     with pytest.raises(ValueError, match="is truncated or corrupt"):
         open_safetensors(tmp_path / "html.safetensors")
+
+
+def test_a_file_that_is_written_anew_leaves_a_map_its_values(tmp_path: Path) -> None:
+    """From 0.8 on the library writes beside and renames: a map sees the old file, no mixture, and no SIGBUS."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1 << 20)}, path)
+    mapped = open_safetensors(path)["a"]
+    save_file({"a": torch.full((4,), 2.0)}, path)
+    assert mapped.shape == (1 << 20,)
+    assert (mapped == 1).all()
+    assert (open_safetensors(path)["a"] == 2).all()

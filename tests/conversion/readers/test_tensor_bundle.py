@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from hf_gpt_scratch.conversion.readers import tensor_bundle
+from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import free_pages
 from hf_gpt_scratch.conversion.readers.tensor_bundle import CheckpointError, open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
-from tests.conversion.bundle_writer import TINY, entry, gpt2_shapes, header, table, write_bundle
+from tests.conversion.bundle_writer import TINY, entry, gpt2_shapes, header, slice_key, table, write_bundle
 from tests.conversion.light_interpreter import PEAK, run_light
 from tests.conversion.tf_writer import write_with_saver
 
@@ -39,7 +40,7 @@ def facts(tensors) -> tuple:
 # Held against TensorFlow
 
 
-@pytest.mark.parametrize("kind", ["openai", "training", "sharded", "dtypes", "objects"])
+@pytest.mark.parametrize("kind", ["openai", "training", "sharded", "dtypes", "objects", "partitioned", "tiled"])
 def test_byte_for_byte_what_tensorflow_reads(tf_checkpoints, kind):
     ours, theirs = open_tensor_bundle(tf_checkpoints[kind]), open_tf_checkpoint(tf_checkpoints[kind])
     assert facts(ours) == facts(theirs)
@@ -68,10 +69,32 @@ def test_what_numpy_cannot_hold_is_listed(tf_checkpoints):
     assert list(open_tensor_bundle(tf_checkpoints["objects"]).skipped) == ["_CHECKPOINTABLE_OBJECT_GRAPH"]
 
 
-def test_slices_are_refused_and_tensorflow_joins_them(tf_checkpoints):
-    with pytest.raises(CheckpointError, match=r"model/wte is a partitioned variable, in 2 slices\): use the reader"):
-        open_tensor_bundle(tf_checkpoints["partitioned"])
-    assert open_tf_checkpoint(tf_checkpoints["partitioned"])["model/wte"].shape == (10, 4)
+def test_partitioned_variables_are_joined(tf_checkpoints):
+    """Under their own names and shapes, and read-only as the others. The indexes do have slices: 3 of each variable,
+    and one with numbers of two bytes, of the whole of a dimension.
+    """
+    bundle = open_tensor_bundle(tf_checkpoints["partitioned"])
+    assert {name: bundle.shapes[name] for name in gpt2_shapes(**TINY)} == gpt2_shapes(**TINY)
+    with pytest.raises(ValueError, match="read-only"):
+        bundle["model/wte"][0] = 0
+    index = parse_table((tf_checkpoints["partitioned"] / "model.ckpt.index").read_bytes())
+    assert sum(key.startswith(b"\0") for key in index) == 3 * len(gpt2_shapes(**TINY))
+    index = parse_table((tf_checkpoints["tiled"] / "model.ckpt.index").read_bytes())
+    assert any(key.endswith(b"\xc0\x64\xc0\xc8\x80\x7f") for key in index)
+
+
+def test_damage_in_one_slice_is_found_there(tf_checkpoints, tmp_path):
+    """The slice is named; the other variables are read."""
+    folder = copy_of(tf_checkpoints["tiled"], tmp_path)
+    data = folder / "model.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[4 * 350] ^= 1  # the first slice has 300 values, the second 100
+    data.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged at model/wte, slice 2 of 3 .its checksum is "):
+        open_tensor_bundle(folder)["model/wte"]
+    content[4 * 350] ^= 1
+    data.write_bytes(content)
+    assert open_tensor_bundle(folder)["model/wte"].shape == (300, 4)
 
 
 def test_tensorflow_reads_what_the_encoder_of_the_tests_writes(tensorflow, handmade_checkpoint):
@@ -165,6 +188,12 @@ def test_neither_torch_nor_transformers_nor_tensorflow_is_imported():
 # Indexes that contradict themselves, as TensorFlow never writes them
 
 
+def sliced(*extents: tuple[int, int], length: int | None = None) -> dict[bytes, bytes]:
+    """A variable of 2 values in slices, by start and length; `length` is what their own entries say."""
+    slices = {slice_key(b"v", extent): entry((length or extent[1],)) for extent in extents}
+    return {b"": header(), **slices, b"v": entry((2,), size=0, slices=tuple((extent,) for extent in extents))}
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -183,7 +212,13 @@ def test_neither_torch_nor_transformers_nor_tensorflow_is_imported():
             "has 8 bytes, its index says 18446744073709551616",
         ),
         (table({b"": header(), b"v": entry((1,) * 70, size=4)}), "has 8 bytes, its index says 4"),
-        (table({b"": header(), b"v": entry((2,), num_slices=2)}), "v is a partitioned variable, in 2 slices"),
+        (table({b"": header(), b"v": entry((2,), slices=(((0, 2),),))}), "a slice of v is missing"),
+        (table(sliced((0, 1))), r"the slices of v do not fill its shape \[2\]"),
+        (table(sliced((0, 1), (0, 1))), "the slices of v do not fill"),
+        (table(sliced((0, 2), (1, 1))), "the slices of v do not fill"),
+        (table(sliced((1, 2))), "the slices of v do not fill"),
+        (table(sliced((0, 2), length=1)), "a slice of v has another dtype or shape"),
+        (table({b"": header(), b"v": entry((2,), slices=(((0, 2), (0, 1)),))}), "and a slice of 2 dimensions"),
         (table({b"": header(endianness=1), b"v": entry((2,))}), "big-endian"),
         (table({b"": header(min_consumer=2), b"v": entry((2,))}), "later version"),
         (table({b"": header(), b"v": entry((2,))}, compression=1), "compressed"),
@@ -243,9 +278,9 @@ def copy_of(folder: Path, where: Path) -> Path:
     return Path(shutil.copytree(folder, where / "copy"))
 
 
-@pytest.fixture(params=["handmade", "training", "sharded"])
+@pytest.fixture(params=["handmade", "training", "sharded", "tiled"])
 def good(request: pytest.FixtureRequest) -> Path:
-    """A good checkpoint; two of three are TensorFlow's, with the slots of Adam, one of them in three data files."""
+    """A good checkpoint; three are TensorFlow's, two with Adam's slots, one in three data files, one in slices."""
     if request.param == "handmade":
         return request.getfixturevalue("handmade_checkpoint")
     return request.getfixturevalue("tf_checkpoints")[request.param]

@@ -1,0 +1,188 @@
+"""What is right here and silently wrong elsewhere, both in one test; README.md of this folder has the table.
+
+They stand here because this folder is run with the pinned versions alone: the next ones may have become right.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from transformers import GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
+
+from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.training.command_line import parse_settings
+from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.training.histories import rows, step_losses
+from tests.training.runs_in_one_world import copy_at_step
+
+
+pytestmark = pytest.mark.ecosystem
+
+
+@pytest.fixture(scope="module")
+def models(repository: Path, stock: Path) -> dict[str, torch.nn.Module]:
+    """The same weights in our class and in transformers' GPT-2."""
+    ours = GPTScratchForCausalLM.from_pretrained(repository).eval()
+    return {"ours": ours, "GPT-2": GPT2LMHeadModel.from_pretrained(stock).eval()}
+
+
+@pytest.fixture
+def fresh_accelerate_state() -> Callable[[], None]:
+    """Accelerate keeps its settings for the life of the process."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+    yield reset
+    reset()
+
+
+@torch.no_grad()
+def test_texts_packed_in_one_row(models: dict) -> None:
+    """With `use_cache`, which is on by default, the library does not look for the beginnings of texts."""
+    ids = torch.randint(50257, (1, 40), generator=torch.Generator().manual_seed(0))
+    lengths = [11, 9, 20]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    gaps = {}
+    for name, model in models.items():
+        alone = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
+        gaps[name] = [
+            (model(ids, position_ids=positions, **options).logits - alone).abs().max().item()
+            for options in ({}, {"use_cache": False})
+        ]
+    assert max(gaps["ours"]) < 1e-4
+    assert gaps["GPT-2"][0] > 1
+    assert gaps["GPT-2"][1] < 1e-4
+
+
+def test_evaluation_loss_of_trainer(models: dict, tmp_path: Path) -> None:
+    """For rows of 16 tokens GPT-2's is 15 / 16 of the truth: its class has no "ForCausalLM" in its name."""
+    ids = torch.randint(50257, (8, 16), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": row, "labels": row} for row in ids]
+    ratios = {}
+    for name, model in models.items():
+        arguments = TrainingArguments(str(tmp_path / name), use_cpu=True, report_to="none", disable_tqdm=True)
+        measured = Trainer(model, arguments, eval_dataset=examples).evaluate()["eval_loss"]
+        with torch.no_grad():
+            logits = model(ids).logits[:, :-1].flatten(0, 1)
+        ratios[name] = measured / torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
+    assert ratios["ours"] == pytest.approx(1, rel=1e-5)
+    assert ratios["GPT-2"] == pytest.approx(15 / 16, rel=1e-5)
+
+
+@dataclass
+class TwoSettings:
+    learning_rate: float = 1.0
+    resume: bool = False
+
+
+def test_values_of_a_yaml_file(tmp_path: Path) -> None:
+    """YAML reads 3e-4 and 'false' as texts, and the library's parser leaves them so: the second counts as true."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("learning_rate: 3e-4\nresume: 'false'\n")
+    (theirs,) = HfArgumentParser(TwoSettings).parse_yaml_file(str(path))
+    assert (theirs.learning_rate, theirs.resume) == ("3e-4", "false")
+    ours = parse_settings(["--config", str(path)])
+    assert (ours.learning_rate, ours.resume) == (3e-4, False)
+
+
+def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[list[int]], list[list[int]]]:
+    """The batches of an epoch under Accelerate, and of one that was saved after two and resumed as it documents."""
+    seen = []
+    for is_resumed in (False, True):
+        reset()
+        torch.manual_seed(0)
+        accelerator = Accelerator(cpu=True)
+        loader = accelerator.prepare(torch.utils.data.DataLoader(range(20), batch_size=2, shuffle=True))
+        if is_resumed:
+            accelerator.load_state(str(folder))
+            seen.append(seen[0][:2] + [batch.tolist() for batch in accelerator.skip_first_batches(loader, 2)])
+            break
+        batches = []
+        for batch in loader:
+            batches.append(batch.tolist())
+            if len(batches) == 2:
+                accelerator.save_state(str(folder))
+        seen.append(batches)
+    return seen[0], seen[1]
+
+
+def test_resume_in_the_middle_of_an_epoch(
+    short_text: Path, tmp_path: Path, fresh_accelerate_state: Callable[[], None]
+) -> None:
+    """Accelerate's load_state and skip_first_batches go on in another shuffle; here it is the same to the last bit."""
+    whole, resumed = batches_after_resume(tmp_path / "theirs", fresh_accelerate_state)
+    assert sorted(sum(whole, [])) == list(range(20))
+    assert len(set(sum(resumed, []))) < 20
+    fresh_accelerate_state()
+    tiny = {
+        "train_file": [str(short_text)], "vocabulary": "bytes", "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "warmup_steps": 1, "max_steps": 6, "eval_steps": 9,
+        "sample_tokens": 1, "save_steps": 3, "peak_flops": 1e12,
+    }  # fmt: skip
+    train(TrainingSettings(output_dir=str(tmp_path / "whole"), **tiny))
+    fresh_accelerate_state()
+    copy_at_step(tmp_path / "whole", tmp_path / "resumed", step=3)
+    train(TrainingSettings(output_dir=str(tmp_path / "resumed"), resume=True, **tiny))
+    assert rows(tmp_path / "resumed", "run")[-1]["resumed_at_step"] == 3
+    assert rows(tmp_path / "whole", "run")[0]["steps_per_epoch"] > 6
+    assert step_losses(tmp_path / "resumed") == step_losses(tmp_path / "whole")
+
+
+STARTED = """
+print(f"rank {state.process_index} of {state.num_processes}, {state.distributed_type}", flush=True)
+"""
+THEIRS = f"""
+from accelerate import Accelerator
+
+state = Accelerator().state
+{STARTED}"""
+OURS = f"""
+from hf_gpt_scratch.runtime.launching import relaunch_if_needed
+
+relaunch_if_needed()
+from hf_gpt_scratch.training.build import build_accelerator
+from hf_gpt_scratch.training.settings import TrainingSettings
+
+state = build_accelerator(TrainingSettings()).state
+{STARTED}"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "num_started", "kind"),
+    [
+        (["--cpu", "--num_processes", "2"], 1, "MULTI_CPU"),
+        (["--config_file", "scripts/configs/ddp_cpu.yaml"], 1, "MULTI_CPU"),
+        (["--config_file", "scripts/configs/fsdp2.yaml"], 2, "FSDP"),
+        (["--multi_gpu", "--num_processes", "2"], 2, "MULTI_CPU"),
+    ],
+    ids=["--cpu", "MULTI_CPU", "FSDP", "--multi_gpu"],
+)
+def test_two_processes_on_a_cpu(
+    environment: dict, project_root: Path, tmp_path: Path, launcher: list[str], num_started: int, kind: str
+) -> None:
+    """Accelerate alone starts one, or two that know nothing of each other; here there are two of one run."""
+    launcher = [str(project_root / word) if word.endswith(".yaml") else word for word in launcher]
+    printed = []
+    for name, program in (("theirs", THEIRS), ("ours", OURS)):
+        (tmp_path / name).with_suffix(".py").write_text(program)
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", *launcher]
+        result = subprocess.run(
+            [*command, tmp_path / f"{name}.py"],
+            env=environment | {"PYTHONPATH": str(project_root)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        printed.append(sorted(result.stdout.splitlines()))
+    assert printed[0] == ["rank 0 of 1, DistributedType.NO"] * num_started
+    assert printed[1] == [f"rank {rank} of 2, DistributedType.{kind}" for rank in range(2)]
