@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def script_calls(command: str) -> Iterator[list[str]]:
 
 def parse_launcher(words: list[str]) -> list[str]:
     """Have the launcher's parser take its options; return the script and its arguments."""
-    program, *rest = words
+    program, *rest = dropwhile(lambda word: "=" in word, words)  # PYTHONPATH=site and its like
     if Path(program).name == "accelerate":
         parsed = launch_command_parser().parse_args(rest[1:])
         assert rest[0] == "launch"
