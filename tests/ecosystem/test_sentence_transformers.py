@@ -32,7 +32,8 @@ def embed(path: str, texts: list[str]) -> dict:
     model = SentenceTransformer(path, trust_remote_code=True, device="cpu")
     batch = model.encode(texts, convert_to_tensor=True)
     alone = torch.stack([model.encode(text, convert_to_tensor=True) for text in texts])
-    by_hand, tokenizer = AutoModel.from_pretrained(path, trust_remote_code=True).eval(), AutoTokenizer.from_pretrained(path)
+    by_hand = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
     with torch.no_grad():
         last = [by_hand(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1] for text in texts]
 
@@ -82,8 +83,8 @@ def score_pairs(path: str, texts: list[str]) -> dict:
     pairs = [(one, other) for one in texts[:2] for other in texts[2:]]
     batch = model.predict(pairs)
     alone = [model.predict([pair])[0] for pair in pairs]
-    labels = [1.0, 0.0, 0.0, 1.0]
-    data = Dataset.from_dict({"one": [a for a, _ in pairs] * 8, "other": [b for _, b in pairs] * 8, "label": labels * 8})
+    one, other = zip(*pairs, strict=True)
+    data = Dataset.from_dict({"one": one * 8, "other": other * 8, "label": [1.0, 0.0, 0.0, 1.0] * 8})
     arguments = CrossEncoderTrainingArguments(
         "run", max_steps=30, learning_rate=3e-3, per_device_train_batch_size=4, report_to="none", use_cpu=True,
         disable_tqdm=True, save_strategy="no",

@@ -6,6 +6,7 @@ HF_GPT_SCRATCH_ENGINES names.
 
 import json
 import os
+import subprocess
 import time
 import venv
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ OPENVINO = Engine(
 )
 LLAMA_FACTORY = Engine(
     "llama_factory",
-    ("llamafactory==0.9.5", "ms-swift==4.6.0", "torch==2.13.0"),
+    ("llamafactory==0.9.5", "torch==2.13.0"),
+    unwanted=("torchvision", "torchaudio"),
 )
 
 
@@ -73,3 +75,29 @@ def python_of(engine: Engine) -> Path:
         found = {"seconds": round(time.monotonic() - start), "mb": round(size / 1e6)}
         complete.write_text(json.dumps(wanted | found), encoding="utf-8")
     return python
+
+
+def run(
+    engine: Engine,
+    folder: Path,
+    program: str,
+    *arguments: str | Path,
+    given: str = "",
+    python_path: Path | None = None,
+    timeout: float = 900,
+) -> str:
+    """Run a program of the environment in a folder, without network and this package, and return what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    settings = {
+        "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    if python_path:
+        settings["PYTHONPATH"] = str(python_path)
+    done = subprocess.run(
+        [python_of(engine).with_name(program), *arguments], cwd=folder, env=inherited | settings, input=given,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise AssertionError(f"{program} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-8000:]}")
+    return done.stdout + done.stderr

@@ -1,13 +1,12 @@
-"""The README's way past one machine, as it stands there, on a real Ray of two nodes: the bytes are those of one process.
+"""The README's way past one machine, word for word, on a real Ray of two nodes: the bytes are those of one process.
 
-The nodes are two groups of processes on this machine, with a core each.
+The nodes are two sessions of processes on this machine, with a core each.
 """
 
 import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import tempfile
@@ -76,8 +75,13 @@ class Cluster:
         with log.open("w") as output:
             self.nodes.append(
                 subprocess.Popen(
-                    command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=subprocess.STDOUT, start_new_session=True,
+                    command,
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )  # fmt: skip
             )
         deadline = time.monotonic() + START_TIMEOUT
