@@ -100,6 +100,22 @@ NOT_RUN = {
         "needs the Hub",
         "data/test_documents.py::test_dataset_is_streamed_from_a_local_folder",
     ),
+    "ray start --": (
+        "needs a cluster of Ray",
+        "engines/test_ray.py::test_a_node_dies_and_the_shards_are_those_of_one_process",
+    ),
+    "python tokenize_on_ray.py": (
+        "needs a cluster of Ray",
+        "engines/test_ray.py::test_a_node_dies_and_the_shards_are_those_of_one_process",
+    ),
+    "# tokenize_on_ray.py": (
+        "needs a cluster of Ray",
+        "engines/test_ray.py::test_a_node_dies_and_the_shards_are_those_of_one_process",
+    ),
+    "python scripts/prepare_data.py --source datatrove-tokens": (
+        "needs a cluster of Ray",
+        "engines/test_ray.py::test_a_node_dies_and_the_shards_are_those_of_one_process",
+    ),
     "accelerate launch scripts/train.py --train_data tokens": (
         "trains for minutes",
         "commands/test_prepare.py::test_training_on_it_is_the_same_on_one_process_and_two",

@@ -1,4 +1,4 @@
-"""The stock export in other runtimes: ONNX Runtime, and GGUF made by llama.cpp's own converter."""
+"""The stock export in other runtimes: CTranslate2, ONNX Runtime, and GGUF made by llama.cpp's own converter."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
@@ -72,7 +72,7 @@ def test_onnx_runtime(stock: Path, expected: dict, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_ctranslate2_keeps_one_epsilon(build_model: Callable, tmp_path: Path) -> None:
     """GPT-2's is kept; any other becomes GPT-2's without a word, which the card of such an export says."""
-    ctranslate2 = pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed: pip install ctranslate2")
+    import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
     for epsilon in (1e-5, 0.1):
@@ -84,12 +84,46 @@ def test_ctranslate2_keeps_one_epsilon(build_model: Callable, tmp_path: Path) ->
         tokenizer = AutoTokenizer.from_pretrained(folder / "stock")
         ids = tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
         generator = ctranslate2.Generator(str(folder / "converted"), device="cpu", intra_threads=1)
-        found = torch.tensor(numpy.array(generator.forward_batch([tokenizer.convert_ids_to_tokens(ids[0])])))
+        found = torch.tensor(np.array(generator.forward_batch([tokenizer.convert_ids_to_tokens(ids[0])])))
         lost = GPT2LMHeadModel.from_pretrained(folder / "stock", layer_norm_epsilon=1e-5).eval()
         assert (found - lost(ids).logits).abs().max() < 1e-4
         assert ((found - model(ids).logits).abs().max() < 1e-4) == (epsilon == 1e-5)
         card = (folder / "stock" / "README.md").read_text(encoding="utf-8")
         assert ("CTranslate2 4.8 changes layer_norm_epsilon from 0.1 to 1e-05" in card) == (epsilon == 0.1)
+
+
+@pytest.mark.works("ctranslate2", "the stock export: the same greedy ids in one batch, and logits to 1e-4")
+def test_ctranslate2(stock: Path, expected: dict, tmp_path: Path) -> None:
+    import ctranslate2
+
+    converter = Path(sys.executable).with_name("ct2-transformers-converter")
+    subprocess.run(
+        [converter, "--model", stock, "--output_dir", tmp_path / "converted"],
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    model = GPT2LMHeadModel.from_pretrained(stock).eval()
+    tokenizer = AutoTokenizer.from_pretrained(stock)
+    rows = [tokenizer.convert_ids_to_tokens(prompt) for prompt in expected]
+    engines = {
+        kind: ctranslate2.Generator(str(tmp_path / "converted"), compute_type=kind, intra_threads=1)
+        for kind in ("float32", "int8")
+    }
+    answers = engines["float32"].generate_batch(
+        rows, max_length=NEW_TOKENS, sampling_topk=1, include_prompt_in_result=False
+    )
+    assert [answer.sequences_ids[0] for answer in answers] == list(expected.values())
+
+    prompt = max(expected, key=len)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0]
+    differences = {
+        kind: (torch.tensor(np.array(engine.forward_batch([list(prompt)])))[0] - logits).abs().max().item()
+        for kind, engine in engines.items()
+    }
+    assert differences["float32"] < 1e-4
+    assert differences["int8"] > 1e-3  # the control: rounded weights are seen
+    with pytest.raises(RuntimeError, match="No position encodings are defined for positions >= 64"):
+        engines["float32"].generate_batch(rows, max_length=70, sampling_topk=1, end_token=[])
 
 
 @pytest.fixture(scope="module")

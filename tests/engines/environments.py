@@ -1,4 +1,4 @@
-"""Makes a virtual environment for an inference engine, which wants other versions than the tests have.
+"""Makes a virtual environment for an engine or a tool, which wants other versions than the tests have.
 
 It is made once and kept in ~/.cache/hf_gpt_scratch/engines, or in the folder that the environment variable
 HF_GPT_SCRATCH_ENGINES names.
@@ -6,6 +6,7 @@ HF_GPT_SCRATCH_ENGINES names.
 
 import json
 import os
+import subprocess
 import time
 import venv
 from dataclasses import dataclass
@@ -44,7 +45,18 @@ TRANSFORMER_LENS = Engine(
     ("transformer_lens==4.3.0", "nnsight==0.8.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"),
 )
 INSEQ = Engine("inseq", ("inseq==0.7.1", "captum==0.9.0", "torch==2.13.0", "transformers==5.24.0"))
-ENGINES = (VLLM, TRANSFORMER_LENS, INSEQ)
+RAY = Engine("ray", ("ray==2.60.0", "datatrove[io]==0.10.1", "tokenizers==0.23.3"))
+OPENVINO = Engine(
+    "openvino",
+    ("openvino-genai==2026.4.1", "optimum-intel==2.2.0", "torch==2.13.0"),
+    unwanted=("torchvision",),
+)
+LLAMA_FACTORY = Engine(
+    "llama_factory",
+    ("llamafactory==0.9.5", "torch==2.13.0"),
+    unwanted=("torchvision", "torchaudio"),
+)
+ENGINES = (VLLM, TRANSFORMER_LENS, INSEQ, OPENVINO, LLAMA_FACTORY, RAY)
 
 
 def pinned_version(package: str) -> str:
@@ -84,3 +96,29 @@ def python_of(engine: Engine) -> Path:
         }
         complete.write_text(json.dumps(wanted | found), encoding="utf-8")
     return python
+
+
+def run(
+    engine: Engine,
+    folder: Path,
+    program: str,
+    *arguments: str | Path,
+    given: str = "",
+    python_path: Path | None = None,
+    timeout: float = 900,
+) -> str:
+    """Run a program of the environment in a folder, without network and this package, and return what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    settings = {
+        "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    if python_path:
+        settings["PYTHONPATH"] = str(python_path)
+    done = subprocess.run(
+        [python_of(engine).with_name(program), *arguments], cwd=folder, env=inherited | settings, input=given,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise AssertionError(f"{program} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-8000:]}")
+    return done.stdout + done.stderr

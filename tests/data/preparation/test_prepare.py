@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from hf_gpt_scratch.data.document_sources import Source, file_sources
+from hf_gpt_scratch.data.document_sources import Source, dataset_source, file_sources
+from hf_gpt_scratch.data.documents import DatasetName
 from hf_gpt_scratch.data.preparation.prepare import Choices, prepare, split_of
 from hf_gpt_scratch.data.token_folder import ShardedTokens, read_index, verify_folder
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
@@ -152,6 +155,16 @@ def kill_at_event(number: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
+def kill_at_file(path: Path) -> None:
+    """Kill this process when a file is about to get its name."""
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "os.rename" and Path(arguments[1]) == path:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def kill_at_size(num_bytes: int) -> None:
     """Have the kernel kill this process when a file of it grows beyond so many bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -196,6 +209,47 @@ def test_killed_at_every_file_event_the_result_is_the_same_to_the_byte(
     assert number > 40
     assert taken_up > 20
     assert folder_bytes(folder) == unbroken
+
+
+@pytest.fixture(params=["files", "dataset"])
+def parquet_sources(request: pytest.FixtureRequest, documents: list[str], tmp_path: Path) -> list[Source]:
+    """The documents in two parquet files of several row groups, read as files, or streamed by `datasets`."""
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    for number in range(2):
+        table = pyarrow.table({"text": documents[number::2]})
+        pyarrow.parquet.write_table(table, folder / f"{number}.parquet", row_group_size=8)
+    if request.param == "dataset":
+        return [dataset_source(DatasetName(str(folder)))]
+    return file_sources([folder], None, 1, lambda num_bytes: None)
+
+
+def test_killed_in_the_middle_of_a_parquet_file_it_goes_on_there(
+    parquet_sources: list[Source], documents: list[str], tmp_path: Path
+) -> None:
+    """Killed where a shard has just been noted: for the most part its end lies within a document of a row group."""
+    choices = Choices(shard_tokens=700)
+    prepare(tmp_path / "unbroken", parquet_sources, choices, 1, quiet)
+    unbroken = folder_bytes(tmp_path / "unbroken")
+    row = tokens_of(tmp_path / "unbroken").tolist()
+    assert row == plain_tokens([*documents[0::2], *documents[1::2]])
+    num_shards = len(list((tmp_path / "unbroken").glob("train-*")))
+    assert row[699 : 700 * num_shards - 1 : 700].count(END_OF_TEXT_ID) < num_shards // 2
+
+    for number in range(1, num_shards):
+        folder = tmp_path / f"killed-{number}"
+
+        def work(folder: Path = folder, number: int = number) -> None:
+            kill_at_file(folder / f"train-{number:05d}.safetensors")
+            prepare(folder, parquet_sources, choices, 1, quiet)
+
+        assert in_child(work) == -signal.SIGKILL
+        before = {path.name: path.stat().st_mtime_ns for path in folder.glob("train-*")}
+        said: list[str] = []
+        prepare(folder, parquet_sources, choices, 1, said.append)
+        assert said == [f"going on after {number} finished shards"]
+        assert folder_bytes(folder) == unbroken
+        assert before == {name: (folder / name).stat().st_mtime_ns for name in before}  # none is made again
 
 
 @pytest.mark.parametrize("num_bytes", [10, 600, 3000])
