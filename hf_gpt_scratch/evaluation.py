@@ -176,6 +176,7 @@ def evaluate_text(
     `batch_size` are scored at once (none: as many as have 4,096 tokens). The model's first token precedes the text;
     windows do not overlap, but for the last, which reaches back (as lm-evaluation-harness scores them). A text in
     blocks is not held in memory, if the tokenizer allows it. `show_progress` is told about how many bytes are scored.
+    ValueError: the windows are longer than the context of the model, or the text is empty.
     """
     context = model.config.max_position_embeddings
     block_size = block_size or context
