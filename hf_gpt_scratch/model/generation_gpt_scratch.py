@@ -128,9 +128,9 @@ class GPTScratchPastContext(GenerationMixin):
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the library does; on a CPU with oneDNN, which reads large weights faster than `nn.Linear`."""
-        can = (
-            self.device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch, "get_autocast_dtype")
-        )
+        can = torch.backends.mkldnn.is_available() and hasattr(torch, "get_autocast_dtype")
+        # With a cache that is named the step may be compiled, which such a change would make necessary at each call.
+        can = can and self.device.type == "cpu" and kwargs.get("cache_implementation") is None
         linears = [one for one in self.modules() if can and type(one) is nn.Linear and "forward" not in vars(one)]
         large = [one for one in linears if one.weight.numel() >= 2**19]  # below, handing over costs more than it gains
         for linear in large:
