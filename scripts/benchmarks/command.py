@@ -73,6 +73,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, and a plot beside it")
     parser.add_argument("--peer_python", type=Path, metavar="PYTHON", help="Python with litgpt and llms-from-scratch")
+    parser.add_argument(
+        "--engine_python",
+        type=Path,
+        metavar="PYTHON",
+        help="Python with ctranslate2, openvino-genai and optimum-intel",
+    )
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="folder of nanoGPT, with its model.py")
 
 

@@ -1,4 +1,4 @@
-"""Generated texts timed against those of transformers, nanoGPT, litgpt and the tutorial's cached model."""
+"""Generated texts timed against those of transformers, nanoGPT, litgpt, the tutorial's cached model and engines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,9 +19,10 @@ READING, STOCK = "weights read once", "transformers"
 
 @dataclass(frozen=True)
 class Entry(peer_benchmark.Entry):
-    """A candidate, and whether its greedy ids are ours."""
+    """A candidate, whether its greedy ids are ours, and the module that makes it."""
 
     same_ids: bool = True
+    module: str = "generation_runs"
 
 
 ENTRIES = {
@@ -34,6 +35,12 @@ ENTRIES = {
     "litgpt (rotary positions)": Entry("make_litgpt", needs="peer_python", same_ids=False),
     "tutorial, cached": Entry("make_tutorial", needs="peer_python"),
     "nanoGPT (no cache)": Entry("make_nanogpt", needs="nanogpt"),
+}
+ENGINES = {
+    OURS: Entry("make_ours", limit=None),
+    STOCK: Entry("make_transformers"),
+    "CTranslate2": Entry("make_ctranslate2", needs="engine_python", module="engine_runs", limit=None),
+    "OpenVINO GenAI": Entry("make_openvino", needs="engine_python", module="engine_runs", limit=None),
 }
 PREFILLS = {
     OURS: Entry("make_prefill", {"ours": True}, limit=None),
@@ -79,11 +86,20 @@ SETTINGS = {
     "8-uncached": Setting(
         "124M, 8 x 64 + 128 tokens, greedy", GPT2_124M, rows=8, names=(OURS, "nanoGPT (no cache)"), rounds=1
     ),
+    "1-engines": Setting(
+        "124M, 1 x 64 + 128 tokens, greedy", GPT2_124M, rows=1, entries=ENGINES, names=tuple(ENGINES)
+    ),
+    "8-engines": Setting(
+        "124M, 8 x 64 + 128 tokens, greedy", GPT2_124M, rows=8, entries=ENGINES, names=tuple(ENGINES), stock_limit=1.15
+    ),
     "prefill": Setting(
         "124M, the prompt of 64 tokens", GPT2_124M, rows=1, new=0, entries=PREFILLS, names=tuple(PREFILLS),
         stock_limit=1.0,
     ),
     "tiny": Setting("tiny, 2 x 8 + 40 tokens, greedy", TINY, rows=2, prompt=8, new=40, names=tuple(ENTRIES)),
+    "tiny-engines": Setting(
+        "tiny, 2 x 8 + 40 tokens, greedy", TINY, rows=2, prompt=8, new=40, entries=ENGINES, names=tuple(ENGINES)
+    ),
     "tiny-sampled": Setting("tiny, 2 x 8 + 40 tokens, sampled", TINY, rows=2, prompt=8, new=40, sampled=True),
 }  # fmt: skip
 
@@ -94,8 +110,8 @@ class Generation(PeerBenchmark):
     help = "generated texts, against transformers, nanoGPT, litgpt and the tutorial"
     packages = ("torch", "transformers")
     settings = SETTINGS
-    default_settings = tuple(name for name in SETTINGS if not name.startswith("tiny"))
-    entries = ENTRIES
+    default_settings = tuple(name for name in SETTINGS if "tiny" not in name and "engines" not in name)
+    entries = ENTRIES | ENGINES
 
     def report(self, name: str, task_fields: dict[str, Any], arguments: "argparse.Namespace") -> dict[str, Any]:
         """Measure a setting."""
@@ -125,7 +141,7 @@ def candidates_of(
         is_asked_for = not arguments.only or name in (OURS, *arguments.only)
         is_greedy_alone = name == BARE  # the loop without generate()
         if is_asked_for and not entry.is_missing(arguments) and not (is_greedy_alone and setting.sampled):
-            yield entry.candidate(name, "generation_runs", options, arguments)
+            yield entry.candidate(name, entry.module, options, arguments)
 
 
 def check_work(results: Results, setting: Setting) -> None:

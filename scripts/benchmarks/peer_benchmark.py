@@ -44,7 +44,8 @@ class Entry:
         options = options | self.options
         if self.needs == "nanogpt":
             options["source"] = str(arguments.nanogpt)
-        python = arguments.peer_python if self.needs == "peer_python" else Path(sys.executable)
+        needs = self.needs or ""
+        python = getattr(arguments, needs) if needs.endswith("_python") else Path(sys.executable)
         return Candidate(name, f"{__package__}.{module}:{self.make}", options, python)
 
 
