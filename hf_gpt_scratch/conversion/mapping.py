@@ -156,23 +156,28 @@ OPENAI = Format(
 GPT2 = Format("gpt2", "a checkpoint of transformers' GPT-2", gpt2_rows(Layout.CONV1D))
 NANOGPT = Format("nanogpt", "a checkpoint of nanoGPT", gpt2_rows(Layout.LINEAR), biases_optional=True)
 TUTORIAL_BLOCK = "trf_blocks.{i}."
-TUTORIAL = Format(
-    "tutorial",
-    "a checkpoint of the tutorial's GPTModel",
-    (
-        Row("tok_emb.weight", (EMBEDDING,)),
-        Row("pos_emb.weight", (POSITIONS,)),
-        *rows_of({f"{TUTORIAL_BLOCK}norm1.": LN_1, f"{TUTORIAL_BLOCK}norm2.": LN_2}, ("scale", "shift")),
-        # The faster attentions beside the tutorial have one projection for all three.
-        *rows_of({f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}),
-        *rows_of({f"{TUTORIAL_BLOCK}att.W_query.": QKV[0], f"{TUTORIAL_BLOCK}att.W_key.": QKV[1]}),
-        *rows_of({f"{TUTORIAL_BLOCK}att.W_value.": QKV[2], f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT}),
-        *dropped_rows(CAUSAL_MASK, f"{TUTORIAL_BLOCK}att.mask"),
-        *rows_of({f"{TUTORIAL_BLOCK}ff.layers.0.": MLP_IN, f"{TUTORIAL_BLOCK}ff.layers.2.": MLP_OUT}),
-        *rows_of({"final_norm.": LN_F}, ("scale", "shift")),
-        Row("out_head.weight", (HEAD,)),
+TUTORIAL_ROWS = (
+    Row("tok_emb.weight", (EMBEDDING,)),
+    Row("pos_emb.weight", (POSITIONS,)),
+    *rows_of(
+        {f"{TUTORIAL_BLOCK}norm1.": LN_1, f"{TUTORIAL_BLOCK}norm2.": LN_2, "final_norm.": LN_F}, ("scale", "shift")
     ),
+    *rows_of({f"{TUTORIAL_BLOCK}ff.layers.0.": MLP_IN, f"{TUTORIAL_BLOCK}ff.layers.2.": MLP_OUT}),
+    *dropped_rows(CAUSAL_MASK, f"{TUTORIAL_BLOCK}att.mask"),
+    Row("out_head.weight", (HEAD,)),
 )
+SEPARATE_ATTENTION = {
+    f"{TUTORIAL_BLOCK}att.W_query.": QKV[0],
+    f"{TUTORIAL_BLOCK}att.W_key.": QKV[1],
+    f"{TUTORIAL_BLOCK}att.W_value.": QKV[2],
+    f"{TUTORIAL_BLOCK}att.out_proj.": ATTENTION_OUT,
+}
+TUTORIAL = Format(
+    "tutorial", "a checkpoint of the tutorial's GPTModel", (*TUTORIAL_ROWS, *rows_of(SEPARATE_ATTENTION))
+)
+# The faster attentions beside the tutorial have one projection for all three.
+FUSED_ATTENTION = {f"{TUTORIAL_BLOCK}att.qkv.": QKV, f"{TUTORIAL_BLOCK}att.proj.": ATTENTION_OUT}
+FUSED_TUTORIAL = replace(TUTORIAL, rows=(*TUTORIAL_ROWS, *rows_of(FUSED_ATTENTION)))
 # Our own state dict, as torch.save writes it: the names stay.
 STATE_DICT = Format(
     "gpt_scratch",
@@ -217,6 +222,8 @@ def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Forma
         raise ValueError(f"these tensors are of no format that is known ({kinds}): {name_some(sorted(shapes))}")
     if best in ("gpt2", "nanogpt"):
         return NANOGPT if _has_linear_layout(shapes) else GPT2
+    if best == "tutorial" and any(name.endswith(".att.qkv.weight") for name in shapes):
+        return FUSED_TUTORIAL
     return FORMATS[best]
 
 
