@@ -140,7 +140,7 @@ def start(environment: dict[str, str], project_root: Path, tmp_path: Path) -> It
 def test_evaluation_is_left_and_done_again_bit_for_bit(start: Callable, texts: dict, launcher: list[str]) -> None:
     """An evaluation of seconds after step 4, which draws its windows; of two processes only the second is told."""
     arguments = ["--train_file", texts["long"], "--validation_file", texts["short"], "--max_steps", "6"]
-    arguments += ["--eval_steps", "4", "--eval_iter", "5000", "--initial_eval_iter", "1"]
+    arguments += ["--eval_steps", "4", "--eval_iter", "30000", "--initial_eval_iter", "1"]
     arguments += ["--data_order", "torch_dataloader"]
     stopped = start(launcher, *arguments, name="stopped").wait_for_steps(4)
     time.sleep(0.5)
@@ -195,7 +195,7 @@ def test_first_and_last_evaluation_are_left_at_once(start: Callable, texts: dict
     assert again.wait() == 138
 
 
-SLOW = [*ENDLESS, "--gradient_accumulation_steps", "500"]
+SLOW = [*ENDLESS, "--gradient_accumulation_steps", "2000"]  # a step of seconds, on a fast machine too
 
 
 @pytest.mark.resilience
