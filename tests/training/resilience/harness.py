@@ -34,7 +34,7 @@ RUN = [
         "--sample_prompt",
         "The",
         "--peak_flops",
-        "1e9",
+        "1e12",
         "--save_steps",
         str(SAVE_STEPS),
     ),
