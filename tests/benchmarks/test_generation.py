@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 
-from scripts.benchmarks.generation import OURS, READING, SETTINGS, STOCK, candidates_of, check_work, limits_of
+from scripts.benchmarks.generation import OURS, READING, SETTINGS, STOCK, check_work, limits_of
 from scripts.benchmarks.generation_runs import LastRows, Text, make_ours, make_transformers
 from scripts.benchmarks.measuring import Measurement
 from scripts.benchmarks.peer_models import Task, draw_weights
@@ -59,15 +57,6 @@ def test_limits_are_judged_by_the_samples(report):
         values = [peer["wall"] / our["wall"] for peer, our in zip(samples[STOCK], samples[ours], strict=True)]
         assert limits[f"transformers / {ours}"]["reached"][::2] == pytest.approx([min(values), max(values)])
         assert limits[f"transformers / {ours}"]["limit"] == limit
-
-
-def test_engines_run_in_the_python_that_has_them():
-    arguments = Namespace(only=None, engine_python=Path("engine"))
-    pythons = {one.name: one.python for one in candidates_of(SETTINGS["tiny-engines"], {}, arguments)}
-    own = Path(sys.executable)
-    assert pythons == {OURS: own, STOCK: own, "CTranslate2": Path("engine"), "OpenVINO GenAI": Path("engine")}
-    arguments.engine_python = None
-    assert [one.name for one in candidates_of(SETTINGS["tiny-engines"], {}, arguments)] == [OURS, STOCK]
 
 
 def test_another_model_or_a_shorter_text_cannot_take_part(tmp_path):
