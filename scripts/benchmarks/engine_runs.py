@@ -51,11 +51,13 @@ def make_openvino(task_fields: Fields, text_fields: Fields) -> Work:
     import openvino
     import openvino_genai
     from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
 
     task, text = Task(**task_fields), Text(**text_fields)
     stock, kind = save_stock_model(task), "text-generation-with-past"
     converted = stock / "converted"
-    main_export(str(stock), str(converted), task=kind, convert_tokenizer=False)
+    how_exact = OVConfig(dtype="fp32")  # by default half the bytes are written, and read for each token
+    main_export(str(stock), str(converted), task=kind, convert_tokenizer=False, ov_config=how_exact)
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     engine = openvino_genai.LLMPipeline(str(converted), "CPU", **threads)
     how = openvino_genai.GenerationConfig()
