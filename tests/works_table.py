@@ -44,6 +44,9 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         known: Rows = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        # Of a test that ran no case stays that did not: it may be gone.
+        ran = {name.partition("[")[0] for name in self.rows}
+        known = {name: row for name, row in known.items() if name.partition("[")[0] not in ran}
         rows = dict(sorted((known | self.rows).items()))
         self.path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -23,8 +23,12 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
         "--from_dir", type=Path, help="folder or file of OpenAI's, transformers', tutorial's or nanoGPT's"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
-    parser.add_argument("--export_stock", action="store_true", help="from our layout to transformers' GPT-2")
-    parser.add_argument("--export_onnx", action="store_true", help="the same with ONNX files, for transformers.js")
+    exports = parser.add_mutually_exclusive_group()
+    for option, help_text in (
+        ("--export_stock", "from our layout to transformers' GPT-2"),
+        ("--export_onnx", "the same with ONNX files, for transformers.js"),
+    ):
+        exports.add_argument(option, dest="export", action="store_const", const=option, help=help_text)
     parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
     parser.add_argument(
@@ -69,10 +73,10 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
         "text": arguments.text,
         "say": say,
     }
-    if option := asked_export(arguments):
+    if arguments.export:
         if arguments.from_dir is None:
-            raise ValueError(f"{option} exports a gpt_scratch model: name its folder with --from_dir")
-        export = export_onnx if arguments.export_onnx else export_stock
+            raise ValueError(f"{arguments.export} exports a gpt_scratch model: name its folder with --from_dir")
+        export = {"--export_stock": export_stock, "--export_onnx": export_onnx}[arguments.export]
         return export(arguments.from_dir, arguments.output, **common)
     size = find_size(arguments.size) if arguments.size else None
     path = arguments.from_dir
@@ -96,26 +100,15 @@ def convert_or_export(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def asked_export(arguments: argparse.Namespace) -> str | None:
-    """Return the option that asks for an export, if there is one."""
-    if arguments.export_onnx:
-        return "--export_onnx"
-    return "--export_stock" if arguments.export_stock else None
-
-
 def refuse_unused_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError for options that have no effect on what is asked for."""
     if not arguments.verify:
         refuse_unused(arguments, ["--text"], "with --no_verify")
-    if arguments.export_onnx:
-        refuse_unused(arguments, ["--export_stock"], "with --export_onnx")
-        if arguments.push_to_hub:
-            raise ValueError(
-                f"--push_to_hub leaves out ONNX files: hf upload {arguments.push_to_hub} {arguments.output}"
-            )
-    if option := asked_export(arguments):
+    if arguments.export == "--export_onnx" and arguments.push_to_hub:
+        raise ValueError(f"--push_to_hub leaves out ONNX files: hf upload {arguments.push_to_hub} {arguments.output}")
+    if arguments.export:
         options = ["--size", "--reader", "--n_head", "--vocab_size", "--download_dir", "--mirror"]
-        refuse_unused(arguments, options, f"with {option}")
+        refuse_unused(arguments, options, f"with {arguments.export}")
     if arguments.from_dir:
         refuse_unused(arguments, ["--download_dir", "--mirror"], "with --from_dir")
 

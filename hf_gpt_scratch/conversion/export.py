@@ -134,12 +134,11 @@ def export_stock(path: str | Path, output: str | Path, **options: Any) -> dict[s
     """
     how = OutputOptions(**options)
     with atomic_folder(Path(output)) as folder:
-        return write_stock(path, folder, Path(output).name, how)
+        return write_stock(open_source(path), folder, Path(output).name, how)
 
 
-def write_stock(path: str | Path, folder: Path, name: str, how: OutputOptions) -> dict[str, Any]:
-    """Write what `export_stock` makes into an empty folder; `name` is for its card."""
-    source = open_source(path)
+def write_stock(source: Source, folder: Path, name: str, how: OutputOptions, **generation: Any) -> dict[str, Any]:
+    """Write what `export_stock` makes into an empty folder; `name` is for its card, `generation` for its defaults."""
     config, notes = check_model(source), []
     dtype = how.dtype or stored_dtype(source.tensors)
     if not config["qkv_bias"]:
@@ -148,7 +147,7 @@ def write_stock(path: str | Path, folder: Path, name: str, how: OutputOptions) -
         lost = f"{config['layer_norm_eps']:g} to {DEFAULTS['layer_norm_eps']:g}"
         notes.append(f"CTranslate2 4.8 changes layer_norm_epsilon from {lost} without a word: other logits")
     write_json(folder / "config.json", stock_config(config, dtype))
-    write_generation_config(folder, config)
+    write_generation_config(folder, config, **generation)
     copy_tokenizer(source.path.parent, folder, config, notes)
     license_file = source.path.parent / "LICENSE"
     shapes, rows = stock_shapes(config)

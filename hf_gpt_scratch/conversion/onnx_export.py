@@ -10,12 +10,13 @@ from typing import Any
 
 from hf_gpt_scratch.conversion.cards import render_stock_card
 from hf_gpt_scratch.conversion.convert import REPORT_FILE, OutputOptions, describe_files
-from hf_gpt_scratch.conversion.export import write_stock
+from hf_gpt_scratch.conversion.export import check_model, write_stock
+from hf_gpt_scratch.conversion.mapping import EMBEDDING, HEAD
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import Source, open_source
 from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
-from hf_gpt_scratch.runtime.files import atomic_folder, read_json, write_json
+from hf_gpt_scratch.runtime.files import atomic_folder, write_json
 
 
 # Where transformers.js looks for dtype "fp32" and "q8".
@@ -39,11 +40,9 @@ def export_onnx(path: str | Path, output: str | Path, **options: Any) -> dict[st
     with atomic_folder(Path(output)) as folder:
         source = open_source(path)
         check_size(source)
-        report = write_stock(path, folder, Path(output).name, how)
+        context = check_model(source)["max_position_embeddings"]
+        report = write_stock(source, folder, Path(output).name, how, max_length=context)
         config = report["config"]
-        generation = read_json(folder / "generation_config.json")
-        write_json(folder / "generation_config.json", generation | {"max_length": config["max_position_embeddings"]})
-        report["files"] |= describe_files([folder / "generation_config.json"])
         how.say("writing ONNX: float32, then 8-bit weights")
         write_files(folder, config)
         report["onnx"] = {"verification": None}
@@ -53,7 +52,8 @@ def export_onnx(path: str | Path, output: str | Path, **options: Any) -> dict[st
 
             how.say("verifying the ONNX files in ONNX Runtime")
             words = read_text(Path(how.text) if how.text else bundled_text_path())
-            verification = verify_files(folder, source.tensors, config, report["dtype"], words)
+            written = folder / FLOAT_FILE, folder / QUANTIZED_FILE
+            verification = verify_files(*written, source.tensors, config, report["dtype"], words)
             report["onnx"]["verification"] = verification
         files = describe_files([folder / FLOAT_FILE, folder / QUANTIZED_FILE])
         report["onnx"]["files"] = {f"onnx/{name}": facts for name, facts in files.items()}
@@ -64,10 +64,13 @@ def export_onnx(path: str | Path, output: str | Path, **options: Any) -> dict[st
 
 def check_size(source: Source) -> None:
     """Raise ValueError for a model that no ONNX file can hold in float32."""
-    count = sum(math.prod(shape) for shape in source.tensors.shapes.values())
-    if 4 * count > MAX_FILE_BYTES:
+    shapes = source.tensors.shapes
+    count = sum(math.prod(shape) for shape in shapes.values())
+    # The quantizer is given a tied head as a matrix of its own.
+    num_bytes = 4 * (count + (0 if HEAD in shapes else math.prod(shapes.get(EMBEDDING, (0,)))))
+    if num_bytes > MAX_FILE_BYTES:
         raise ValueError(
-            f"{count:,} parameters in float32 are {4 * count / 1e9:.1f} GB, and an ONNX file holds 2 GiB: "
+            f"{count:,} parameters in float32 are {num_bytes / 1e9:.1f} GB on the way, and an ONNX file holds 2 GiB: "
             "use --export_stock, whose folder CTranslate2, llama.cpp and vLLM read"
         )
 

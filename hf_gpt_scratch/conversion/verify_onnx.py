@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 
 from hf_gpt_scratch.conversion.readers.sources import OURS
 from hf_gpt_scratch.conversion.verify import TOLERANCES, SourceWeights, forward, round_to
+from hf_gpt_scratch.conversion.verify_worker import WINDOW, compared_sequences
 
 
 PADDING = 2  # tokens before the shorter text
-WINDOW, SCORED = 256, 2048  # tokens: at once, and altogether, for the loss on a text
+SCORED = 2048  # tokens, for the loss on a text
 Cache = dict[str, np.ndarray]
 
 
@@ -72,9 +73,10 @@ class OnnxModel:
 
 
 def verify_files(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], dtype: str, text: str
-) -> dict[str, float]:
-    """Prove the files in `folder/onnx`, and return the figures for the report.
+    float_file: Path, quantized_file: Path,
+    tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], dtype: str, text: str,
+) -> dict[str, float]:  # fmt: skip
+    """Prove the files in `onnx/` of a folder, and return the figures for the report.
 
     `tensors` are those of our model, which the folder has in `dtype`. The losses on the text, in nats per token, need
     a tokenizer in the folder.
@@ -82,25 +84,23 @@ def verify_files(
     Raises:
         ValueError: they are not what the model is; one line says where.
     """
-    float_file, quantized_file = folder / "onnx" / "model.onnx", folder / "onnx" / "model_quantized.onnx"
     exact, quantized = OnnxModel(float_file), OnnxModel(quantized_file)
     context, vocab_size = config["max_position_embeddings"], config["vocab_size"]
-    sequences, ids = {"fixed": [(7919 * n + 13) % vocab_size for n in range(min(32, context))]}, []
-    if (folder / "tokenizer.json").is_file():
-        ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids[:SCORED]
-        sequences["text"] = ids[: min(64, context)]
+    tokenizer, ids = float_file.parents[1] / "tokenizer.json", []
+    if tokenizer.is_file():
+        ids = Tokenizer.from_file(str(tokenizer)).encode(text).ids[:SCORED]
+    sequences = compared_sequences(context, vocab_size, ids)
     source = SourceWeights(tensors, OURS, vocab_size, round_to(dtype))
-    found = {"largest_difference_of_a_logit": 0.0, "largest_difference_of_a_logit_with_8_bits": 0.0}
+    differences, with_8_bits = [], []
     for name, sequence in sequences.items():
         reference = forward(source, sequence, config)
-        found["largest_difference_of_a_logit"] = max(
-            found["largest_difference_of_a_logit"], compare_logits(exact, name, sequence, reference)
-        )
-        found["largest_difference_of_a_logit_with_8_bits"] = max(
-            found["largest_difference_of_a_logit_with_8_bits"],
-            float(np.abs(quantized.whole(sequence) - reference).max()),
-        )
-    found["largest_step_of_an_8_bit_weight"] = compare_weights(float_file, quantized_file)
+        differences.append(compare_logits(exact, name, sequence, reference))
+        with_8_bits.append(np.abs(quantized.whole(sequence) - reference).max())
+    found = {
+        "largest_difference_of_a_logit": max(differences),
+        "largest_difference_of_a_logit_with_8_bits": float(np.max(with_8_bits)),  # NaN stays NaN
+        "largest_step_of_an_8_bit_weight": compare_weights(float_file, quantized_file),
+    }
     window = min(WINDOW, context)
     if len(ids) > window:
         found["loss_on_the_text"] = loss(exact, ids, window)
@@ -129,14 +129,15 @@ def compare_weights(float_file: Path, quantized_file: Path) -> float:
         ValueError: one is further away, or a matrix was not quantized.
     """
     exact, found = constants(float_file), constants(quantized_file)
-    matrices = [name for name, values in exact.items() if values.ndim == 2]
-    if left := [name for name in matrices if name in found]:
-        raise ValueError(f"verification failed: {', '.join(left[:8])} has no 8-bit weights")
     largest = 0.0
-    for name in matrices:
-        for stored, values in ((name, exact[name]), (f"{name}_Transposed", exact[name].T)):
-            if f"{stored}_quantized" not in found:
-                continue
+    for name, matrix in exact.items():
+        if matrix.ndim != 2:
+            continue
+        stored_as = {name: matrix, f"{name}_Transposed": matrix.T}
+        quantized = {stored: values for stored, values in stored_as.items() if f"{stored}_quantized" in found}
+        if name in found or not quantized:
+            raise ValueError(f"verification failed: {name} has no 8-bit weights")
+        for stored, values in quantized.items():
             step, zero = found[f"{stored}_scale"], found[f"{stored}_zero_point"].astype(np.float32)
             difference = np.abs((found[f"{stored}_quantized"] - zero) * step - values)
             if not (difference <= step).all():

@@ -19,6 +19,12 @@ WINDOW = 256  # tokens; what the tutorial scores at once
 TRAIN_SHARE = 0.9  # of the characters; the tutorial's cut between training and validation text
 
 
+def compared_sequences(context: int, vocab_size: int, text_ids: list[int]) -> dict[str, list[int]]:
+    """Return the tokens that logits are compared on: some of all kinds, and the first of a text if there is one."""
+    sequences = {"fixed": [(7919 * n + 13) % vocab_size for n in range(min(32, context))]}
+    return sequences | ({"text": text_ids[: min(64, context)]} if text_ids else {})
+
+
 def text_losses(model: Any, tokenizer: Any, text: str) -> dict[str, float]:
     """Mean cross-entropy in nats per token of the first nine tenths of a text, of the rest, and of all of it.
 
@@ -68,18 +74,18 @@ def compute(request: dict[str, Any], exchange: Path) -> dict[str, Any]:
 
     model = load(request["folder"], request["trust_remote_code"])
     context, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
-    sequences = {"fixed": [(7919 * n + 13) % vocab_size for n in range(min(32, context))]}
-    losses = {}
+    ids, losses = [], {}
     with torch.no_grad():
         if request["text"] is not None:
             tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
-            sequences["text"] = tokenizer(request["text"], verbose=False)["input_ids"][: min(64, context)]
+            ids = tokenizer(request["text"], verbose=False)["input_ids"]
             losses = text_losses(model, tokenizer, request["text"])
+        sequences = compared_sequences(context, vocab_size, ids)
         dtypes = ["float32", *(["float64"] if model.num_parameters() <= MAX_FLOAT64_PARAMETERS else [])]
         for dtype in dtypes:
             model.to(getattr(torch, dtype))
-            for name, ids in sequences.items():
-                logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+            for name, sequence in sequences.items():
+                logits = model(torch.tensor([sequence]), use_cache=False).logits[0]
                 np.save(exchange / f"{name}-{dtype}.npy", logits.numpy())
     return {
         "class": type(model).__name__,

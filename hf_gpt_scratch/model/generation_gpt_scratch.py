@@ -110,8 +110,8 @@ def multiply_by_onednn(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     tensors = [one for one in (hidden_states, linear.weight, linear.bias) if one is not None]
     kinds = {(type(one), one.device.type, one.dtype, one.layout) for one in tensors}
     plain = {(kind, "cpu", torch.float32, torch.strided) for kind in (torch.Tensor, nn.Parameter)}
-    is_busy = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    if is_busy or not kinds <= plain or not linear.weight.is_contiguous():
+    is_plain = kinds <= plain and linear.weight.is_contiguous() and torch.backends.mkldnn.is_available()
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not is_plain:
         return nn.Linear.forward(linear, hidden_states)
     return nn.functional.linear(hidden_states.to_mkldnn(), linear.weight, linear.bias).to_dense()
 
@@ -128,9 +128,9 @@ class GPTScratchPastContext(GenerationMixin):
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the library does; on a CPU with oneDNN, which reads large weights faster than `nn.Linear`."""
-        can = torch.backends.mkldnn.is_available() and hasattr(torch, "get_autocast_dtype")
-        # With a cache that is named the step may be compiled, which such a change would make necessary at each call.
-        can = can and self.device.type == "cpu" and kwargs.get("cache_implementation") is None
+        configs = kwargs, vars(kwargs.get("generation_config") or self.generation_config)
+        is_compiled = any(one.get("compile_config") for one in configs)  # anew at each call, if layers are changed
+        can = self.device.type == "cpu" and not is_compiled and hasattr(torch, "get_autocast_dtype")
         linears = [one for one in self.modules() if can and type(one) is nn.Linear and "forward" not in vars(one)]
         large = [one for one in linears if one.weight.numel() >= 2**19]  # below, handing over costs more than it gains
         for linear in large:
@@ -177,7 +177,7 @@ class GPTScratchPastContext(GenerationMixin):
         return self._next_inputs(input_ids[:, -window:], **kwargs, **{CACHE: cache})
 
     def _next_inputs(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Let the library leave out what is cached (we do before 4.46); PEFT looks for the cache by forward's name."""
+        """Let the library leave out what is cached, our duty before 4.46; PEFT seeks the cache by forward's name."""
         if "attention_mask" in PREPARED_BY_LIBRARY:
             inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
             return inputs | ({"past_key_values": inputs.pop(CACHE)} if CACHE in inputs else {})

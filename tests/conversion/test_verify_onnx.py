@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gpt_scratch.conversion.onnx_export import export_onnx
-from hf_gpt_scratch.conversion.verify_onnx import WINDOW, OnnxModel, loss, verify_files
+from hf_gpt_scratch.conversion.verify_onnx import OnnxModel, loss, verify_files
+from hf_gpt_scratch.conversion.verify_worker import WINDOW
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from tests.conversion.test_export import build
 
@@ -32,7 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def prove(ours: Path, exported: Path) -> dict[str, float]:
     config = AutoModelForCausalLM.from_pretrained(ours, trust_remote_code=True).config.to_dict()
-    return verify_files(exported, load_file(ours / "model.safetensors"), config, "float32", TEXT)
+    files = exported / "onnx" / "model.onnx", exported / "onnx" / "model_quantized.onnx"
+    return verify_files(*files, load_file(ours / "model.safetensors"), config, "float32", TEXT)
 
 
 def test_what_was_written_passes(folders: tuple[Path, Path]) -> None:
@@ -93,6 +95,56 @@ def test_two_exchanged_rows_are_found(
     with pytest.raises(ValueError, match=f"verification failed: {message}") as failure:
         prove(ours, tmp_path / "changed")
     assert "\n" not in str(failure.value)
+
+
+@pytest.fixture
+def changed(folders: tuple[Path, Path], tmp_path: Path) -> Callable[[str, Callable[[onnx.ModelProto], None]], Path]:
+    """Return a function that edits the graph of a file in a copy of the export, and returns the copy."""
+
+    def edit(file: str, change_model: Callable[[onnx.ModelProto], None]) -> Path:
+        folder = Path(shutil.copytree(folders[1], tmp_path / "changed"))
+        model = onnx.load(folder / "onnx" / file)
+        change_model(model)
+        onnx.save(model, folder / "onnx" / file)
+        return folder
+
+    return edit
+
+
+def test_a_fault_of_the_cache_alone_is_found(folders: tuple[Path, Path], changed: Callable[..., Path]) -> None:
+    """New values before those of the cache: for a whole text that is the same."""
+
+    def new_before_old(model: onnx.ModelProto) -> None:
+        (node,) = [node for node in model.graph.node if node.name == "present.1.value"]
+        node.input[:] = [*reversed(node.input)]
+
+    folder = changed("model.onnx", new_before_old)
+    ids = [3, 1, 4, 1, 5]
+    whole = [OnnxModel(one / "onnx" / "model.onnx").whole(ids) for one in (folders[1], folder)]
+    assert np.array_equal(*whole)
+    with pytest.raises(ValueError, match="logits of model.onnx differ by"):
+        prove(folders[0], folder)
+
+
+def test_padding_that_is_seen_is_found(folders: tuple[Path, Path], changed: Callable[..., Path]) -> None:
+    def see_all(model: onnx.ModelProto) -> None:
+        (node,) = [node for node in model.graph.node if node.op_type == "And"]
+        node.input[1] = node.input[0]
+
+    with pytest.raises(ValueError, match="logits of model.onnx differ by"):
+        prove(folders[0], changed("model.onnx", see_all))
+
+
+def test_weights_under_other_names_are_no_proof(folders: tuple[Path, Path], changed: Callable[..., Path]) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        old = "transformer.h.1.mlp.c_proj.weight_quantized"
+        for constant in model.graph.initializer:
+            constant.name = constant.name.replace(old, "other")
+        for node in model.graph.node:
+            node.input[:] = [name.replace(old, "other") for name in node.input]
+
+    with pytest.raises(ValueError, match="transformer.h.1.mlp.c_proj.weight has no 8-bit weights"):
+        prove(folders[0], changed("model_quantized.onnx", rename))
 
 
 def test_a_matrix_left_in_float_is_found(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -102,14 +102,15 @@ def test_recipe_of_the_readme_gives_the_same_files_again(
     build_tokenizer().save_pretrained("gpt2-tokenizer")
     files = {}
     in_order = {"shuffle_documents": False}
-    for name, more in {"once": in_order, "again": in_order, "default": {}}.items():
+    for name, more in {"once": in_order, "again": in_order, "default": {}, "default again": {}}.items():
         step = DocumentTokenizer(name, "gpt2-tokenizer/tokenizer.json", eos_token="<|endoftext|>", **more)
         step.run([Document(text=text, id=str(number)) for number, text in enumerate(texts)])
         files[name] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
         (path,) = Path(name).glob("*.ds")
         assert sum(piece.ends_document for piece in read_datatrove(path)) == len(texts)
     assert files["once"] == files["again"]
-    assert files["once"] != files["default"]
+    assert files["default"].keys() == files["default again"].keys()
+    assert files["default"] != files["default again"]
 
 
 def test_long_document_comes_in_pieces(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

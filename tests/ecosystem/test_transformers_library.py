@@ -192,7 +192,8 @@ def compile_decoding(path: str) -> dict:
     expected = greedy(model, tokenizer, PROMPTS[0])
     static = greedy(model, tokenizer, PROMPTS[0], cache_implementation="static", compile_config=compile_config)
     graphs = counters["stats"]["unique_graphs"]
-    again = greedy(model, tokenizer, PROMPTS[0], cache_implementation="static", compile_config=compile_config)
+    model.generation_config.cache_implementation, model.generation_config.compile_config = "static", compile_config
+    again = greedy(model, tokenizer, PROMPTS[0])
     return {"plain": expected, "static": static, "again": again, "graphs": graphs,
             "more": counters["stats"]["unique_graphs"] - graphs, "breaks": sum(counters["graph_break"].values()),
             "torch": torch.__version__}  # fmt: skip

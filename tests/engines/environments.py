@@ -20,7 +20,7 @@ from tests.pip import NotInstalledError, pip
 
 DEFAULT_FOLDER = Path("~/.cache/hf_gpt_scratch/engines")
 COMPLETE = "engine.json"
-INSTALL_TIMEOUT = 1800  # seconds; vLLM with torch takes about three minutes
+INSTALL_TIMEOUT = 1800  # seconds
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,26 @@ def run(
     engine: Engine,
     folder: Path,
     program: str,
-    *arguments: str | Path,
+    *arguments: object,
     given: str = "",
     python_path: Path | None = None,
     timeout: float = 900,
 ) -> str:
-    """Run a program of the environment in a folder, without network and this package, and return what it prints."""
+    """Run a program of the environment in a folder, without network, and return what it prints.
+
+    It does not find this package unless `python_path` does.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     settings = {
         "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled",
     }  # fmt: skip
     if python_path:
         settings["PYTHONPATH"] = str(python_path)
+    command = [python_of(engine).with_name(program), *map(str, arguments)]
     done = subprocess.run(
-        [python_of(engine).with_name(program), *arguments], cwd=folder, env=inherited | settings, input=given,
-        capture_output=True, text=True, timeout=timeout,
+        command, cwd=folder, env=inherited | settings, input=given, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     if done.returncode != 0:
         raise AssertionError(f"{program} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-8000:]}")
-    return done.stdout + done.stderr
+    return done.stdout

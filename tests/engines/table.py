@@ -15,7 +15,7 @@ from tests.engines.environments import COMPLETE, ENGINES, root
 RECORD = Path(__file__).with_name("environments.json")
 README = Path(__file__).with_name("README.md")
 MARKS = "<!-- environments -->\n", "<!-- end of environments -->"
-HEAD = "| environment | holds | seconds to install | MB | on |\n|---|---|---|---|---|"
+HEAD = "| environment | holds | seconds to make | MB | on |\n|---|---|---|---|---|"
 
 Record = dict[str, dict[str, Any]]  # of environments by their names: requirements, unwanted, seconds, mb, date
 
@@ -45,6 +45,7 @@ def recorded() -> Record:
 if __name__ == "__main__":
     made = {engine.name: root() / engine.name / COMPLETE for engine in ENGINES}
     measured = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in made.items() if file.is_file()}
-    record = {name: measured.get(name) or recorded()[name] for name in made}
+    known = recorded() | measured
+    record = {name: known[name] for name in made}
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     README.write_text(with_table(README.read_text(encoding="utf-8"), record), encoding="utf-8")

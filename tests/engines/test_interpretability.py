@@ -3,8 +3,6 @@
 Each runs in a process of its own environment; only TransformerLens, which needs our adapter, can import this package.
 """
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +16,21 @@ from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
 from hf_gpt_scratch.hub.repository import build_repository
 from tests.conftest import draw_weights
-from tests.engines.environments import INSEQ, TRANSFORMER_LENS, Engine, python_of
+from tests.engines.environments import INSEQ, TRANSFORMER_LENS, Engine, run
 from tests.engines.interpretability_child import ABLATED, NEW, WEIGHTS, zero
 from tests.readme import ROOT, read_blocks
 
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(2400)]
 
-RUN_TIMEOUT = 600  # seconds; one that finds other processes at work
 CHILD = Path(__file__).with_name("interpretability_child.py")
 TOLERANCE = 1e-5
 DIFFERENT = 1e-3
 TEXT = "The lamp stood on the table"
 # As GPT-2 has it, and with all that the configuration can change.
-VARIANTS = {"gpt2": {}, "other": {"norm_type": "rmsnorm", "qkv_bias": False, "tie_word_embeddings": False}}
+OTHER = {"norm_type": "rmsnorm", "qkv_bias": False, "tie_word_embeddings": False}
+OTHER |= {"layer_norm_eps": 1e-2, "intermediate_size": 48, "hidden_act": "relu"}
+VARIANTS = {"gpt2": {}, "other": OTHER}
 
 Looked = dict[str, torch.Tensor | str]
 
@@ -109,30 +108,17 @@ def models(folders: dict[str, Path]) -> dict[str, GPTScratchForCausalLM]:
     }
 
 
-def run(engine: Engine, *arguments: object, folder: Path, with_package: bool) -> str:
-    """Return what Python prints in the engine's environment."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
-    settings = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    settings |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    if with_package:
-        settings["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [python_of(engine), *([] if with_package else ["-I"]), *arguments], cwd=folder, env=inherited | settings,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RUN_TIMEOUT,
-    )  # fmt: skip
-    if done.returncode != 0:
-        pytest.fail(f"{engine.name} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}")
-    return done.stdout
-
-
 @pytest.fixture
 def look(ids: torch.Tensor, tmp_path: Path) -> Callable[..., Looked]:
     """Return a function that has a tool look inside a folder, in a process that finds this package where it may."""
 
     def call(engine: Engine, tool: str, folder: Path, with_package: bool = False) -> Looked:
         report = tmp_path / f"{tool} of {folder.name}.safetensors"
-        words = [CHILD, tool, folder, report, *map(str, ids[0].tolist())]
-        run(engine, *words, folder=tmp_path, with_package=with_package)
+        words = [CHILD, tool, folder, report, *ids[0].tolist()]
+        if with_package:
+            run(engine, tmp_path, "python", *words, python_path=ROOT)
+        else:
+            run(engine, tmp_path, "python", "-I", *words)
         with safe_open(report, "pt") as file:
             looked = {name: file.get_tensor(name) for name in file.keys()} | file.metadata()  # noqa: SIM118
         assert looked["package"] == str(with_package)
@@ -249,7 +235,7 @@ def test_the_example_of_the_readme(folders: dict, models: dict, ids: torch.Tenso
     assert len(block.text.splitlines()) <= 12
     (tmp_path / "runs" / "gpt-scratch").mkdir(parents=True)
     (tmp_path / "runs" / "gpt-scratch" / "model").symlink_to(folders["gpt2"])
-    printed = run(TRANSFORMER_LENS, "-c", block.text, folder=tmp_path, with_package=True).splitlines()
+    printed = run(TRANSFORMER_LENS, tmp_path, "python", "-c", block.text, python_path=ROOT).splitlines()
     tokenizer, model = build_tokenizer(), models["gpt2"]
     text = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], dim=1)
     seen = by_plain_hooks(model, text)

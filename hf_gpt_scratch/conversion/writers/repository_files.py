@@ -37,7 +37,7 @@ def write_model_files(folder: Path, config: Mapping[str, Any], dtype: str, vocab
         (folder / name).write_bytes(content)
 
 
-def write_generation_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the special tokens, those that are set."""
+def write_generation_config(folder: Path, config: Mapping[str, Any], **more: Any) -> None:
+    """Write the special tokens, those that are set, and `more` fields."""
     special = {key: config[key] for key in SPECIAL_TOKENS if config[key] is not None}
-    write_json(folder / "generation_config.json", special | {"transformers_version": transformers_version()})
+    write_json(folder / "generation_config.json", special | more | {"transformers_version": transformers_version()})
