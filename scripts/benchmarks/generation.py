@@ -107,7 +107,7 @@ SETTINGS = {
 class Generation(PeerBenchmark):
     """Generated texts of this project and of its peers."""
 
-    help = "generated texts, against transformers, nanoGPT, litgpt and the tutorial"
+    help = "generated texts, against transformers, nanoGPT, litgpt and the tutorial; engines by --settings 1-engines"
     packages = ("torch", "transformers")
     settings = SETTINGS
     default_settings = tuple(name for name in SETTINGS if "tiny" not in name and "engines" not in name)

@@ -35,22 +35,24 @@ class Candidate:
     python: Path = Path(sys.executable)
 
 
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return the environment variables of a process that finds this package and computes on some threads."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+
+
 class Worker:
     """The process of a candidate, from the start to the end of a `with` block."""
 
     def __init__(self, candidate: Candidate, threads: int) -> None:
         self.candidate = candidate
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")])),
-        }
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
         self.process = subprocess.Popen(
             [candidate.python, "-m", __name__, candidate.make, json.dumps(candidate.options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=environment,
+            env=worker_environment(threads),
             text=True,
         )
         # Popen has both as pipes, but its type says None too.

@@ -34,8 +34,8 @@ def test_the_saved_model_is_ours_and_its_tokens_are_numbers(task: Task) -> None:
     assert AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(ids[0].tolist()) == ["5", "40000", "7"]
 
 
+@pytest.mark.ecosystem
 def test_ctranslate2_adds_our_tokens(task: Task) -> None:
-    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed: pip install ctranslate2")
     text = asdict(Text(**SETTING.text_fields))
     assert make_ctranslate2(vars(task), text)() == make_ours(vars(task), text)()
 

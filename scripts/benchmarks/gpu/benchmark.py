@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_gpt_scratch.runtime.cli import refuse_unused
 from hf_gpt_scratch.runtime.files import write_file
 from scripts.benchmarks.benchmark import Benchmark
-from scripts.benchmarks.workers import PACKAGE_PARENT
+from scripts.benchmarks.workers import worker_environment
 
 from .plan import FULL, REHEARSAL, SECONDS, Plan
 from .record import Record
@@ -49,10 +50,15 @@ class Gpu(Benchmark):
             Nothing: the folder has all figures.
 
         Raises:
-            ValueError: a part is unknown, the folder is in use, or an item failed.
+            ValueError: an option is wrong or would do nothing, the folder is in use, or an item failed.
         """
         if unknown := [part for part in arguments.parts if part not in SECONDS]:
             raise ValueError(f"unknown {unknown[0]!r}: choose from {'; '.join(SECONDS)}")
+        refuse_unused(arguments, ["--json", "--peer_python", "--engine_python"], "with gpu")
+        text, nanogpt = arguments.text, arguments.nanogpt
+        for name, file in (("text", text), ("nanogpt", nanogpt and nanogpt / "model.py")):
+            if file and not file.is_file():
+                raise ValueError(f"--{name} {getattr(arguments, name)}: there is no file {file}")
         out = arguments.out.resolve()
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"--out {out} holds files already: name a new folder")
@@ -90,11 +96,7 @@ def run_part(part: str, plan: Plan, out: Path, deadline: float) -> None:
         deadline: by `time.monotonic()`.
     """
     command = [sys.executable, "-m", f"{__package__}.parts", part, str(out), json.dumps(asdict(plan))]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(plan.threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")])),
-        "HF_HUB_OFFLINE": "1",
-    }
+    environment = worker_environment(plan.threads) | {"HF_HUB_OFFLINE": "1"}
     started, known, ended = time.monotonic(), -1, ""
     with (out / f"{part}.log").open("ab") as log:
         while not ended:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import StaticCache
-from transformers.generation import CompileConfig
 
 from hf_gpt_scratch.generation.fast_decoding import generate
 from scripts.benchmarks.generation_runs import Continue, Text, draw_prompts, our_model, our_sampling
@@ -22,7 +21,7 @@ from scripts.benchmarks.measuring import (
 )
 from scripts.benchmarks.peer_models import Task, draw_weights, stock_model
 
-from .devices import seconds_of
+from .devices import compile_config, seconds_of
 from .parts import last_line
 from .plan import Plan
 from .record import Outcome
@@ -51,7 +50,7 @@ def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
     prompts = draw_prompts(text).to(plan.device)
     mask = torch.ones_like(prompts)
     plain: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": text.new, "do_sample": False}
-    static: dict[str, Any] = {"cache_implementation": "static", "compile_config": compile_config(plan)}
+    static: dict[str, Any] = {"cache_implementation": "static", "compile_config": compile_config(plan.decode_mode)}
     ways: dict[str, Continue] = {
         OURS: lambda ids: generate(ours, ids, attention_mask=mask, **our_sampling(text)),
         OURS_STATIC: lambda ids: ours.generate(ids, **plain, **static),
@@ -73,13 +72,6 @@ def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
         raise ValueError(failures[OURS])
     same = {name: float((firsts[name] == firsts[OURS]).float().mean()) for name in samplers}
     return outcome_of(interleave(samplers, plan.rounds), failures, same, text)
-
-
-def compile_config(plan: Plan) -> CompileConfig:
-    """Return how `generate()` compiles a step with a static cache."""
-    config: Any = CompileConfig(**{"mode": "default"} | plan.decode_mode)
-    config._compile_all_devices = True  # on a CPU the library compiles only if told so
-    return config
 
 
 def continued(way: Continue, prompts: torch.Tensor, text: Text) -> torch.Tensor:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
+from transformers.generation import CompileConfig
 
 from hf_gpt_scratch.runtime.environment import peak_memory
 from hf_gpt_scratch.training.reporting.mfu import synchronize
@@ -20,11 +20,6 @@ def seconds_of(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def held_bytes(device: str) -> int:
-    """Return the bytes that are allocated now."""
-    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
-
-
 def begin_peak(device: str) -> None:
     """Forget the peak so far; a CPU does not."""
     if device == "cuda":
@@ -36,6 +31,8 @@ def peak_bytes(device: str) -> int:
     return peak_memory(torch.device(device))
 
 
-def free_bytes(device: str) -> int:
-    """Return the bytes that can be allocated."""
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+def compile_config(mode: dict[str, Any], **options: Any) -> CompileConfig:
+    """Return how `generate()` compiles a step with a static cache; `mode` are keywords of torch.compile."""
+    config: Any = CompileConfig(**{"mode": "default"} | mode, **options)
+    config._compile_all_devices = True  # on a CPU the library compiles only if told so
+    return config

@@ -5,11 +5,12 @@ How many windows fit is estimated by the peak that `step_speed` has recorded for
 
 from pathlib import Path
 
+import torch
+
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 from scripts.benchmarks.measuring import Measurement, format_spread, spread
 from scripts.benchmarks.peer_models import VOCAB_SIZE, Task
 
-from .devices import free_bytes
 from .parts import free_device
 from .plan import Plan
 from .record import DONE, MissingError, Outcome, Record
@@ -32,21 +33,24 @@ def measure_largest(name: str, plan: Plan, folder: Path) -> Outcome:
     measured_before = [item["figures"]["candidates"] for item in steps if item["result"] == DONE]
     peaks = [one[each][-1]["details"]["peak_bytes"] for one in measured_before for each in names if each in one]
     if not peaks:
-        raise MissingError(f"the peak of a step of {plan.rows} windows, by which the batch is chosen")
-    rows, tried = largest_rows(plan, max(peaks), plan.memory or free_bytes(plan.device)), []
+        raise MissingError("the peak of a step, by which the batch is chosen: run the part step_speed with it")
+    rows, tried = largest_rows(plan, max(peaks), plan.memory or torch.cuda.mem_get_info()[0]), []
     while rows >= 1:
         tried.append(rows)
         try:
-            measure = measured_step(name, plan, Task(**plan.task_fields(str(folder), rows=rows)))
-            measured = [Measurement(0, 0, 0, measure()) for _ in range(plan.rounds)]
+            return outcome_of(tried, sample_step(name, plan, Task(**plan.task_fields(str(folder), rows=rows))))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        else:
-            return outcome_of(tried, measured)
         rows //= 2
         free_device(plan.device)
     raise ValueError("no batch fits")
+
+
+def sample_step(name: str, plan: Plan, task: Task) -> list[Measurement]:
+    """Measure a step; what it has built does not outlive the call, so that a smaller one finds the memory free."""
+    measure = measured_step(name, plan, task)
+    return [Measurement(0, 0, 0, measure()) for _ in range(plan.rounds)]
 
 
 def outcome_of(tried: list[int], samples: list[Measurement]) -> Outcome:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_gpt_scratch.training.dry_run import model_config, process_memory
 from scripts.benchmarks.measuring import describe_limit
 from scripts.benchmarks.peer_models import Task
 from scripts.benchmarks.training_steps import draw_tokens, our_run, our_step
 
-from .devices import begin_peak, held_bytes, peak_bytes
+from .devices import begin_peak, peak_bytes
 from .plan import Plan
 from .record import Outcome
 
@@ -26,7 +28,8 @@ def compare_memory(plan: Plan, folder: Path, changes: dict[str, Any]) -> Outcome
     """Compare the estimate of `--dry_run` with the peak of a run: of its start and of steps."""
     rows = changes.get("per_device_train_batch_size", plan.rows)
     task = Task(**plan.task_fields(str(folder), rows=rows))
-    held = held_bytes(plan.device) if plan.device == "cuda" else 0  # the estimate counts a process of a CPU in full
+    # The estimate counts a process of a CPU in full.
+    held = torch.cuda.memory_allocated() if plan.device == "cuda" else 0
     begin_peak(plan.device)
     run = our_run(task, **changes)
     step = our_step(run)

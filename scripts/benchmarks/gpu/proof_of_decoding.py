@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import transformers
 from transformers import GenerationConfig
-from transformers.generation import CompileConfig
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 
+from .devices import compile_config
 from .plan import Plan
 from .record import MissingError, Outcome
 
@@ -90,8 +90,7 @@ def check_static_cache(plan: Plan) -> Outcome:
     # Of one length: each length of the cache would be compiled anew.
     ids = torch.cat([row[:, :4] for row in prompts(model.device)])
     expected = greedy(model, ids)
-    config: Any = CompileConfig(fullgraph=True, **{"mode": "default"} | plan.decode_mode)
-    config._compile_all_devices = True  # on a CPU the library compiles only if told so
+    config = compile_config(plan.decode_mode, fullgraph=True)
     counters.clear()
     options: dict[str, Any] = {"cache_implementation": "static", "compile_config": config}
     outcome = same(greedy(model, ids, **options), expected)

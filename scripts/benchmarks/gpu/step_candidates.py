@@ -1,7 +1,6 @@
 """Training steps on a device, each in a process of its own (`workers`) or alone in that of a part."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,6 @@ def measured_step(name: str, plan: Plan, task: Task) -> Callable[[], dict[str, A
     return measure
 
 
-@cache
 def model_flops(task: Task) -> float:
     """Return the FLOPs of a token, forward and backward: 6N + 12LHQT, the same for all candidates."""
     from transformers import AutoModelForCausalLM

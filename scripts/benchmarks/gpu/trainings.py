@@ -9,7 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from scripts.benchmarks.measuring import Measurement, describe_limit
-from scripts.benchmarks.time_to_loss import OURS_FLAGS, prepare_nanogpt, train_nanogpt, train_ours, with_score
+from scripts.benchmarks.time_to_loss import (
+    NANOGPT,
+    OURS,
+    OURS_FLAGS,
+    prepare_nanogpt,
+    refuse_larger_model,
+    train_nanogpt,
+    train_ours,
+    with_score,
+)
 
 from .plan import Plan
 from .record import MissingError, Outcome
@@ -54,7 +63,13 @@ def compare_trainings(plan: Plan, folder: Path) -> Outcome:
 
 
 def outcome_of(ours: Measurement, peer: Measurement | None, target: float, seconds: float) -> Outcome:
-    """Return lines, figures and the two limits: our loss less nanoGPT's, and our part of its time."""
+    """Return lines, figures and the two limits: our loss less nanoGPT's, and our part of its time.
+
+    Raises:
+        ValueError: ours is the larger model, or other tokens were scored.
+    """
+    if peer:
+        refuse_larger_model({NANOGPT: [peer], OURS: [ours]})
     name = "nanoGPT" if peer else "nanoGPT, as published for an A100, not run here"
     size = f", {peer.details['parameters']:,} parameters" if peer else ""
     lines = [

@@ -9,8 +9,11 @@ from scripts.benchmarks.gpu.step_profile import STEP, count_waits, part_of, seco
 
 
 def events_of(work):
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(STEP):
-        work()
+    number = torch.ones(())
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        number.item()  # before the step
+        with record_function(STEP):
+            work()
     return profiler.events()
 
 

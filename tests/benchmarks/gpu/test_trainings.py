@@ -1,5 +1,7 @@
 """Proves the limits of the trainings by hand, and that our model is not the larger one."""
 
+from dataclasses import replace
+
 import pytest
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -18,6 +20,12 @@ def test_limits(loss, wall, met):
     outcome = outcome_of(trained(loss, wall), trained(1.47, 100.0), 1.47, 100.0)
     assert [limit["met"] for limit in outcome.limits] == met
     assert outcome.lines[1] == "nanoGPT: loss 1.47 in 100 s, 10 parameters"
+
+
+def test_other_tokens_are_no_comparison():
+    other = replace(trained(1.4, 40.0), details={"loss": 1.4, "parameters": 10, "scored tokens": 98})
+    with pytest.raises(ValueError, match="another task"):
+        outcome_of(other, trained(1.47, 100.0), 1.47, 100.0)
 
 
 def test_a_published_figure_is_called_so():
