@@ -33,12 +33,13 @@ def loaded(texts, features=None):
     return rows.features["text"].dtype, [str(text) for text in rows["text"][:2]]
 
 
+listed = datasets.Dataset.from_list([{"text": date} for date in dates])
 strings = datasets.Features({"text": datasets.Value("string")})
 found = {
     "dates alone": loaded(dates),
     "declared as strings": loaded(dates, strings),
     "with another text": loaded([*dates, "soon"]),
-    "from_list()": ("string", datasets.Dataset.from_list([{"text": date} for date in dates])["text"][:]),
+    "from_list()": (listed.features["text"].dtype, listed["text"][:]),
 }
 for name, (kind, texts) in found.items():
     print(f"datasets {datasets.__version__}, {name}: {kind}, {texts}")

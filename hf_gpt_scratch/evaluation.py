@@ -173,10 +173,14 @@ def evaluate_text(
 ) -> TextEvaluation:
     """Score every token of a text, in windows of `block_size` tokens (none: the context of the model).
 
-    `batch_size` are scored at once (none: as many as have 4,096 tokens). The model's first token precedes the text;
-    windows do not overlap, but for the last, which reaches back (as lm-evaluation-harness scores them). A text in
-    blocks is not held in memory, if the tokenizer allows it. `show_progress` is told about how many bytes are scored.
-    ValueError: the windows are longer than the context of the model, or the text is empty.
+    `batch_size` of them are scored at once (none: as many as have 4,096 tokens). The text is preceded by the model's
+    first token, so that its own first token is predicted too; the windows do not overlap, but for the last, which
+    reaches back for context (as lm-evaluation-harness scores rolling windows). A text in blocks is not held in memory,
+    where the tokenizer allows it: see `tokenize_in_pieces`. `show_progress` is told after each batch about how many
+    bytes are scored.
+
+    Raises:
+        ValueError: the windows are longer than the context of the model, or the text is empty.
     """
     context = model.config.max_position_embeddings
     block_size = block_size or context

@@ -87,14 +87,14 @@ def find_files(
     others_are_text: bool = False,
     say: Callable[[str], None] = silent,
 ) -> list[Path]:
-    """List the given files and, sorted by path, the files of the given kinds below the given folders.
+    """List, each once, the given files and, sorted by path, the files of the given kinds below the given folders.
 
     Args:
         paths: files and folders. What is hidden in a folder, by a dot before its name, is not looked at.
         kinds: those of `KINDS` that are wanted.
         others_are_text: take a file that is named itself and of no kind as text, with a warning.
         say: is told of each folder how many files were taken and which were not, of such a warning, and of files that
-            are named again, or by a link: each is returned once.
+            are named again, or by a link.
 
     Raises:
         OSError: a path does not exist, or a folder cannot be listed.

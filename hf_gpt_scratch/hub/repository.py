@@ -43,9 +43,11 @@ def build_repository(
         tokenizer: its tokenizer; none means GPT-2's, with the context of the model.
         card: what the card says besides what the model knows; its pictures are copied into the folder.
         max_shard_size: largest weight file, in bytes or like "5GB".
-        replace: put it in the place of a folder that is there already, which is an error otherwise; files that are not
-            of a model stay in it.
+        replace: put it in the place of a folder that is there already; files that are not of a model stay in it.
         kept: names of files that stay as they are in that folder.
+
+    Raises:
+        FileExistsError: the folder is there and `replace` is not set.
     """
     folder = Path(folder)
     with atomic_folder(folder, replace) as unfinished:

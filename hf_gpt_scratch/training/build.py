@@ -96,8 +96,8 @@ if TYPE_CHECKING:
 def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, stopwatch: Stopwatch) -> Run:
     """Build a run from its settings, fresh or resumed, up to the moment before the first step.
 
-    The lock of the output folder is taken here and released by the caller, who has entered the signals. Collective:
-    call on every process.
+    The lock of the output folder is taken here and released by the caller, who has entered the signals; the stopwatch
+    counts the wall time of the run. Collective: call on every process.
 
     Raises:
         ValueError, OSError: settings, text, folder or checkpoint do not allow it; nothing was written.
@@ -157,6 +157,7 @@ def prepare_run(
         base=base,
         texts=texts,
         model=prepared_model,
+        # Accelerate's wrapper looks for an installed package at each step, and only a gradient scaler needs it.
         optimizer=prepared_optimizer if accelerator.scaler is not None else prepared_optimizer.optimizer,
         loaders=Parts(*loaders),
         samplers=samplers,

@@ -204,7 +204,8 @@ def saved_line(run: Run, checkpoint: Path) -> str:
 def optimizer_step(run: Run, batch: dict[str, torch.Tensor], num_tokens: int) -> tuple[float, float, bool]:
     """Compute forward, backward, clipping and step over this process's share of the batch.
 
-    That is `input_ids` and `shift_labels`, both [micro-batches * windows, T]; `num_tokens` labels count in all shares.
+    `batch` has `input_ids` and `shift_labels`, both [micro-batches * windows, T]; `num_tokens` are the labels that
+    count in all shares. The learning rate is set before.
 
     Returns:
         The loss in nats per token over all processes, the gradient's norm before clipping, and whether the step was

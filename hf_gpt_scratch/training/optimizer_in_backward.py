@@ -11,9 +11,9 @@ from hf_gpt_scratch.training.distributed import is_in_group
 class StepsInBackward:
     """Steps each parameter as soon as its gradient is complete, and frees the gradient.
 
-    The weights equal those of a step after the backward pass, to the last bit, since AdamW and Muon treat each
-    parameter alone (Muon's to bfloat16 where matrices have 16 rows or fewer: PyTorch multiplies one of them otherwise
-    than a stack). But nothing that needs the whole gradient can happen before: no clipping, no sum over
+    The weights equal those of a step after the backward pass, since AdamW and Muon treat each parameter alone: to the
+    last bit, but for Muon's matrices whose smaller side is at most 16, of which PyTorch multiplies one otherwise than
+    a stack in bfloat16. But nothing that needs the whole gradient can happen before: no clipping, no sum over
     micro-batches or processes, no check of a step before it is applied.
     """
 

@@ -88,7 +88,7 @@ class Run:
     base: BaseModel | None
     texts: Texts
     model: nn.Module
-    optimizer: Optimizer  # in Accelerate's wrapper, which looks for a package at each step, only to scale gradients
+    optimizer: Optimizer  # in Accelerate's wrapper where gradients are scaled, else PyTorch's own
     loaders: Parts[DataLoader]  # a batch to train on is this process's share of one optimizer step
     samplers: Parts[StepSampler]  # of all processes, before Accelerate split them
     evaluation_plan: EvaluationPlan

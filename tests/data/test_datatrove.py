@@ -113,6 +113,24 @@ def test_recipe_of_the_readme_gives_the_same_files_again(
     assert files["default"] != files["default again"]
 
 
+def test_what_the_readme_says_of_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A separator that is written out becomes the token, and a row that is not JSON is left out."""
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    build_tokenizer().save_pretrained("gpt2-tokenizer")
+    Path("corpus").mkdir()
+    Path("corpus/rows.jsonl").write_text(
+        '{"text": "good"}\n{broken\n{"text": "a <|endoftext|> b"}\n', encoding="utf-8"
+    )
+    options = {"eos_token": END_OF_TEXT, "shuffle_documents": False}
+    DocumentTokenizer("tokens", "gpt2-tokenizer/tokenizer.json", **options).run(JsonlReader("corpus").run())
+    (path,) = Path("tokens").glob("*.ds")
+    end, ids = END_OF_TEXT_ID, np.fromfile(path, np.uint16).tolist()
+    assert ids == [*build_tokenizer()("good")["input_ids"], end, 64, 220, end, 275, end]
+
+
 def test_long_document_comes_in_pieces(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written / "00000_unshuffled.ds"
     whole = np.concatenate([np.append(p.content, END_OF_TEXT_ID) for p in read_datatrove(path)])

@@ -71,7 +71,7 @@ def quantize_as_configured(path: str, stock: str) -> dict:
 
 
 def test_what_torchao_is_configured_for_is_done(call: Callable, repository: Path, stock: Path) -> None:
-    """On GPT-2, whose projections are Conv1D, nothing is quantized, nothing is said, and the folder says int8."""
+    """On GPT-2, whose projections are Conv1D, nothing is quantized, and the folder says int8."""
     report = call(quantize_as_configured, path=repository, stock=stock)
     assert report["ours"]["int8"] == 12  # layers, and q, k, v, o, up and down in each
     assert report["ours"]["moved"] > 1e-4

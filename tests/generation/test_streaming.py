@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.data.tokenizer import build_tokenizer, load_encoding
 from hf_gpt_scratch.generation.decoding import Decoding, generate_samples
-from hf_gpt_scratch.generation.streaming import StoppableStreamer, stream_sample
+from hf_gpt_scratch.generation.streaming import StoppableIterator, stream_sample
 
 
 class CountingModel(GPTScratchForCausalLM):
@@ -64,15 +64,6 @@ def test_the_seed_that_was_taken_is_named(model: CountingModel) -> None:
     assert generate_samples(model, build_tokenizer(32), ["The"], again)[0][0] == first[-1]
 
 
-class Shown(StoppableStreamer):
-    """Keeps what it would print."""
-
-    text = ""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.text += text
-
-
 def completions(part: bytes) -> Iterator[tuple[bytes, bytes]]:
     """What may stand before and after bytes so that all together are UTF-8, taken from characters of every length."""
     leads = [b"", *(one for lead in (b"\xc2", b"\xe1\x80", b"\xe0\xa0", b"\xf1\x80\x80", b"\xf0\x90\x80", b"\xed\x80",
@@ -102,12 +93,12 @@ def test_parts_of_characters_are_held_back() -> None:
             before, after = next(completions(part), (b"", b""))
             hopeless += [] if before or after else [token]
             ids = [[encoding.encode_single_token(bytes([byte])) for byte in side] for side in (before, after)]
-            streamer = Shown(tokenizer)
+            streamer = StoppableIterator(tokenizer)
             for shown in (tokenizer("A").input_ids, *([one] for one in ids[0]), [token], *([one] for one in ids[1])):
-                assert "\ufffd" not in streamer.text
+                assert not any("\ufffd" in piece for piece in streamer.text_queue.queue)
                 streamer.put(torch.tensor(shown))
             streamer.end()
-            assert streamer.text == "A" + (before + part + after).decode("utf-8", errors="replace")
+            assert "".join(streamer) == "A" + (before + part + after).decode("utf-8", errors="replace")
     assert (len(parts), len(hopeless)) == (344, 13)
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from hf_gpt_scratch import GPTScratchForCausalLM, TemperatureTopKLogitsProcessor
 from hf_gpt_scratch.model.generation_gpt_scratch import multiply_by_onednn
@@ -282,6 +282,17 @@ class TestInGenerate:
         assert not torch.equal(left_on, switched_off)
         assert torch.equal(left_on, self.generate(model, input_ids, 1, do_sample=True, temperature=3.0, top_k=50))
         assert torch.equal(switched_off, self.generate(model, input_ids, 1, do_sample=True, temperature=3.0, top_k=0))
+
+    def test_the_cache_comes_under_the_name_that_forward_has(
+        self, build_model: Callable[..., GPTScratchForCausalLM]
+    ) -> None:
+        """PEFT looks for it there; transformers 5.24 has another name of its own."""
+        ids, cache = torch.tensor([[3, 1, 4]]), DynamicCache()
+        prepared = build_model().prepare_inputs_for_generation(
+            ids, past_key_values=cache, attention_mask=torch.ones_like(ids), use_cache=True
+        )
+        assert prepared["past_key_values"] is cache
+        assert "cache" not in prepared
 
 
 class TestInContinuousBatching:

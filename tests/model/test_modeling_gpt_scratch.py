@@ -1153,6 +1153,7 @@ class TestOutputs:
         with_cache, without_cache = build_model(use_cache=True), build_model(use_cache=False)
         assert with_cache(input_ids).past_key_values.get_seq_length() == 12
         assert with_cache(input_ids, use_cache=False).past_key_values is None
+        assert with_cache(input_ids, past_key_values=DynamicCache(), use_cache=False).past_key_values is None
         assert without_cache(input_ids).past_key_values is None
         assert without_cache(input_ids, use_cache=True).past_key_values.get_seq_length() == 12
 
