@@ -137,8 +137,9 @@ def test_resume_in_the_middle_of_an_epoch(
     assert step_losses(tmp_path / "resumed") == step_losses(tmp_path / "whole")
 
 
+# The end of the line is in the string: an unbuffered print writes its own end apart, and two ranks mix their lines.
 STARTED = """
-print(f"rank {state.process_index} of {state.num_processes}, {state.distributed_type}", flush=True)
+print(f"rank {state.process_index} of {state.num_processes}, {state.distributed_type}\\n", end="", flush=True)
 """
 THEIRS = f"""
 from accelerate import Accelerator
