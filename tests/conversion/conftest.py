@@ -29,7 +29,9 @@ def tf_checkpoints(tensorflow: ModuleType, tmp_path_factory: pytest.TempPathFact
         "sharded": write_with_saver(tensorflow, folder / "sharded", TINY, training=True, num_devices=3),
         "dtypes": write_all_dtypes(tensorflow, folder / "dtypes"),
         "objects": write_objects(tensorflow, folder / "objects"),
-        "partitioned": write_with_saver(tensorflow, folder / "partitioned", TINY, num_devices=2, num_slices=3),
+        "partitioned": write_with_saver(
+            tensorflow, folder / "partitioned", TINY, training=True, num_devices=2, num_slices=3
+        ),
         "tiled": write_slices(tensorflow, folder / "tiled", ["300 4 0,100:0,3", "300 4 0,100:3,1", "300 4 100,200:-"]),
     }
     for kind in ("openai", "training", "sharded", "partitioned"):

@@ -70,15 +70,15 @@ def test_what_numpy_cannot_hold_is_listed(tf_checkpoints):
 
 
 def test_partitioned_variables_are_joined(tf_checkpoints):
-    """Under their own names and shapes, and read-only as the others. The indexes do have slices: 3 of each variable,
-    and one with numbers of two bytes, of the whole of a dimension.
+    """Under their own names and shapes, and read-only as the others. The indexes do have slices: 3 of each variable
+    and of its two slots of Adam, and one with numbers of two bytes, of the whole of a dimension.
     """
     bundle = open_tensor_bundle(tf_checkpoints["partitioned"])
     assert {name: bundle.shapes[name] for name in gpt2_shapes(**TINY)} == gpt2_shapes(**TINY)
     with pytest.raises(ValueError, match="read-only"):
         bundle["model/wte"][0] = 0
     index = parse_table((tf_checkpoints["partitioned"] / "model.ckpt.index").read_bytes())
-    assert sum(key.startswith(b"\0") for key in index) == 3 * len(gpt2_shapes(**TINY))
+    assert sum(key.startswith(b"\0") for key in index) == 3 * (1 + 2) * len(gpt2_shapes(**TINY))
     index = parse_table((tf_checkpoints["tiled"] / "model.ckpt.index").read_bytes())
     assert any(key.endswith(b"\xc0\x64\xc0\xc8\x80\x7f") for key in index)
 
