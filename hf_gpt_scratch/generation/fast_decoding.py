@@ -46,10 +46,31 @@ class OneDNNLinear(nn.Linear):
         self.packed_weight = linear.weight.detach()
         if num_rows is not None:
             self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.packed_weight, num_rows)
+        # All that a product needs, because looking it up takes Python as long as a small product does.
+        self.operands: tuple = (self.packed_weight, self.bias, "none", [], "")
+        self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute [..., in_features] -> [..., out_features]."""
-        return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, self.bias, "none", [], "")
+        return self.product(input, *self.operands)
+
+
+class UnwatchedModule:
+    """A module without hooks, called as a function: what PyTorch does around a call takes Python as long as a norm.
+
+    Its attributes are those of the module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.forward = module, module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        return self.forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up what is not here in the module."""
+        return getattr(self.module, name)
 
 
 class GrowingLayer(DynamicLayer):
@@ -85,9 +106,11 @@ class GrowingLayer(DynamicLayer):
             room = key_states.new_empty(2, rows, heads, stop + SPARE_SLOTS, head_size)
             room[0, :, :, :start], room[1, :, :, :start] = self.keys, self.values
             self.room = room
-        self.room[0, :, :, start:stop], self.room[1, :, :, start:stop] = key_states, value_states
-        self.views = self.room[0, :, :, :stop], self.room[1, :, :, :stop]
-        self.keys, self.values = self.views
+        # Of narrow and unbind, because indexing takes Python three times as long.
+        places = self.room.narrow(-2, start, stop - start).unbind()
+        places[0].copy_(key_states)
+        places[1].copy_(value_states)
+        self.views = self.keys, self.values = self.room.narrow(-2, 0, stop).unbind()
         return self.views
 
 
@@ -152,10 +175,15 @@ def prepared_for_decoding(model: PreTrainedModel, num_rows: int, num_new_tokens:
 
 
 def with_linears(module: nn.Module, prepare: Callable[[nn.Linear], nn.Linear], own_file: str) -> Any:
-    """Copy the modules of one source file and replace their linear layers; foreign ones are shared as they are."""
+    """Copy the modules of one source file and replace their linear layers; foreign ones are shared as they are.
+
+    In the copy, the attributes under which modules without hooks are called are `UnwatchedModule`s.
+    """
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     if type(module) is nn.Linear and not any(hooks):
         return prepare(module)
+    if type(module) is nn.Dropout and not (module.training or any(hooks)):
+        return nn.Identity()
     if type(module) is not nn.ModuleList and type(module).__module__ != own_file:
         return module
     twin = copy.copy(module)
@@ -163,5 +191,14 @@ def with_linears(module: nn.Module, prepare: Callable[[nn.Linear], nn.Linear], o
         if isinstance(value, dict):  # also the hooks: what is hooked into the copy stays there
             vars(twin)[name] = value.copy()
     for name, child in module.named_children():
-        twin._modules[name] = with_linears(child, prepare, own_file)
+        twin._modules[name] = part = with_linears(child, prepare, own_file)
+        if is_unwatched(part):
+            vars(twin)[name] = UnwatchedModule(part)  # an attribute of this name is found before the module
     return twin
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Return True if calling a module is no more than calling its `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    # A list of modules has no `forward`.
+    return type(module) is not nn.ModuleList and not any(hooks) and not nn.modules.module._has_any_global_hook()

@@ -6,6 +6,7 @@ What ran is read from PyTorch's profiler: nothing else shows whether the packed 
 import copy
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -183,8 +184,82 @@ class TestWhenItIsPacked:
         with torch.no_grad():
             twin = fast_decoding.prepared_for_decoding(model, 2, NUM_NEW)
             torch.testing.assert_close(twin(prompts(2)).logits, model(prompts(2)).logits, atol=1e-5, rtol=0)
-        assert twin.model.layers[0].self_attn.q_proj is attention.q_proj
-        assert isinstance(twin.lm_head, fast_decoding.OneDNNLinear)
+        modules = dict(twin.named_modules())
+        assert modules["model.layers.0.self_attn.q_proj"] is attention.q_proj
+        assert isinstance(modules["lm_head"], fast_decoding.OneDNNLinear)
+
+
+class TestUnwatchedModules:
+    """Which modules PyTorch calls as such while a text is made, and that the text is the same."""
+
+    @staticmethod
+    def called(model: GPTScratchForCausalLM, num_new: int = 6, **options: object) -> Counter:
+        calls: Counter = Counter()
+        original = nn.Module.__call__
+
+        def call(self: nn.Module, *args: object, **kwargs: object) -> object:
+            calls[type(self).__name__] += 1
+            return original(self, *args, **kwargs)
+
+        options = {"max_new_tokens": num_new, "do_sample": False} | options
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.Module, "__call__", call)
+            text = generate(model, prompts(2), **options)
+        assert torch.equal(text, model.generate(prompts(2), **options))
+        return calls
+
+    @pytest.mark.parametrize("changes", [{}, {"norm_type": "rmsnorm"}, {"hidden_act": "relu"}, {"qkv_bias": False}])
+    def test_layers_alone_are_called(self, build_model: ModelBuilder, changes: dict) -> None:
+        model = build_model(max_position_embeddings=96, **changes)
+        model.generation_config.eos_token_id = None
+        layers = 6 * model.config.num_hidden_layers
+        assert self.called(model) == {"GPTScratchForCausalLM": 6, "GPTScratchDecoderLayer": layers}
+
+    @pytest.mark.parametrize("part", ["self_attn", "self_attn.o_proj", "mlp.act_fn", "dropout"])
+    def test_what_has_a_hook_is_called_as_it_is(self, model: GPTScratchForCausalLM, part: str) -> None:
+        """The hook makes all it sees zero, so that the text would tell."""
+        untouched = model.generate(prompts(2), max_new_tokens=6, do_sample=False)
+        hooked = [layer.get_submodule(part) for layer in model.model.layers]
+        for module in hooked:
+            module.register_forward_hook(
+                lambda module, args, output: (0 * output[0], None) if isinstance(output, tuple) else 0 * output
+            )
+        num_calls = 2 if part == "dropout" else 1  # in a layer
+        assert self.called(model)[type(hooked[0]).__name__] == num_calls * 6 * len(hooked)
+        assert not torch.equal(model.generate(prompts(2), max_new_tokens=6, do_sample=False), untouched)
+
+    def test_a_hook_of_all_modules_sees_them(self, model: GPTScratchForCausalLM) -> None:
+        seen = []
+        hook = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(type(module)))
+        try:
+            assert self.called(model)["GPTScratchMLP"] == 6 * model.config.num_hidden_layers
+        finally:
+            hook.remove()
+        assert seen.count(type(model.model.layers[0].mlp)) == 2 * 6 * model.config.num_hidden_layers
+
+    def test_a_changed_model_decodes_as_it_was_changed(
+        self, model: GPTScratchForCausalLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Code that reads the weight of a projection, and a layer that is computed otherwise."""
+        untouched = model.generate(prompts(2), max_new_tokens=6, do_sample=False)
+        mlp = type(model.model.layers[0].mlp)
+
+        def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.up_proj(hidden_states).sin(), -self.down_proj.weight)
+
+        monkeypatch.setattr(mlp, "forward", forward)
+        self.called(model)
+        assert not torch.equal(model.generate(prompts(2), max_new_tokens=6, do_sample=False), untouched)
+
+    def test_dropout_of_a_model_in_training_mode(self, model: GPTScratchForCausalLM) -> None:
+        model.train()
+        model.model.dropout.p = 0.9
+        texts = []
+        for call in (model.generate, functools.partial(generate, model)):
+            torch.manual_seed(5)
+            texts.append(call(prompts(2), max_new_tokens=20, do_sample=False))
+        assert torch.equal(*texts)
+        assert not torch.equal(texts[0], model.eval().generate(prompts(2), max_new_tokens=20, do_sample=False))
 
 
 def step_of_adamw(fused: bool) -> Weights:
