@@ -17,7 +17,7 @@ VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b3
 
 def bundled_text_path() -> Path:
     """Path of the bundled short story (CC0, about 20 kB)."""
-    return Path(str(files("hf_gpt_scratch").joinpath("assets", BUNDLED_TEXT)))
+    return Path(str(files("hf_gpt_scratch").joinpath("assets").joinpath(BUNDLED_TEXT)))
 
 
 def cache_folder() -> Path:
