@@ -23,6 +23,7 @@ from .shares import Shares
 from .speed_table import speed_tables, write_tables
 from .sweep import Sweep
 from .time_to_loss import TimeToLoss
+from .time_to_loss_gpt2 import TimeToLossGpt2
 from .tokenization import Tokenization
 from .training import Training
 
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "load": Loading(),
     "past_context": PastContext(),
     "time_to_loss": TimeToLoss(),
+    "time_to_loss_gpt2": TimeToLossGpt2(),
     "train": Training(),
     "generate": Generation(),
     "gpu": Gpu(),

@@ -3,14 +3,48 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import TokenWindows, encode_text
-from hf_gpt_scratch.evaluation import sum_losses
+from hf_gpt_scratch.evaluation import cross_entropy, sum_losses
+
+
+LITGPT_CHECKPOINT = "lit_model.pth"
+
+
+class LitgptModel(nn.Module):
+    """litgpt's GPT from the folder of a checkpoint, with a tied head, called as ours is for its loss."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from litgpt import GPT, Config
+
+        self.gpt = GPT(Config.from_file(folder / "model_config.yaml"))
+        self.gpt.transformer.wte.weight = self.gpt.lm_head.weight
+        state = torch.load(folder / LITGPT_CHECKPOINT, weights_only=True)["model"]
+        if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+            raise ValueError(f"the head of {folder} is not tied: train it with --train.tie_embeddings true")
+        self.gpt.load_state_dict(state)
+
+    def forward(self, input_ids: torch.Tensor, shift_labels: torch.Tensor, **_: Any) -> SimpleNamespace:
+        """Return `loss`, nats per token, a scalar; both arguments are int64 [B, T]."""
+        return SimpleNamespace(loss=cross_entropy(self.gpt(input_ids), shift_labels))
+
+
+def load_model(folder: Path) -> tuple[nn.Module, int]:
+    """Load our model or litgpt's, and count its parameters without those of positions."""
+    if (folder / LITGPT_CHECKPOINT).is_file():
+        peer = LitgptModel(folder)
+        return peer, sum(parameter.numel() for parameter in peer.parameters())
+    ours = GPTScratchForCausalLM.from_pretrained(folder)
+    return ours, ours.num_parameters() - ours.model.embed_positions.weight.numel()
 
 
 def score(model: str, text: str, unit: str, context: int) -> dict[str, float | int]:
@@ -19,9 +53,10 @@ def score(model: str, text: str, unit: str, context: int) -> dict[str, float | i
     The windows do not overlap, but for the last, which reaches back for context.
 
     Args:
-        model: its folder.
+        model: its folder; one of litgpt has its `lit_model.pth`.
         text: a file; of ASCII characters, if models of both units are to be comparable.
-        unit: of the token ids: "bytes", or "characters" by their place among those of the text, as nanoGPT has them.
+        unit: of the token ids: "bytes", "gpt2", or "characters" by their place among those of the text, as nanoGPT
+            has them.
         context: tokens of a window.
 
     Returns:
@@ -29,14 +64,14 @@ def score(model: str, text: str, unit: str, context: int) -> dict[str, float | i
     """
     whole = Path(text).read_text(encoding="utf-8")
     last = whole[int(0.9 * len(whole)) :]
-    if unit == "bytes":
-        ids = encode_text(last, load_encoding(unit))  # GPT-2's order of the bytes, not that of their values
-    else:
+    if unit == "characters":
         characters = {character: number for number, character in enumerate(sorted(set(whole)))}
         ids = torch.tensor([characters[character] for character in last])
-    network = GPTScratchForCausalLM.from_pretrained(model)
-    total = sum_losses(network, DataLoader(TokenWindows(ids, context), 64))
-    parameters = network.num_parameters() - network.model.embed_positions.weight.numel()
+    else:
+        ids = encode_text(last, load_encoding(unit))  # of bytes in GPT-2's order, not that of their values
+    network, parameters = load_model(Path(model))
+    batch = 64 if unit != "gpt2" else 8  # logits of a large vocabulary are large
+    total = sum_losses(network, DataLoader(TokenWindows(ids, context), batch))
     return {"loss": round(total.mean, 4), "scored tokens": total.num_tokens, "parameters": parameters}
 
 

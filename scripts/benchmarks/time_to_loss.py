@@ -111,20 +111,23 @@ def train_ours(
     return measure([*command, "--train_file", text, *options])
 
 
-def with_score(measurement: Measurement, model: Path, text: Path, unit: str, context: int = CONTEXT) -> Measurement:
+def with_score(
+    measurement: Measurement, model: Path, text: Path, unit: str, context: int = CONTEXT, python: Path | None = None
+) -> Measurement:
     """Add the loss of a model on the last tenth of a text, and its parameters, by a process of its own.
 
     Args:
         measurement: of its training.
         model: its folder.
         text: whose first nine tenths it was trained on.
-        unit: of its token ids: "bytes", or "characters" as nanoGPT numbers them.
+        unit: of its token ids: "bytes", "gpt2", or "characters" as nanoGPT numbers them.
         context: tokens of a window.
+        python: that has what the model needs; None: this one.
 
     Raises:
         ValueError: it cannot be scored.
     """
-    command = [sys.executable, "-m", f"{__package__}.scoring", str(model), str(text), unit, str(context)]
+    command = [python or sys.executable, "-m", f"{__package__}.scoring", str(model), str(text), unit, str(context)]
     process = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
     if process.returncode:
         raise ValueError(f"{model} cannot be scored: {process.stderr.strip().rpartition(chr(10))[2]}")
