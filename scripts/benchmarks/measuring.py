@@ -31,7 +31,7 @@ Key = TypeVar("Key")
 WATCH = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 wall = time.perf_counter() - start
 process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for; Popen must not do it again

@@ -9,40 +9,52 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import TokenWindows, encode_text
 from hf_gpt_scratch.evaluation import cross_entropy, sum_losses
+from hf_gpt_scratch.runtime.files import read_json
 
 
 LITGPT_CHECKPOINT = "lit_model.pth"
 
 
-class LitgptModel(nn.Module):
-    """litgpt's GPT from the folder of a checkpoint, with a tied head, called as ours is for its loss."""
+class PeerModel(nn.Module):
+    """The model of a peer, called as ours is for its loss."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        from litgpt import GPT, Config
-
-        self.gpt = GPT(Config.from_file(folder / "model_config.yaml"))
-        self.gpt.transformer.wte.weight = self.gpt.lm_head.weight
-        state = torch.load(folder / LITGPT_CHECKPOINT, weights_only=True)["model"]
-        if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
-            raise ValueError(f"the head of {folder} is not tied: train it with --train.tie_embeddings true")
-        self.gpt.load_state_dict(state)
+        self.network = network
 
     def forward(self, input_ids: torch.Tensor, shift_labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         """Return `loss`, nats per token, a scalar; both arguments are int64 [B, T]."""
-        return SimpleNamespace(loss=cross_entropy(self.gpt(input_ids), shift_labels))
+        output = self.network(input_ids)
+        return SimpleNamespace(loss=cross_entropy(getattr(output, "logits", output), shift_labels))
+
+
+def load_litgpt(folder: Path) -> Any:
+    """Load litgpt's GPT with a tied head; ValueError: the head is a matrix of its own."""
+    from litgpt import GPT, Config
+
+    network = GPT(Config.from_file(folder / "model_config.yaml"))
+    network.transformer.wte.weight = network.lm_head.weight
+    state = torch.load(folder / LITGPT_CHECKPOINT, weights_only=True)["model"]
+    if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+        raise ValueError(f"the head of {folder} is not tied: train it with --train.tie_embeddings true")
+    network.load_state_dict(state)
+    return network
 
 
 def load_model(folder: Path) -> tuple[nn.Module, int]:
-    """Load our model or litgpt's, and count its parameters without those of positions."""
+    """Load a model of litgpt's, transformers' GPT-2 or ours, and count its parameters without those of positions."""
     if (folder / LITGPT_CHECKPOINT).is_file():
-        peer = LitgptModel(folder)
-        return peer, sum(parameter.numel() for parameter in peer.parameters())
+        litgpt = load_litgpt(folder)
+        return PeerModel(litgpt), sum(parameter.numel() for parameter in litgpt.parameters())
+    if read_json(folder / "config.json")["model_type"] == "gpt2":
+        gpt2 = GPT2LMHeadModel.from_pretrained(folder)
+        return PeerModel(gpt2), gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel()
     ours = GPTScratchForCausalLM.from_pretrained(folder)
     return ours, ours.num_parameters() - ours.model.embed_positions.weight.numel()
 

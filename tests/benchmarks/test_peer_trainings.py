@@ -1,6 +1,5 @@
 """Proves what the commands of the peers are given; that of litgpt runs where litgpt is installed."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -65,10 +64,3 @@ def test_a_checkpoint_of_litgpt_is_scored(task: PeerTask, tmp_path: Path) -> Non
     width, layers = TINY["width"], TINY["layers"]
     assert scored["parameters"] == 50257 * width + layers * (12 * width**2 + 13 * width) + 2 * width
     assert 5 < scored["loss"] < 12
-
-
-def test_measured_processes_have_no_terminal(project_root: Path) -> None:
-    """In the background litgpt stopped where it asked the terminal of the benchmark."""
-    asks = [sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"]
-    code = f"from scripts.benchmarks.measuring import measure; measure({asks})"
-    subprocess.run([sys.executable, "-c", code], cwd=project_root, input="typed", text=True, check=True, timeout=120)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.data.tokenizer import load_encoding
 from scripts.benchmarks.scoring import score
 
 
@@ -58,3 +60,16 @@ def test_the_units_are_told_apart(folder: Path) -> None:
         score(str(folder / "model"), str(folder / "text.txt"), unit, 8)["loss"] for unit in ("bytes", "characters")
     }
     assert len(losses) == 2
+
+
+def test_the_librarys_gpt2_is_scored_by_the_same_code(tmp_path: Path) -> None:
+    """Held against its own loss, in one window."""
+    torch.manual_seed(7)
+    model = GPT2LMHeadModel(GPT2Config(n_positions=512, n_embd=16, n_layer=1, n_head=2)).eval()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    ids = torch.tensor([load_encoding("gpt2").encode(TEXT[int(0.9 * len(TEXT)) :])])
+    scored = score(str(tmp_path / "model"), str(tmp_path / "text.txt"), "gpt2", 512)
+    assert scored["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-4)
+    assert scored["scored tokens"] == ids.shape[1] - 1
+    assert scored["parameters"] == model.num_parameters() - 512 * 16
