@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.conversion.readers.torch_checkpoint import open_torch_checkpoint
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import TokenWindows, encode_text
 from hf_gpt_scratch.evaluation import cross_entropy, sum_losses
@@ -40,7 +41,8 @@ def load_litgpt(folder: Path) -> Any:
 
     network = GPT(Config.from_file(folder / "model_config.yaml"))
     network.transformer.wte.weight = network.lm_head.weight
-    state = torch.load(folder / LITGPT_CHECKPOINT, weights_only=True)["model"]
+    tensors, _, _ = open_torch_checkpoint(folder / LITGPT_CHECKPOINT)
+    state = {name: torch.tensor(tensors[name]) for name in tensors}
     if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
         raise ValueError(f"the head of {folder} is not tied: train it with --train.tie_embeddings true")
     network.load_state_dict(state)
