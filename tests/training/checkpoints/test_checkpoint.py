@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.runtime.files import clear_unfinished
@@ -65,6 +65,24 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, tiny_config: GPTScrat
     for index, values in expected["state"].items():
         for key, value in values.items():
             assert torch.equal(value, got["state"][index][key]), (index, key)
+
+
+def test_weight_that_lies_transposed_in_memory(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:
+    """Its values come back, and its moments; safetensors itself refuses such a tensor."""
+    model, _ = trained(tiny_config, steps=0)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data.T.contiguous().T
+    optimizer = torch.optim.AdamW([weight])
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="non contiguous"):
+        save_file({"weight": weight.detach()}, tmp_path / "theirs.safetensors")
+    path = save_checkpoint(tmp_path, Accelerator(), model, optimizer, SavedState(Progress(global_step=1), {}, 1))
+    saved = load_file(path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert torch.equal(saved, weight)
+    moment = optimizer.state[weight]["exp_avg"]
+    assert not moment.is_contiguous()
+    assert torch.equal(load_file(path / "optimizer.safetensors")["0.exp_avg"], moment)
 
 
 def test_state_is_json_and_safetensors_only(tmp_path: Path, tiny_config: GPTScratchConfig) -> None:

@@ -71,6 +71,41 @@ def test_values_and_gradients_are_those_of_the_formula(
         assert (output - expected(seed + 1)[0]).abs().max() > 0.1
 
 
+def test_no_weights_are_kept_for_the_backward_pass() -> None:
+    """PyTorch keeps those of all pairs, several times over, as soon as there is dropout, and none without."""
+    length, heads = 4 * BLOCK_SIZE, 3
+    inputs = states(2, heads, length, 8)
+    sdpa = nn.functional.scaled_dot_product_attention
+    largest = {}
+    for name, attend in {
+        "without dropout": lambda: sdpa(*inputs, is_causal=True),
+        "theirs": lambda: sdpa(*inputs, is_causal=True, dropout_p=0.3),
+        "ours": lambda: BlockwiseAttention.apply(*inputs, 0.3, 0.3),
+    }.items():
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            attend()
+        largest[name] = max(kept)
+    assert largest["theirs"] == 2 * heads * length**2
+    assert largest["ours"] == largest["without dropout"] == inputs[0].numel()
+
+
+def test_draws_do_not_depend_on_the_threads() -> None:
+    """The control: other draws are far off."""
+    inputs, outputs = states(2, 3, 2 * BLOCK_SIZE, 8), []
+    for num_threads, seed in ((1, 5), (2, 5), (1, 6)):
+        torch.set_num_threads(num_threads)
+        torch.manual_seed(seed)
+        outputs.append(BlockwiseAttention.apply(*inputs, 0.3, 0.3))
+    assert (outputs[1] - outputs[0]).abs().max() < 1e-6
+    assert (outputs[2] - outputs[0]).abs().max() > 0.1
+
+
 def test_bf16_is_float32_rounded_at_the_borders() -> None:
     """Inputs, output and gradients are bf16; between them nothing is: float32 from the same inputs, rounded once.
 
