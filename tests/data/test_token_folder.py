@@ -166,6 +166,10 @@ BAD_FOLDERS = {
     "index no JSON": (lambda folder: (folder / INDEX_NAME).write_text("{"), "is damaged"),
     "index no object": (lambda folder: (folder / INDEX_NAME).write_text("[]"), "is damaged"),
     "index not ours": (change_index(lambda index: index.update(format="x")), "is of another version"),
+    "index of MosaicML": (
+        lambda folder: (folder / INDEX_NAME).write_text('{"shards": [], "version": 2}'),
+        "is damaged: make the folder again",
+    ),
     "vocabulary": (change_index(lambda index: index["vocabulary"].update(sha256="0")), "is of another vocabulary"),
     "way out": (
         change_index(lambda index: index["splits"]["train"]["shards"][0].update(file="../x")),

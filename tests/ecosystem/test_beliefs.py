@@ -1,6 +1,7 @@
-"""Proves that each row of this folder's README names tests that exist, and versions that CI installs."""
+"""Proves that each row of this folder's README names tests that exist, and the versions that these run with."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -42,8 +43,14 @@ def test_a_row_without_a_test_would_be_seen(row: str) -> None:
     assert len(missing_tests(row, README.parent)) == 1
 
 
-def test_versions_are_those_of_ci(project_root: Path) -> None:
-    pins = (project_root / ".ci" / "constraints.txt").read_text(encoding="utf-8").replace("-", "_")
-    pinned = dict(re.findall(r"^(\w+)==(\S+)$", pins, flags=re.MULTILINE))
+def test_versions_are_those_of_ci_and_of_the_engines(project_root: Path) -> None:
+    """Each engine has an environment of its own, with other versions; what CI installs counts for the rest."""
+    pins = (project_root / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    engines = json.loads((project_root / "tests" / "engines" / "environments.json").read_text(encoding="utf-8"))
+    of_engines = [pin for engine in engines.values() for pin in engine["requirements"]]
+    pinned = {name.replace("-", "_"): version for name, version in (
+        pin.split("==") for pin in (*of_engines, *pins) if re.fullmatch(r"[\w-]+==\S+", pin)
+    )}  # fmt: skip
     named = {part for row in rows(README.read_text(encoding="utf-8")) for part in row[-2].split(", ")} - {"GPT-2"}
-    assert {part: pinned.get(part.split()[0]) for part in named} == {part: part.split()[1] for part in named}
+    found = {part: pinned.get(part.split()[0].replace("-", "_")) for part in named}
+    assert found == {part: part.split()[1] for part in named}

@@ -77,6 +77,22 @@ class TestSameText:
         options = {"attention_mask": mask, "max_new_tokens": NUM_NEW, "do_sample": False}
         assert torch.equal(generate(model, prompts(3), **options), model.generate(prompts(3), **options))
 
+    def test_rows_end_at_either_end_and_are_padded_with_the_first(self, model: GPTScratchForCausalLM) -> None:
+        """As the library does it where there is no padding token; the last row does not end."""
+        options = {"max_new_tokens": NUM_NEW, "do_sample": False}
+        free = model.generate(prompts(3), **options)
+        ends = [int(free[0, 20]), int(free[1, 25])]
+        model.generation_config.pad_token_id = None
+        for call in (model.generate, functools.partial(generate, model)):
+            rows = call(prompts(3), eos_token_id=ends, **options)
+            lengths = []
+            for row, whole in zip(rows, free, strict=True):
+                is_end = torch.isin(whole[7:], torch.tensor(ends))
+                lengths.append(7 + int(is_end.float().argmax()) + 1 if is_end.any() else len(whole))
+                assert torch.equal(row[: lengths[-1]], whole[: lengths[-1]])
+                assert (row[lengths[-1] :] == ends[0]).all()
+            assert rows.shape[1] == max(lengths) > min(lengths)
+
     @pytest.mark.parametrize("mode", ["exact", "rolling"])
     def test_past_the_context(self, model: GPTScratchForCausalLM, mode: str) -> None:
         options = {"max_new_tokens": 150, "do_sample": False, "past_context": mode}
