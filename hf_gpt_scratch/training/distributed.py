@@ -6,19 +6,19 @@ Checkpoints and repository folders always hold whole tensors, so they do not dep
 import os
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_gpt_scratch.training.reporting.mfu import product_dtype
 
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
 
 Result = TypeVar("Result")
 
@@ -69,23 +69,24 @@ def refuse_deepspeed() -> None:
 
 
 def complete_fsdp(accelerator: Accelerator) -> None:
-    """Enable the FSDP that the launcher was asked for on a CPU too.
+    """Enable the FSDP that the launcher was asked for on a CPU too, and keep losses and sums of gradients in float32.
 
-    Accelerate 1.15 silently falls back to DDP there, though PyTorch shards over gloo as well. The values set here are
-    those that Accelerate sets for GPUs.
+    Accelerate 1.15 silently falls back to DDP on a CPU, though PyTorch shards over gloo as well. In bf16 it also adds
+    the gradients of the processes in bf16, and rounds the loss to it: to multiples of 1/16 above 8.
 
     Raises:
         ValueError: FSDP version 1 was asked for.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        plugin = FullyShardedDataParallelPlugin()
-        if accelerator.mixed_precision != "no":
-            plugin.set_mixed_precision(accelerator.mixed_precision)
-        accelerator.state.fsdp_plugin = plugin
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2, as scripts/configs/fsdp2.yaml does")
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=product_dtype(accelerator.mixed_precision), reduce_dtype=torch.float32
+        )
 
 
 def unshard(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,7 +117,7 @@ def reshard(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "reshard"):
-            cast("FSDPModule", module).reshard()
+            cast(FSDPModule, module).reshard()
 
 
 def shard_like(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,6 +53,23 @@ class CountedLoss(linear_cross_entropy.LinearCrossEntropy):
         return super().apply(*args)
 
 
+def note_sums() -> set[str]:
+    """The dtypes in which gradients of sharded weights are added up over the processes from now on."""
+    dtypes: set[str] = set()
+
+    def noted(add: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            dtypes.add(str(kwargs["input"].dtype))
+            return add(*args, **kwargs)
+
+        return call
+
+    for name in ("reduce_scatter_single", "reduce_scatter_tensor"):  # its name in PyTorch now, and before
+        if add := getattr(torch.distributed, name, None):
+            setattr(torch.distributed, name, noted(add))
+    return dtypes
+
+
 def poison(step: int) -> None:
     """Make the loss of one step NaN on the last process, and on it alone."""
     forward = GPTScratchForCausalLM.forward
@@ -90,13 +108,14 @@ def train(case: dict) -> dict:
 
     loop.set_up = kept_set_up
     CountedLoss.calls = 0
+    sums.clear()
     try:
         result = {"skipped_steps": loop.train(TrainingSettings(**case["settings"])).skipped_steps}
     except Stopped as stop:
         result = {"stopped": str(stop)}
     finally:
         loop.set_up, GPTScratchForCausalLM.forward = set_up, forward
-    result |= describe(run) | {"losses_without_logits": CountedLoss.calls}
+    result |= describe(run) | {"losses_without_logits": CountedLoss.calls, "sums": sorted(sums)}
     torch.distributed.barrier()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -109,6 +128,7 @@ if __name__ == "__main__":
     os.environ["FORK_LAUNCHED"] = "1"  # Accelerate then leaves the group of processes as it is
     torch.distributed.init_process_group("gloo")
     linear_cross_entropy.LinearCrossEntropy = CountedLoss
+    sums = note_sums()
     results = {case["name"]: train(case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -68,7 +68,8 @@ CLIPPED = {"max_grad_norm": 0.5}
 MUON = {"optim": "muon"}
 WORSE = {"load_best_model_at_end": True, "learning_rate": 1.0, "eval_steps": 1}  # at this rate the first is the best
 HALVES = {"per_device_train_batch_size": 4}
-MORE_OF_ONE = {"one clipped": CLIPPED, "one muon": MUON}
+BF16 = {"mixed_precision": "bf16"}
+MORE_OF_ONE = {"one clipped": CLIPPED, "one muon": MUON, "one bf16": BF16}
 # name: (FSDP2, settings, the run that it goes on from)
 MORE_OF_TWO = {
     "FSDP2 dropout": (True, DROPOUT, None),
@@ -77,6 +78,7 @@ MORE_OF_TWO = {
     "FSDP2 after one": (True, HALVES, "one 8x1"),
     "DDP after FSDP2": (False, HALVES, "FSDP2 4x1"),
     "FSDP2 muon": (True, HALVES | MUON, None),
+    "FSDP2 bf16": (True, HALVES | BF16, None),
     "FSDP2 best": (True, HALVES | WORSE, None),
     "DDP NaN stop": (False, HALVES, None),
     "DDP NaN skip": (False, HALVES | {"on_bad_step": "skip"}, None),
@@ -277,6 +279,18 @@ def test_fsdp2_with_muon_makes_whole_matrices_orthogonal(two: tuple) -> None:
     folders, _ = two
     assert difference(state(folders["FSDP2 muon"]), state(folders["one muon"])) < 1e-3
     assert difference(state(folders["one 8x1"]), state(folders["one muon"])) > 1e-2
+
+
+def test_fsdp2_multiplies_in_bf16_and_adds_in_float32(two: tuple) -> None:
+    """Accelerate's own policy rounds losses to bf16, here to 1/32, and adds the gradients of the processes in it."""
+    folders, results = two
+    assert results["FSDP2 bf16"]["sums"] == results["FSDP2 4x1"]["sums"] == ["torch.float32"]
+    for key, event in (("loss", "step"), ("validation_loss", "evaluation")):
+        losses = series(folders["FSDP2 bf16"], key, event)
+        assert losses == pytest.approx(series(folders["one bf16"], key, event), rel=1e-4)
+        assert losses != series(folders["FSDP2 4x1"], key, event)  # the control: bf16 does something
+        assert torch.tensor(losses).bfloat16().tolist() != pytest.approx(losses, rel=1e-4)  # and would be seen
+    assert difference(state(folders["FSDP2 bf16"]), state(folders["one bf16"])) < 1e-2
 
 
 def test_fsdp2_resumes_bit_for_bit(two: tuple) -> None:
