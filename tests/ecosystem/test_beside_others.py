@@ -3,19 +3,27 @@
 They stand here because this folder is run with the pinned versions alone: the next ones may have become right.
 """
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.numpy import load_file, save_file
 from transformers import GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
 from hf_gpt_scratch import GPTScratchForCausalLM
+from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
+from hf_gpt_scratch.conversion.writers.tensor_blocks import row_blocks
+from hf_gpt_scratch.data.documents import read_text
+from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.windows import TokenWindows, encode_text, split_text
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -24,6 +32,12 @@ from tests.training.runs_in_one_world import copy_at_step
 
 
 pytestmark = pytest.mark.ecosystem
+
+TINY = {
+    "vocabulary": "bytes", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "warmup_steps": 1, "max_steps": 6, "eval_steps": 9, "sample_tokens": 1,
+    "save_steps": 3, "peak_flops": 1e12,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +92,42 @@ def test_evaluation_loss_of_trainer(models: dict, tmp_path: Path) -> None:
     assert ratios["GPT-2"] == pytest.approx(15 / 16, rel=1e-5)
 
 
+def test_what_was_scored_last_is_saved(
+    models: dict, short_text: Path, tmp_path: Path, fresh_accelerate_state: Callable[[], None]
+) -> None:
+    """With schedule-free AdamW, `Trainer` scores averaged weights, and saves others unless it has just scored."""
+    ids = torch.randint(300, (16, 32), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = TrainingArguments(
+        str(tmp_path / "theirs"), max_steps=10, optim="schedule_free_adamw", lr_scheduler_type="constant",
+        learning_rate=3e-3, save_strategy="no", use_cpu=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(copy.deepcopy(models["GPT-2"]), arguments, train_dataset=examples, eval_dataset=examples)
+    trainer.train()
+    for is_scored_before in (False, True):
+        scored = trainer.evaluate()["eval_loss"] if is_scored_before else None
+        trainer.save_model()
+        saved = GPT2LMHeadModel.from_pretrained(tmp_path / "theirs")
+        scored = scored or trainer.evaluate()["eval_loss"]
+        again = Trainer(saved, arguments, eval_dataset=examples).evaluate()["eval_loss"]
+        assert (again == pytest.approx(scored, rel=1e-3)) == is_scored_before
+        trainer.model.train()
+        trainer.optimizer.train()  # as at the end of train()
+
+    fresh_accelerate_state()
+    settings = TrainingSettings(output_dir=str(tmp_path / "ours"), train_file=[str(short_text)], **TINY)
+    result = train(settings)
+    _, text = split_text(read_text(short_text), settings.train_split)
+    tokens = TokenWindows(encode_text(text, load_encoding("bytes")), settings.max_position_embeddings)
+    windows = [tokens[index] for index in range(len(tokens))]
+    saved = GPTScratchForCausalLM.from_pretrained(result.repository).eval()
+    with torch.no_grad():
+        logits = saved(torch.stack([window["input_ids"] for window in windows])).logits.flatten(0, 1)
+    labels = torch.cat([window["shift_labels"] for window in windows])
+    again = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert again == pytest.approx(result.validation_loss, rel=1e-6)
+
+
 @dataclass
 class TwoSettings:
     learning_rate: float = 1.0
@@ -92,6 +142,18 @@ def test_values_of_a_yaml_file(tmp_path: Path) -> None:
     assert (theirs.learning_rate, theirs.resume) == ("3e-4", "false")
     ours = parse_settings(["--config", str(path)])
     assert (ours.learning_rate, ours.resume) == (3e-4, False)
+
+
+VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.mark.parametrize("array", [VALUES.T, VALUES[:, ::2], np.asfortranarray(VALUES)], ids=["T", "::2", "fortran"])
+def test_arrays_that_do_not_lie_row_by_row(tmp_path: Path, array: np.ndarray) -> None:
+    """The library writes the memory from the first value on, whatever the strides, and says nothing."""
+    save_file({"x": array}, tmp_path / "theirs.safetensors")
+    assert not np.array_equal(load_file(tmp_path / "theirs.safetensors")["x"], array)
+    (path,) = write_model(tmp_path, {"x": array.shape}, (("x", rows) for rows in row_blocks(array)), "float32", 10**9)
+    assert np.array_equal(load_file(path)["x"], array)
 
 
 def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[list[int]], list[list[int]]]:
@@ -123,11 +185,7 @@ def test_resume_in_the_middle_of_an_epoch(
     assert sorted(sum(whole, [])) == list(range(20))
     assert len(set(sum(resumed, []))) < 20
     fresh_accelerate_state()
-    tiny = {
-        "train_file": [str(short_text)], "vocabulary": "bytes", "hidden_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "warmup_steps": 1, "max_steps": 6, "eval_steps": 9,
-        "sample_tokens": 1, "save_steps": 3, "peak_flops": 1e12,
-    }  # fmt: skip
+    tiny = TINY | {"train_file": [str(short_text)]}
     train(TrainingSettings(output_dir=str(tmp_path / "whole"), **tiny))
     fresh_accelerate_state()
     copy_at_step(tmp_path / "whole", tmp_path / "resumed", step=3)

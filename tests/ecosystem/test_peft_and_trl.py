@@ -1,4 +1,4 @@
-"""PEFT and TRL: adapters on the four projections of the attention, supervised and preference training."""
+"""PEFT and TRL: adapters of the attention and of the tied embeddings, supervised and preference training."""
 
 import math
 from collections.abc import Callable
@@ -73,6 +73,67 @@ def test_lora(call: Callable, repository: Path) -> None:
     assert report["differences"]["merged"] < 1e-4
     assert report["differences"]["merged and saved"] < 1e-4
     assert report["differences"]["base"] > 1e-2  # the control: the adapter does something
+
+
+def adapt_tied_embeddings(path: str, stock: str) -> dict:
+    """Losses of drawn adapters of the one matrix that is embedding and head: as made, reloaded and merged."""
+    import copy
+    import warnings
+
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import GPT2LMHeadModel
+
+    ids, report = torch.arange(40).view(2, 20) * 100, {}
+
+    def loss(model: torch.nn.Module) -> float:
+        return model.eval()(input_ids=ids, labels=ids).loss.item()
+
+    for name, embedding, attention in (("ours", "embed_tokens", "q_proj"), ("GPT-2", "wte", "c_attn")):
+        base = load(path)[0] if name == "ours" else GPT2LMHeadModel.from_pretrained(stock)
+        for kind, options in {
+            "LoRA": {"target_modules": [embedding]},
+            "LoRA tied": {"target_modules": [embedding, "lm_head"], "ensure_weight_tying": True},
+            "whole tied": {
+                "target_modules": [attention],
+                "modules_to_save": [embedding],
+                "ensure_weight_tying": True,
+            },
+        }.items():
+            torch.manual_seed(0)
+            with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+                warnings.simplefilter("always")
+                made = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, task_type="CAUSAL_LM", **options))
+                for weight in made.parameters():
+                    if weight.requires_grad:
+                        weight += 0.2 * torch.randn_like(weight)
+                made.save_pretrained("adapter")
+                loaded = PeftModel.from_pretrained(copy.deepcopy(base), "adapter")
+                losses = {"made": loss(made), "reloaded": loss(loaded)}
+                merged = loaded.merge_and_unload()
+            report[f"{name}, {kind}"] = losses | {
+                "merged": loss(merged),
+                "tied": merged.get_input_embeddings().weight is merged.get_output_embeddings().weight,
+                "warned": any("tie_word_embeddings=True" in str(one.message) for one in caught),
+            }
+    return report
+
+
+def test_adapters_of_tied_embeddings(call: Callable, repository: Path, stock: Path) -> None:
+    """Asked for tied ones, PEFT does it for our embedding, whose name it knows, and not for GPT-2's `wte`."""
+    report = call(adapt_tied_embeddings, path=repository, stock=stock)
+    for name in ("ours", "GPT-2"):
+        assert report[f"{name}, LoRA"]["merged"] > 1.5 * report[f"{name}, LoRA"]["made"]  # the head has it then too
+        assert report[f"{name}, LoRA"]["warned"] == (name == "ours")
+        reloaded, made = report[f"{name}, LoRA tied"]["reloaded"], report[f"{name}, LoRA tied"]["made"]
+        assert (reloaded == pytest.approx(made, rel=1e-6)) == (name == "ours")
+        whole = report[f"{name}, whole tied"]
+        assert whole["reloaded"] == pytest.approx(whole["made"], rel=1e-6)
+        assert whole["merged"] == pytest.approx(whole["made"], rel=1e-6)
+        assert whole["tied"] == (name == "ours")
+    ours = report["ours, LoRA tied"]
+    assert ours["merged"] > 1.5 * ours["made"]  # added twice: merge what was saved whole
+    assert ours["warned"]
 
 
 def tune_prompts(path: str, stock: str) -> dict:

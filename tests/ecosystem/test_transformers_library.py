@@ -190,11 +190,13 @@ def compile_decoding(path: str) -> dict:
     compile_config = CompileConfig(fullgraph=True, mode="default")
     compile_config._compile_all_devices = True  # on a CPU the library compiles only if told so
     expected = greedy(model, tokenizer, PROMPTS[0])
+    left = greedy(model, tokenizer, PROMPTS[0], cache_implementation="static", compile_config=CompileConfig())
+    unasked = counters["stats"]["unique_graphs"]
     static = greedy(model, tokenizer, PROMPTS[0], cache_implementation="static", compile_config=compile_config)
     graphs = counters["stats"]["unique_graphs"]
     model.generation_config.cache_implementation, model.generation_config.compile_config = "static", compile_config
     again = greedy(model, tokenizer, PROMPTS[0])
-    return {"plain": expected, "static": static, "again": again, "graphs": graphs,
+    return {"plain": expected, "left": left, "unasked": unasked, "static": static, "again": again, "graphs": graphs,
             "more": counters["stats"]["unique_graphs"] - graphs, "breaks": sum(counters["graph_break"].values()),
             "torch": torch.__version__}  # fmt: skip
 
@@ -202,7 +204,8 @@ def compile_decoding(path: str) -> dict:
 @pytest.mark.works("transformers", "static cache with `torch.compile`, one graph")
 def test_static_cache_with_compile(call: Callable, repository: Path) -> None:
     report = call(compile_decoding, path=repository)
-    assert report["static"] == report["again"] == report["plain"]
+    assert report["left"] == report["static"] == report["again"] == report["plain"]
+    assert report["unasked"] == 0
     assert report["graphs"] >= 1
     assert report["breaks"] == report["more"] == 0  # compiled once for all calls
 
