@@ -83,12 +83,13 @@ class TimeToLossGpt2(Benchmark):
 def train_rounds(text: Path, task: PeerTask, names: list[str], rounds: int) -> Results:
     """Train and score each peer and then ours, with a seed for each round; each round begins with another peer."""
     results: Results = {name: [] for name in [*names, OURS]}
-    for name in names:
+    for index, name in enumerate(names):
         if isinstance(peer := PEERS[name], LitgptPeer):
-            peer.warm_up(task, task.folder / f"warm-up of {name}")
+            peer.warm_up(task, task.folder / f"warm-up-{index}")
     for seed in range(1, rounds + 1):
         for name in names[seed % len(names) :] + names[: seed % len(names)]:
-            measurement, model = PEERS[name].train(task, task.folder / f"{name}-{seed}", seed)
+            output = task.folder / f"peer-{names.index(name)}-{seed}"
+            measurement, model = PEERS[name].train(task, output, seed)
             python = task.litgpt_python if isinstance(PEERS[name], LitgptPeer) else None
             results[name].append(with_score(measurement, model, text, "gpt2", task.sizes["context"], python))
         best = best_peer(results, seed - 1)
