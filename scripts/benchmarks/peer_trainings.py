@@ -15,7 +15,7 @@ from .measuring import Measurement, measure
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 VOCAB_SIZE = 50257
-LEAST_VALIDATION_WORDS = 4096  # litgpt stops where its validation text does not fill a batch of windows
+VALIDATION_WINDOWS = 8  # at least: litgpt stops where its validation text does not fill a batch of four
 # litgpt's `pretrain` with GPT-2's form, but for the positions, which it rotates; as for texts of a user's own.
 LITGPT_FORM = {
     "vocab_size": VOCAB_SIZE,
@@ -29,7 +29,7 @@ LITGPT_FORM = {
 
 @dataclass(frozen=True)
 class PeerTask:
-    """What every peer is given: the first nine tenths of a text, and the size of the model.
+    """The task of every peer: the first nine tenths of a text, and the size of the model.
 
     Attributes:
         folder: with `train/text.txt`, `validation/text.txt` and `tokenizer`; the runs are written there.
@@ -64,7 +64,7 @@ def prepare(text: Path, folder: Path, context: int) -> None:
     whole = text.read_text(encoding="utf-8")
     cut = int(0.9 * len(whole))
     training, rest = whole[:cut], whole[cut:]
-    repeats = 1 + max(LEAST_VALIDATION_WORDS, 16 * context) // max(1, len(rest.split()))
+    repeats = 1 + VALIDATION_WINDOWS * context // max(1, len(rest.split()))
     for name, content in (("train", training), ("validation", rest * repeats)):
         (folder / name).mkdir()
         (folder / name / "text.txt").write_text(content, encoding="utf-8")
