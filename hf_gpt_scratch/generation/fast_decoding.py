@@ -46,7 +46,7 @@ class OneDNNLinear(nn.Linear):
         self.packed_weight = linear.weight.detach()
         if num_rows is not None:
             self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.packed_weight, num_rows)
-        # All that a product needs, because looking it up takes Python as long as a small product does.
+        # All that a product needs, looked up once and not for each token.
         self.operands: tuple = (self.packed_weight, self.bias, "none", [], "")
         self.product = torch.ops.mkldnn._linear_pointwise.default
 
@@ -56,7 +56,7 @@ class OneDNNLinear(nn.Linear):
 
 
 class UnwatchedModule:
-    """A module without hooks, called as a function: what PyTorch does around a call takes Python as long as a norm.
+    """A module without hooks, called as a function: PyTorch looks for hooks at every call of a module.
 
     Its attributes are those of the module.
     """
@@ -106,7 +106,7 @@ class GrowingLayer(DynamicLayer):
             room = key_states.new_empty(2, rows, heads, stop + SPARE_SLOTS, head_size)
             room[0, :, :, :start], room[1, :, :, :start] = self.keys, self.values
             self.room = room
-        # Of narrow and unbind, because indexing takes Python three times as long.
+        # Of narrow and unbind, because indexing takes longer.
         places = self.room.narrow(-2, start, stop - start).unbind()
         places[0].copy_(key_states)
         places[1].copy_(value_states)

@@ -11,10 +11,10 @@ from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 
 from .measuring import Measurement, measure
+from .training import VOCAB_SIZE
 
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-VOCAB_SIZE = 50257
 VALIDATION_WINDOWS = 8  # at least: litgpt stops where its validation text does not fill a batch of four
 # litgpt's `pretrain` with GPT-2's form, but for the positions, which it rotates; as for texts of a user's own.
 LITGPT_FORM = {
@@ -132,7 +132,7 @@ class LitgptPeer:
         return [*environment, task.litgpt_python, "-m", "litgpt", "pretrain", "pythia-14m", *words]
 
 
-# Its own batch of 512 windows is meant for many cards: the second has the Trainer's, and a warm-up that fits.
+# litgpt's own batch has 512 windows, more than a small text: the second has the Trainer's, and a warm-up that fits.
 PEERS: dict[str, TrainerPeer | LitgptPeer] = {
     "transformers Trainer": TrainerPeer(),
     "litgpt": LitgptPeer(),

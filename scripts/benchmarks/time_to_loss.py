@@ -172,11 +172,13 @@ class TimeToLoss(Benchmark):
         yield build_report("time_to_loss", setting, machine, results, limits=list(limits(results)))
 
 
-def refuse_larger_model(results: Results) -> None:
-    """Raise ValueError if our model has more parameters than nanoGPT's, or was scored on other windows."""
-    ours, peer = results[OURS][-1].details, results[NANOGPT][-1].details
-    if ours["parameters"] > peer["parameters"] or ours["scored tokens"] != peer["scored tokens"]:
-        raise ValueError(f"another task: ours {ours}, nanoGPT's {peer}")
+def refuse_larger_model(results: Results, ours: str = OURS) -> None:
+    """Raise ValueError if the model of `ours` has more parameters than another, or was scored on other tokens."""
+    reference = results[ours][-1].details
+    for name, samples in results.items():
+        other = samples[-1].details
+        if reference["parameters"] > other["parameters"] or reference["scored tokens"] != other["scored tokens"]:
+            raise ValueError(f"another task: {ours} {reference}, {name} {other}")
 
 
 def limits(results: Results) -> Iterator[dict[str, Any]]:

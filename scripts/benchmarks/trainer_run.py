@@ -35,7 +35,7 @@ def read_blocks(text: Path, tokenizer_folder: str, context: int) -> list[dict[st
     return [{"input_ids": block, "labels": block} for block in tokens.split(context) if len(block) == context]
 
 
-def train(text: Path, tokenizer_folder: str, output: str, sizes: dict[str, int], tokens: int, seed: int) -> None:
+def train(text: str, tokenizer_folder: str, output: str, sizes: dict[str, int], tokens: int, seed: int) -> None:
     """Train a new model and save it below `output`.
 
     Args:
@@ -47,7 +47,7 @@ def train(text: Path, tokenizer_folder: str, output: str, sizes: dict[str, int],
         seed: of the weights and of the order.
     """
     set_seed(seed)
-    blocks = read_blocks(text, tokenizer_folder, sizes["context"])
+    blocks = read_blocks(Path(text), tokenizer_folder, sizes["context"])
     shape: dict[str, Any] = {"n_layer": sizes["layers"], "n_embd": sizes["width"], "n_head": sizes["heads"]}
     model = GPT2LMHeadModel(GPT2Config(n_positions=sizes["context"], **shape))
     arguments = TrainingArguments(output, seed=seed)
@@ -58,4 +58,4 @@ def train(text: Path, tokenizer_folder: str, output: str, sizes: dict[str, int],
 
 
 if __name__ == "__main__":
-    train(**(json.loads(sys.argv[1]) | {"text": Path(json.loads(sys.argv[1])["text"])}))
+    train(**json.loads(sys.argv[1]))

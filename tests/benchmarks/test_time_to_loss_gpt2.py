@@ -10,7 +10,8 @@ import pytest
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from scripts.benchmarks.measuring import Measurement, Results
-from scripts.benchmarks.time_to_loss_gpt2 import OURS, SIZES, limits, our_flags, refuse_another_task
+from scripts.benchmarks.time_to_loss import refuse_larger_model
+from scripts.benchmarks.time_to_loss_gpt2 import OURS, SIZES, limits, our_flags
 
 
 def samples(*losses_and_walls: tuple[float, float], parameters: int = 10, tokens: int = 99) -> list[Measurement]:
@@ -38,8 +39,8 @@ def test_each_round_is_judged_by_the_peer_with_the_lowest_loss() -> None:
 @pytest.mark.parametrize("changed", [{"parameters": 11}, {"tokens": 98}])
 def test_another_task_is_no_result(changed: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="another task"):
-        refuse_another_task({"one": samples((6.0, 1.0)), OURS: samples((5.0, 1.0), **changed)})
-    refuse_another_task({"one": samples((6.0, 1.0)), OURS: samples((5.0, 1.0))})
+        refuse_larger_model({"one": samples((6.0, 1.0)), OURS: samples((5.0, 1.0), **changed)}, OURS)
+    refuse_larger_model({"one": samples((6.0, 1.0)), OURS: samples((5.0, 1.0))}, OURS)
 
 
 def test_ours_is_given_the_vocabulary_and_the_size_alone() -> None:
@@ -67,7 +68,7 @@ def test_litgpt_needs_a_python(project_root: Path) -> None:
 
 @pytest.mark.slow
 def test_the_race_against_the_trainer_runs_as_typed(project_root: Path, tmp_path: Path) -> None:
-    arguments = ("--size", "tiny", "--tokens", 20_000, "--rounds", 1, "--json", tmp_path / "x.json")
+    arguments = ("--size", "tiny", "--tokens", 400_000, "--rounds", 1, "--json", tmp_path / "x.json")
     process = run_script(project_root, *arguments)
     assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
