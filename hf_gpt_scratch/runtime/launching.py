@@ -198,6 +198,8 @@ def relaunch_if_needed() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "MASTER_PORT" not in os.environ:  # set by the launcher for several processes only
         torch.set_num_threads(request.num_threads or cores)
+        if request.num_threads is None:  # the launcher's own: who finds a number there takes it for the user's
+            os.environ.pop("OMP_NUM_THREADS", None)
         return
     start_processes(request, cores)
 

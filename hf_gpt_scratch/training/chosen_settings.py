@@ -19,7 +19,7 @@ from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.data.vocabulary_training import TextSample, bytes_per_token, train_vocabulary
 from hf_gpt_scratch.data.windows import find_text_files, read_texts, split_text
 from hf_gpt_scratch.runtime.files import atomic_folder, write_file
-from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_settings
+from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_state
 from hf_gpt_scratch.training.choice_rules import (
     LEAST_WIDTH_IN_BF16,
     PASSES_TO_THE_BEST,
@@ -80,7 +80,8 @@ def choose_settings(settings: TrainingSettings, state: PartialState, folder: Pat
 
 def begun_with(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
     """Return what a run that is resumed began with; nothing if no checkpoint says it."""
-    saved = recorded_settings(settings)
+    state = recorded_state(settings)
+    saved = state.settings if state else {}
     begun = {name: saved[name] for name in settings.choose or [] if name in saved}
     if begun.get("vocabulary", NAMES[0]) not in NAMES and folder.is_dir():
         begun["vocabulary"] = str(folder)  # the output folder may have been moved

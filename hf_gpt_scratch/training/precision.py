@@ -3,7 +3,7 @@
 import torch
 from accelerate import PartialState
 
-from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_settings
+from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_state
 from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.reporting.mfu import measure_peak_flops
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -25,7 +25,8 @@ def decide_precision(settings: TrainingSettings, state: PartialState) -> str | N
 
 def begun_with(settings: TrainingSettings) -> tuple[str, str] | None:
     """Return precision and reason of a run that is resumed; None if no checkpoint says which it has."""
-    precision = recorded_settings(settings).get("mixed_precision")
+    state = recorded_state(settings)
+    precision = state.settings.get("mixed_precision") if state else None
     return (precision, "the run began with it") if precision else None
 
 

@@ -67,7 +67,7 @@ def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelera
     batch = micro_batch(settings, accelerator.device)
     try:
         with torch.random.fork_rng():
-            accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
+            compute_gradients(model, batch, accelerator)
             with evaluation_mode(model):
                 model(**batch)
     except Exception as error:
@@ -79,6 +79,11 @@ def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelera
         ) from error
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def compute_gradients(model: nn.Module, batch: dict[str, Any], accelerator: Accelerator) -> None:
+    """Compute a `micro_batch` forward and backward, as in a step."""
+    accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
 
 
 def micro_batch(settings: TrainingSettings, device: torch.device) -> dict[str, Any]:

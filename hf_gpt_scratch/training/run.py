@@ -205,6 +205,7 @@ class Run:
             progress=self.progress,
             settings=self.settings.to_dict(),
             num_processes=self.accelerator.num_processes,
+            num_threads=torch.get_num_threads(),
             grad_scaler=scaler.state_dict() if scaler is not None else None,
             environment={
                 **key_versions(),

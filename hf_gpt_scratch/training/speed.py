@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hf_gpt_scratch.evaluation import evaluation_mode
 from hf_gpt_scratch.training.plan import batches_together
-from hf_gpt_scratch.training.preflight import is_compiled, micro_batch
+from hf_gpt_scratch.training.preflight import compute_gradients, is_compiled, micro_batch
 from hf_gpt_scratch.training.reporting.mfu import synchronize
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
@@ -54,9 +54,6 @@ def measure_speed(
     def seconds(work: Callable[[], Any]) -> float:
         return fastest(work, accelerator)
 
-    def train() -> None:
-        accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
-
     try:
         with evaluation_mode(model):
             scoring = seconds(lambda: model(**scored)) / num_together
@@ -64,7 +61,7 @@ def measure_speed(
         # After the forward passes, since FSDP2 keeps some weights whole until a backward pass, and would miss it if a
         # checkpoint were loaded meanwhile.
         with torch.random.fork_rng():
-            of_micro_batch = seconds(train)
+            of_micro_batch = seconds(lambda: compute_gradients(model, batch, accelerator))
         model.zero_grad(set_to_none=True)
         update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
     finally:

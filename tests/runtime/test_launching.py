@@ -89,7 +89,7 @@ def free_port() -> int:
             return listener.getsockname()[1]
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_one_process_alone_in_a_group_trains_as_one_in_none(
     environment: dict, project_root: Path, short_text: Path, tmp_path: Path
 ) -> None:
@@ -129,24 +129,43 @@ def test_what_the_launcher_was_asked_for_is_heeded(launch: Callable, short_text:
     assert settings["gradient_accumulation_steps"] == 2
 
 
+@pytest.mark.commands
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="has no threads to choose from")
+def test_threads_are_chosen_where_the_launcher_was_asked_for_none(
+    launch: Callable, short_text: Path, tmp_path: Path
+) -> None:
+    train = [*TINY, "--train_file", short_text, "--max_steps", 3, "--eval_steps", 9]
+    for name, options, is_chosen in (("none", [], True), ("two", ["--num_cpu_threads_per_process", "2"], False)):
+        folder = ["--output_dir", tmp_path / name]
+        result = launch("train.py", *train, *folder, launcher=["--cpu", *options], threads=None)
+        assert ("threads: " in result.stdout) == is_chosen, result
+
+
 @pytest.mark.parametrize(
     ("launcher", "arguments", "line"),
     [
-        (
+        pytest.param(
             "--gradient_accumulation_steps 4",
             ["--gradient_accumulation_steps", 2],
             "accelerate launch has gradient_accumulation_steps 4 and --gradient_accumulation_steps is 2: give one",
+            marks=pytest.mark.nightly,
         ),
-        ("--gradient_accumulation_steps 0", [], "--gradient_accumulation_steps must be at least 1"),
+        pytest.param(
+            "--gradient_accumulation_steps 0",
+            [],
+            "--gradient_accumulation_steps must be at least 1",
+            marks=pytest.mark.nightly,
+        ),
         (
             "--mixed_precision bf16",
             ["--mixed_precision", "no"],
             "accelerate launch has mixed_precision bf16 and --mixed_precision is no: give one of them",
         ),
-        (
+        pytest.param(
             "--dynamo_backend eager",
             ["--torch_compile"],
             "accelerate launch has dynamo_backend eager and --torch_compile compiles the model too: give one of them",
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -284,7 +303,7 @@ def start(environment: dict, project_root: Path, short_text: Path, tmp_path: Pat
         nightly([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], 1),
         ([*ACCELERATE, "scripts/configs/ddp_cpu.yaml"], 0),
         nightly(TORCHRUN, 1),
-        ([*ACCELERATE, "scripts/configs/fsdp2.yaml"], 1),
+        nightly([*ACCELERATE, "scripts/configs/fsdp2.yaml"], 1),
     ],
     ids=["accelerate, CPU", "accelerate, CPU, main process", "torchrun", "accelerate, FSDP2"],
 )

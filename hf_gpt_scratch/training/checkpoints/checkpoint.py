@@ -47,6 +47,7 @@ class SavedState:
     progress: Progress
     settings: dict[str, Any]
     num_processes: int
+    num_threads: int = 0  # of PyTorch on a CPU; 0: written by a version that did not record it
     optimizer_groups: list[dict[str, Any]] = field(default_factory=list)
     grad_scaler: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)  # versions and device
@@ -228,12 +229,12 @@ def read_state(path: Path) -> SavedState:
         raise ValueError(f"{path / 'state.json'} cannot be read: {error}") from None
 
 
-def recorded_settings(settings: TrainingSettings) -> dict[str, Any]:
-    """Return the settings of the run that `settings` resume, from its newest readable checkpoint; nothing without."""
+def recorded_state(settings: TrainingSettings) -> SavedState | None:
+    """Return what the newest readable checkpoint of the run that `settings` resume has recorded; None without one."""
     for path in find_checkpoints(Path(settings.output_dir) / "checkpoints") if settings.resume else ():
         with suppress(ValueError, OSError):  # a damaged one, which is named when the run is resumed
-            return read_state(path).settings
-    return {}
+            return read_state(path)
+    return None
 
 
 def dtype_of_weights(path: Path) -> torch.dtype:
