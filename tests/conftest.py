@@ -18,6 +18,7 @@ from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary_training import TextSample, train_vocabulary
 from hf_gpt_scratch.hub.repository import build_repository
+from hf_gpt_scratch.training import speed
 from tests.loopback_hub import LoopbackHub
 from tests.warm_interpreter import run_script
 from tests.works_table import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
@@ -40,6 +41,12 @@ def one_thread_again() -> Iterator[None]:
     """What a test runs in this process may have set another number, and the last bits of a sum depend on it."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements() -> None:
+    """A run that trains a tiny model for a second need not measure its speed for another."""
+    speed.REPEAT_SECONDS = 0.0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -193,7 +193,7 @@ def test_vocabulary_hash_is_the_same_in_the_build_and_at_run_time() -> None:
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mlinter", "--no-progress", "hf_gpt_scratch/model"],
-        ["mypy"],
+        pytest.param(["mypy"], marks=pytest.mark.commands),  # takes a minute
     ],
     ids=["ruff check", "ruff format", "mlinter", "mypy"],
 )

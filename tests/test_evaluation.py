@@ -321,7 +321,7 @@ def test_a_long_text_is_not_held_in_memory(text_model: GPTScratchForCausalLM, mo
     assert max(ahead) <= 16 * 8 + 2 * 1000 / len(" lamp")
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_initial_losses_of_the_tutorial(
     tutorial_model: GPTScratchForCausalLM, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

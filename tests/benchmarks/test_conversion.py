@@ -65,7 +65,7 @@ def figures(project_root, tmp_path_factory):
     return process.stdout.splitlines(), report | {"picture": (folder / "x.png").read_bytes()}
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_every_candidate_is_measured(figures):
     _, report = figures
     assert sorted(report["candidates"]) == sorted(CANDIDATES)
@@ -76,7 +76,7 @@ def test_every_candidate_is_measured(figures):
     assert report["bytes"] == 4 * 1666464  # parameters of the tiny model, counted by hand
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_limits_are_judged_by_the_figures(figures):
     _, report = figures
     one = {name: measurements[0] for name, measurements in report["candidates"].items()}
@@ -93,7 +93,7 @@ def test_limits_are_judged_by_the_figures(figures):
         assert limit["met"] == (above if limit["bound"] == "at least" else not above)
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_table_shows_what_the_json_holds(figures):
     lines, report = figures
     assert lines[0] == "convert: tiny, 6,665,856 bytes"
@@ -142,7 +142,7 @@ def test_ratios_are_taken_within_a_round():
     assert not describe_limit("x", [3, 5, 2], "at most", 2.9)["met"]
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_comparisons_are_drawn_beside_the_json(figures):
     _, report = figures
     assert {row["peer"] for row in report["comparisons"]} == set(CANDIDATES) - {"ours"}

@@ -10,7 +10,7 @@ from scripts.benchmarks.evaluation import refuse_other_work
 from scripts.benchmarks.measuring import Measurement
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_both_are_measured_as_typed(project_root, tmp_path):
     command = [sys.executable, project_root / "scripts" / "benchmark.py", "evaluate", "--size", "tiny"]
     command += ["--rounds", "2", "--threads", "1", "--json", tmp_path / "x.json"]

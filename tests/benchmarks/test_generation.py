@@ -32,7 +32,7 @@ def report(project_root, tmp_path_factory):
     return report | {"lines": process.stdout.splitlines()}
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_all_add_the_same_tokens(report):
     details = {name: samples[-1]["details"] for name, samples in report["candidates"].items()}
     names = {"ours", "ours, int8", "ours, without generate()", "ours, without the package", "transformers"}
@@ -48,7 +48,7 @@ def test_all_add_the_same_tokens(report):
     ]
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_limits_are_judged_by_the_samples(report):
     samples = report["candidates"]
     limits = {limit["text"]: limit for limit in report["limits"]}

@@ -29,7 +29,7 @@ def report(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_each_candidate_adds_the_tokens_of_its_way(report: dict) -> None:
     """Held against a loop that is written out here, over a list."""
     model, prompt = draw_model("tiny")

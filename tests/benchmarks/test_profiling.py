@@ -79,7 +79,7 @@ def test_lines_and_table_say_the_same():
     assert profile_table_rows({"benchmark": "train"}) == []
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "yardstick"), [("train-tiny", "torch.mm"), ("generate-tiny", "weights read once")])
 def test_the_command_profiles_ours(project_root, tmp_path, name, yardstick):
     command = [sys.executable, project_root / "scripts" / "benchmark.py", "profile", "--settings", name]

@@ -35,7 +35,7 @@ def report(project_root, tmp_path_factory):
     return report | {"lines": process.stdout.splitlines()}
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_all_do_the_same_work(report):
     losses = {name: samples[-1]["details"].get("losses") for name, samples in report["candidates"].items()}
     assert set(losses) == {"torch.mm", "ours", "transformers", "transformers Trainer"}
@@ -47,7 +47,7 @@ def test_all_do_the_same_work(report):
         assert line.endswith(f"losses {losses[name]}")
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_limits_are_judged_by_the_samples(report):
     samples = report["candidates"]
     limits = {limit["text"]: limit for limit in report["limits"]}
@@ -59,7 +59,7 @@ def test_limits_are_judged_by_the_samples(report):
     assert report["left_out"][0] == "nanoGPT, without --nanogpt"
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_bf16_is_measured_of_all_and_beside_our_float32(project_root, tmp_path):
     """Losses tell that the peer computed in bf16 too; the file has a name of its own."""
     arguments = ["--settings", "tiny", "--rounds", "1", "--only", "transformers", "ours, float32"]
@@ -83,7 +83,7 @@ def samples_of(losses):
     return [Measurement(1.0, 1.0, 100.0, {"losses": losses})]
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_another_model_cannot_take_part(report, tmp_path):
     """The same step from the same weights is let in, from other weights it is not."""
     ours = report["candidates"]["ours"][-1]["details"]["losses"]

@@ -202,7 +202,7 @@ def test_tutorial(qkv_bias: bool, tmp_path: Path) -> None:
         assert difference(load(tmp_path / name), model, 29) <= 1e-5
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_tutorial_with_one_projection_for_query_key_and_value(qkv_bias: bool, tmp_path: Path) -> None:
     """As its faster attentions have it, saved by Lightning, which puts `model.` before the names."""
     model = draw(TutorialGPT(**SIZES, qkv_bias=qkv_bias))
@@ -225,7 +225,7 @@ def test_tutorial_with_one_projection_for_query_key_and_value(qkv_bias: bool, tm
         convert_checkpoint(tmp_path / "half.pt", tmp_path / "other", num_heads=4)
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", pytest.param("model.", marks=pytest.mark.nightly), "_orig_mod."])
 def test_our_own_state_dict(prefix: str, openai: Path, tmp_path: Path) -> None:
     """As torch.save(model.state_dict()) and Lightning write it; also of the model without its head."""
     convert_checkpoint(openai, tmp_path / "folder", verify=False)

@@ -358,9 +358,9 @@ def test_a_repository_that_cannot_be_reached_is_refused(installed: Outcome) -> N
 @pytest.mark.parametrize(
     "first",
     [
-        "import hf_gpt_scratch.registration",
         "from hf_gpt_scratch import GPTScratchConfig",
-        "import hf_gpt_scratch.hub.loading",
+        pytest.param("import hf_gpt_scratch.registration", marks=pytest.mark.nightly),
+        pytest.param("import hf_gpt_scratch.hub.loading", marks=pytest.mark.nightly),
     ],
 )
 def test_what_registers_the_classes(first: str) -> None:

@@ -245,6 +245,7 @@ def test_gradient_checkpointing():
     assert_same_gradients(got, expected)
 
 
+@pytest.mark.nightly
 def test_compiled_whole():
     model = build()
     ids, labels = batch()

@@ -101,8 +101,8 @@ LIMIT = 40 * 2**30  # of which PyTorch takes 2 GiB, or with CUDA 12
     "command",
     [
         ["generate.py", "--prompt", "The lamp", "--model"],
-        ["evaluate.py", "--file", "text.txt", "--model"],
-        ["demo.py", "--port", "0", "--model"],
+        pytest.param(["evaluate.py", "--file", "text.txt", "--model"], id="evaluate.py", marks=pytest.mark.nightly),
+        pytest.param(["demo.py", "--port", "0", "--model"], id="demo.py", marks=pytest.mark.nightly),
         ["convert_gpt2.py", "--export-stock", "--output", "stock", "--from-dir"],
     ],
     ids=lambda command: command[0],

@@ -170,7 +170,7 @@ def test_sample_is_left_and_made_again(start: Callable, texts: dict) -> None:
     assert outcome(stopped.folder) == outcome(whole.folder)
 
 
-@pytest.mark.commands
+@pytest.mark.nightly
 def test_first_and_last_evaluation_are_left_at_once(start: Callable, texts: dict) -> None:
     arguments = ["--train_file", texts["short"], "--validation_file", texts["long"], "--max_steps", "3"]
     arguments += ["--eval_iter", "0"]
@@ -218,7 +218,7 @@ def test_second_ctrl_c_ends_it_unsaved(start: Callable, texts: dict) -> None:
     [
         ("accelerate", signal.SIGTERM),
         ("accelerate, two", signal.SIGKILL),
-        ("torchrun, two", signal.SIGTERM),
+        nightly("torchrun, two", signal.SIGTERM),
         nightly("accelerate", signal.SIGKILL),
         nightly("accelerate, two", signal.SIGTERM),
         nightly("torchrun, two", signal.SIGKILL),
@@ -253,6 +253,7 @@ def test_nohup_keeps_a_run_alive(start: Callable, texts: dict, launcher: list[st
     assert run.checkpoint() > 100
 
 
+@pytest.mark.nightly
 def test_run_outlives_a_shell_that_is_no_launcher_whatever_its_name(
     start: Callable, texts: dict, tmp_path: Path
 ) -> None:
@@ -274,7 +275,7 @@ def test_run_outlives_a_shell_that_is_no_launcher_whatever_its_name(
 
 
 @pytest.mark.resilience
-@pytest.mark.parametrize("name", ["accelerate", "accelerate, two"])
+@pytest.mark.parametrize("name", [nightly("accelerate"), "accelerate, two"])
 def test_ctrl_c_in_a_terminal_that_closes_with_the_launcher(
     environment: dict, project_root: Path, texts: dict, tmp_path: Path, name: str
 ) -> None:

@@ -273,7 +273,7 @@ def test_folder_without_write_permission_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("redirect", "reasons"),
     [
-        ("| head -1", {"stdout": "Broken pipe"}),
+        pytest.param("| head -1", {"stdout": "Broken pipe"}, marks=pytest.mark.nightly),
         ("> /dev/full 2> /dev/full", {"stdout": "No space left on device", "stderr": "No space left on device"}),
     ],
 )

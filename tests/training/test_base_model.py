@@ -136,7 +136,10 @@ def stored_as(converted: Path, folder: Path, dtype: torch.dtype) -> Path:
     return build_repository(model, folder)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.nightly) for dtype in ("float16", "float64"))],
+)
 def test_stored_dtype_does_not_decide_how_a_run_computes(
     tiny_settings: Callable[..., TrainingSettings],
     converted: Path,

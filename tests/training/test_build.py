@@ -151,8 +151,17 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not Path(settings.output_dir).exists()
 
 
-@pytest.mark.parametrize("was_there", ["nothing", "folder", "folder with lock"])
-@pytest.mark.parametrize("place", ["evaluate", "optimizer_step", "start_trackers", "describe"])
+@pytest.mark.parametrize(
+    "was_there", ["nothing", "folder with lock", pytest.param("folder", marks=pytest.mark.nightly)]
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "evaluate",
+        "describe",
+        *(pytest.param(p, marks=pytest.mark.nightly) for p in ("optimizer_step", "start_trackers")),
+    ],
+)
 def test_run_that_fails_before_its_first_step_leaves_nothing_behind(
     tiny_settings: Callable[..., TrainingSettings],
     tmp_path: Path,

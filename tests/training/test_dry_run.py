@@ -63,7 +63,14 @@ def test_figures_are_those_of_the_run_and_nothing_is_written(
         dry_run(settings)
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "finetune"])  # that one: test_base_model.py
+@pytest.mark.parametrize(
+    "recipe",  # finetune: test_base_model.py
+    [
+        pytest.param(name, marks=pytest.mark.nightly if name in ("tutorial", "gpt2-124m") else ())
+        for name in RECIPES
+        if name != "finetune"
+    ],
+)
 def test_every_recipe_can_be_looked_at(recipe: str, short_text: Path, tmp_path: Path) -> None:
     """With a text of 600 tokens in windows that it fills; the models have their full size."""
     text = ["--train_file", str(short_text), "--validation_file", str(short_text), "--block_size", "64"]

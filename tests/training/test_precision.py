@@ -59,7 +59,7 @@ def test_this_machine_is_measured() -> None:
     assert (float(reason.split(" is ")[1].split()[0]) >= LEAST_SPEEDUP) is (taken == "bf16")
 
 
-@pytest.mark.parametrize(("speedup", "taken"), [(3, "bf16"), (1, "no")])
+@pytest.mark.parametrize(("speedup", "taken"), [(3, "bf16"), pytest.param(1, "no", marks=pytest.mark.nightly)])
 def test_resumed_run_keeps_the_precision_on_a_machine_that_would_choose_another(
     tiny_settings: Callable[..., TrainingSettings],
     monkeypatch: pytest.MonkeyPatch,

@@ -77,6 +77,7 @@ def test_missing_compiler_is_one_line_and_leaves_nothing(project_root: Path, sho
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.nightly
 def test_launchers_compiler_is_asked_like_our_own_flag(project_root: Path, short_text: Path, tmp_path: Path) -> None:
     """`--dynamo_backend eager` with dropout: what draws it by numpy cannot be compiled."""
     arguments = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--dropout", "0.1"]

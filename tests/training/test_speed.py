@@ -14,6 +14,12 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.speed import fastest, measure_speed
 
 
+@pytest.fixture(autouse=True)
+def whole_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user's run makes them; the other tests take a single one."""
+    monkeypatch.setattr(speed, "REPEAT_SECONDS", 0.3)
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
 def test_model_optimizer_and_generators_stay_as_they_were(
     tiny_settings: Callable[..., TrainingSettings], optim: str

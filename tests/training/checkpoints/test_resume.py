@@ -171,7 +171,7 @@ def test_checkpoint_of_before_a_hyperparameter_is_of_the_same_run(
         resumed_run(replace(settings, norm_type="rmsnorm"), 8, tmp_path / "other")
 
 
-@pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
+@pytest.mark.parametrize("data_order", ["seeded", pytest.param("torch_dataloader", marks=pytest.mark.nightly)])
 def test_resume_is_bit_identical(
     tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, data_order: str
 ) -> None:
@@ -214,7 +214,14 @@ def test_finished_run_can_be_resumed_without_harm(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"max_steps": 7}, {"eval_iter": 1}, {"load_best_model_at_end": True}], ids=str
+    "changes",
+    [
+        {},
+        pytest.param({"max_steps": 7}, marks=pytest.mark.nightly),
+        pytest.param({"eval_iter": 1}, marks=pytest.mark.nightly),
+        {"load_best_model_at_end": True},
+    ],
+    ids=str,
 )
 def test_evaluations_are_the_same_after_a_resume_at_the_end(
     tiny_settings: Callable[..., TrainingSettings], changes: dict, capsys: pytest.CaptureFixture
@@ -231,7 +238,7 @@ def test_evaluations_are_the_same_after_a_resume_at_the_end(
         assert f"validation loss {first.validation_loss:.3f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("data_order", ["seeded", "torch_dataloader"])
+@pytest.mark.parametrize("data_order", ["seeded", pytest.param("torch_dataloader", marks=pytest.mark.nightly)])
 def test_finished_run_becomes_longer_as_if_it_had_been_asked_for_at_once(
     tiny_settings: Callable[..., TrainingSettings], data_order: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -410,7 +417,7 @@ def test_broken_settings_file_is_written_again(
         assert json.loads(path.read_text())["output_dir"] == settings.output_dir
 
 
-@pytest.mark.parametrize("fault", ["garbled", "deleted", "removed"])
+@pytest.mark.parametrize("fault", ["garbled", "deleted", pytest.param("removed", marks=pytest.mark.nightly)])
 def test_result_is_written_whatever_became_of_the_history(
     tiny_settings: Callable[..., TrainingSettings], tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
 ) -> None:
