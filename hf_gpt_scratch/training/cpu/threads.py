@@ -17,7 +17,7 @@ from hf_gpt_scratch.training.settings import TrainingSettings
 VARIABLE = "OMP_NUM_THREADS"
 MEASURED_SECONDS = 0.3  # for each number of threads
 MOST_FLOPS = 5e10  # of a micro-batch that is measured; products are so large in a larger one that all threads pay
-LEAST_SPEEDUP = 1.1  # of fewer threads: numbers that are as good as each other shall not alternate between runs
+LEAST_SPEEDUP = 1.5  # of fewer threads: on a quiet machine the number, and so the bits, shall not vary between runs
 
 
 def choose_threads(model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> str | None:
@@ -40,10 +40,8 @@ def choose_threads(model: nn.Module, settings: TrainingSettings, accelerator: Ac
     if is_compiled(settings, accelerator):  # for one number of threads
         return None
     batch = micro_batch(settings, accelerator.device)
-    if (
-        batch["input_ids"].numel() * flops_per_token(accelerator.unwrap_model(model), settings.window_size)
-        > MOST_FLOPS
-    ):
+    of_token = flops_per_token(accelerator.unwrap_model(model), settings.window_size)
+    if batch["input_ids"].numel() * of_token > MOST_FLOPS:
         return None
     try:
         with torch.random.fork_rng():
@@ -55,7 +53,7 @@ def choose_threads(model: nn.Module, settings: TrainingSettings, accelerator: Ac
 def take_fastest(work: Callable[[], None]) -> str:
     """Set the number of threads to the fastest of all, all but one, a half, a quarter and so on; report the times.
 
-    Fewer threads are taken only if they are clearly faster.
+    Fewer threads are taken only if they are clearly faster than all, which are measured before and after them.
     """
     most = torch.get_num_threads()
     halves = [most >> shift for shift in range(1, most.bit_length())]
@@ -63,6 +61,8 @@ def take_fastest(work: Callable[[], None]) -> str:
     for number in sorted({most - 1, *halves}, reverse=True):
         torch.set_num_threads(number)
         measured[number] = mean_seconds(work)
+    torch.set_num_threads(most)
+    measured[most] = min(measured[most], mean_seconds(work))
     fastest = min(measured, key=lambda number: measured[number])
     chosen = fastest if measured[fastest] * LEAST_SPEEDUP < measured[most] else most
     torch.set_num_threads(chosen)

@@ -34,7 +34,7 @@ def nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({4: 0.020, 3: 0.030, 2: 0.040, 1: 0.060}, 4),
         ({4: 0.060, 3: 0.010, 2: 0.020, 1: 0.030}, 3),  # a core is taken by somebody else
         ({4: 0.060, 3: 0.050, 2: 0.030, 1: 0.010}, 1),  # a small model
-        ({4: 0.0205, 3: 0.030, 2: 0.030, 1: 0.020}, 4),  # as good: those that are always there
+        ({4: 0.025, 3: 0.030, 2: 0.030, 1: 0.020}, 4),  # nearly as good: the number that every run takes
     ],
 )
 def test_fewer_threads_are_taken_only_where_they_are_clearly_faster(seconds: dict[int, float], chosen: int) -> None:
@@ -44,6 +44,18 @@ def test_fewer_threads_are_taken_only_where_they_are_clearly_faster(seconds: dic
     assert line is not None
     assert line.startswith(f"threads: {chosen} of 4, since a micro-batch takes ")
     assert all(f" ms with {number}" in line for number in seconds)
+
+
+def test_one_bad_moment_does_not_decide() -> None:
+    """As when another process is busy for the first measurement only."""
+    torch.set_num_threads(2)
+    left = [0.1, 0.1]  # warming up, and the first that counts
+
+    def work() -> None:
+        time.sleep(0.005 + (left.pop() if left and torch.get_num_threads() == 2 else 0.0))
+
+    threads.take_fastest(work)
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("reason", ["asked for", "large", None])
