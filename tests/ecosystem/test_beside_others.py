@@ -225,6 +225,7 @@ state = build_accelerator(TrainingSettings()).state
     ],
     ids=["--cpu", "MULTI_CPU", "FSDP", "--multi_gpu"],
 )
+@pytest.mark.nightly
 def test_two_processes_on_a_cpu(
     environment: dict, project_root: Path, tmp_path: Path, launcher: list[str], num_started: int, kind: str
 ) -> None:

@@ -232,6 +232,7 @@ def prefer(path: str) -> dict:
 
 
 @pytest.mark.works("trl", "`DPOTrainer`, one step")
+@pytest.mark.nightly
 def test_preferences(call: Callable, repository: Path) -> None:
     report = call(prefer, path=repository)
     assert report["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy and reference are still equal

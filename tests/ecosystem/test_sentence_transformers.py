@@ -98,6 +98,7 @@ def score_pairs(path: str, texts: list[str]) -> dict:
 
 
 @pytest.mark.works("sentence-transformers", "`CrossEncoder`: train, score pairs")
+@pytest.mark.nightly
 def test_pairs(call: Callable, repository: Path) -> None:
     report = call(score_pairs, path=repository, texts=TEXTS)
     assert report["alone"] < 1e-5

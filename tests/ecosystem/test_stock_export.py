@@ -183,6 +183,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.works("xllamacpp", "a vocabulary of your own as GGUF, the converter told that it is split as GPT-2's")
+@pytest.mark.nightly
 def test_gguf_of_an_own_vocabulary(
     converter: Path, own_vocabulary: Path, build_model: Callable, project_root: Path, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def compile_decoding(path: str) -> dict:
 
 
 @pytest.mark.works("transformers", "static cache with `torch.compile`, one graph")
+@pytest.mark.nightly
 def test_static_cache_with_compile(call: Callable, repository: Path) -> None:
     report = call(compile_decoding, path=repository)
     assert report["left"] == report["static"] == report["again"] == report["plain"]
@@ -263,6 +264,7 @@ def export_generation(path: str) -> dict:
 
 
 @pytest.mark.works("transformers", "`DynamoExporter`: prefill and decoding step, fixed and any length")
+@pytest.mark.nightly
 def test_export_of_generation(call: Callable, repository: Path) -> None:
     report = call(export_generation, path=repository)
     assert max(report["same"]) < 1e-5
@@ -330,6 +332,7 @@ def test_classification(call: Callable, repository: Path) -> None:
     assert call(classify, path=repository, labels_are_drawn=False)["accuracy"] > 0.95
 
 
+@pytest.mark.nightly
 def test_classification_of_drawn_labels_is_not_learned(call: Callable, repository: Path) -> None:
     """The control: the accuracy is on rows that were not seen."""
     assert call(classify, path=repository, labels_are_drawn=True)["accuracy"] < 0.7

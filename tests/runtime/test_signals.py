@@ -156,6 +156,7 @@ def test_evaluation_is_left_and_done_again_bit_for_bit(start: Callable, texts: d
 
 
 @pytest.mark.resilience
+@pytest.mark.nightly
 def test_sample_is_left_and_made_again(start: Callable, texts: dict) -> None:
     arguments = ["--train_file", texts["short"], "--max_steps", "3", "--max_position_embeddings", "1024"]
     arguments += ["--sample_tokens", "1000", "--eval_steps", "3"]
