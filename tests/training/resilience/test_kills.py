@@ -14,8 +14,8 @@ from tests.training.resilience import faults
 from tests.training.resilience.harness import SAVE_STEPS, Survived, survive
 
 
-pytestmark = pytest.mark.timeout(2400)  # 500 kills, or one at each twelfth of 307 file events
-EVERY = 12
+pytestmark = pytest.mark.timeout(2400)  # 500 kills, or one at each sixth of 307 file events
+EVERY = 6
 
 
 def survive_all(pool: ProcessPoolExecutor, folder: Path, cases: list[dict], **shared: object) -> list[Survived]:
@@ -57,7 +57,7 @@ def test_kill_at_every_file_event(
 ) -> None:
     """From the first file to the end of the run: three saves, one of which deletes an old one, the plot, the model.
 
-    CI takes every twelfth of about 300 events, each a run of a second or two; the nightly tests take the others.
+    CI takes every sixth of about 300 events, each a run of a second or two; the nightly tests take the others.
     """
     cases = [
         {"name": f"{number} {event}", "faults": (partial(faults.kill_at_event, root=None, number=number),)}
@@ -106,7 +106,7 @@ def random_kills(pool, whole, arguments, folder, count: int, seed: int) -> list[
 def test_kill_at_random_moments(
     pool: ProcessPoolExecutor, whole: dict, arguments: list[str], tmp_path: Path, table: Callable[[str], None]
 ) -> None:
-    results = random_kills(pool, whole, arguments, tmp_path, count=20, seed=1)
+    results = random_kills(pool, whole, arguments, tmp_path, count=40, seed=1)
     table(summary(results))
     assert bad(results) == []
 
