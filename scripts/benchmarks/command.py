@@ -20,6 +20,7 @@ from .past_context import PastContext
 from .plot import plot_comparisons, plot_growth
 from .profiling import Profiling
 from .shares import Shares
+from .small_steps import SmallSteps
 from .speed_table import speed_tables, write_tables
 from .sweep import Sweep
 from .time_to_loss import TimeToLoss
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gpu": Gpu(),
     "profile": Profiling(),
     "shares": Shares(),
+    "small_steps": SmallSteps(),
     "sweep": Sweep(),
 }
 RESULTS = Path(__file__).with_name("results")
@@ -81,6 +83,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PYTHON",
         help="Python with ctranslate2, openvino-genai and optimum-intel",
     )
+    parser.add_argument("--before", type=Path, metavar="DIR", help="checkout of an earlier commit, to compare with")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="folder of nanoGPT, with its model.py")
 
 

@@ -32,6 +32,7 @@ ENTRIES = {
     PAYLOAD: Entry("make_payload", limit=None),
     READING: Entry("make_reading", same_ids=False, limit=None),
     STOCK: Entry("make_transformers"),
+    "ours, before": Entry("make_ours", needs="before", limit=1.25),
     "litgpt (rotary positions)": Entry("make_litgpt", needs="peer_python", same_ids=False),
     "tutorial, cached": Entry("make_tutorial", needs="peer_python"),
     "nanoGPT (no cache)": Entry("make_nanogpt", needs="nanogpt"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .benchmark import Benchmark
 from .measuring import measure
-from .workers import Candidate
+from .workers import PACKAGE_PARENT, Candidate
 
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Entry:
             options["source"] = str(arguments.nanogpt)
         needs = self.needs or ""
         python = getattr(arguments, needs) if needs.endswith("_python") else Path(sys.executable)
-        return Candidate(name, f"{__package__}.{module}:{self.make}", options, python)
+        source = arguments.before.resolve() if needs == "before" else PACKAGE_PARENT
+        return Candidate(name, f"{__package__}.{module}:{self.make}", options, python, source)
 
 
 def left_out(entries: Mapping[str, Entry], arguments: "argparse.Namespace") -> list[str]:

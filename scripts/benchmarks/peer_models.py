@@ -31,6 +31,7 @@ class Task:
     folder: str = ""
     precision: str = "no"  # of products, as Accelerate calls it: "no" or "bf16"
     device: str = "cpu"
+    vocab_size: int = VOCAB_SIZE
 
     @property
     def weights(self) -> Path:
@@ -64,7 +65,7 @@ def draw_weights(task: Task, seed: int) -> None:
     from hf_gpt_scratch.model import GPTScratchConfig, GPTScratchForCausalLM
 
     config = GPTScratchConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=task.vocab_size,
         hidden_size=task.width,
         num_hidden_layers=task.layers,
         num_attention_heads=task.heads,

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import argparse
 
 OURS, PRODUCTS_ALONE = "ours", "if only matrix products took time"
+SMALL: dict[str, Any] = {"heads": 4, "context": 64, "length": 64, "vocab_size": 257}
 SETTINGS: dict[str, training.Setting | generation.Setting] = {
+    "train-4x128": training.Setting("4 layers of 128, 12 x 64 tokens", layers=4, width=128, rows=12, **SMALL),
+    "train-2x64": training.Setting("2 layers of 64, 8 x 64 tokens", layers=2, width=64, rows=8, **SMALL),
     "train-2x256": training.SETTINGS["124M-2x256"],
     "train-2x1024": training.SETTINGS["124M-2x1024"],
     "generate-1": generation.SETTINGS["1-greedy"],

@@ -31,16 +31,18 @@ class Setting:
     share_of_rounds: float = 1.0  # fewer where a step takes long
     least_part_of_peak: float | None = None
     memory_limits: tuple[tuple[str, str, float], ...] = ()  # whose memory, over whose, at most
+    vocab_size: int = VOCAB_SIZE
 
     @property
     def flops(self) -> float:
         """FLOPs of the products of a step, forward and backward, without the masked half of attention."""
-        per_token = 12 * self.layers * self.width**2 + self.width * VOCAB_SIZE + self.layers * self.width * self.length
+        layer = 12 * self.width**2 + self.width * self.length
+        per_token = self.layers * layer + self.width * self.vocab_size
         return 6 * self.rows * self.length * per_token
 
     def task_fields(self, folder: str) -> dict[str, Any]:
         """Return the fields of `peer_models.Task`."""
-        sizes = ("layers", "width", "heads", "context", "rows", "length")
+        sizes = ("layers", "width", "heads", "context", "rows", "length", "vocab_size")
         return {key: getattr(self, key) for key in sizes} | {"folder": folder}
 
 

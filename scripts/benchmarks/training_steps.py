@@ -38,7 +38,7 @@ NUM_LOSSES = 3  # that are shown and compared: those of the first steps
 def draw_tokens(task: Task, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and targets of a step, both [rows, length]: the same for every candidate."""
     generator = torch.Generator().manual_seed(step)
-    ids = torch.randint(VOCAB_SIZE, (task.rows, task.length + 1), generator=generator).to(task.device)
+    ids = torch.randint(task.vocab_size, (task.rows, task.length + 1), generator=generator).to(task.device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
@@ -93,6 +93,7 @@ def our_settings(task: Task, folder: Path, **settings: Any) -> "TrainingSettings
     values = {
         "train_file": [str(folder / "text.txt")],
         "output_dir": str(folder / "run"),
+        "vocabulary": "gpt2" if task.vocab_size == VOCAB_SIZE else "bytes",
         "hidden_size": task.width,
         "num_hidden_layers": task.layers,
         "num_attention_heads": task.heads,

@@ -27,17 +27,18 @@ PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A name, a function as "module:name", its options, and the Python that runs it."""
+    """A name, a function as "module:name", its options, the Python that runs it, and the checkout that has it."""
 
     name: str
     make: str
     options: dict[str, Any] = field(default_factory=dict)
     python: Path = Path(sys.executable)
+    source: Path = PACKAGE_PARENT
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment variables of a process that finds this package and computes on some threads."""
-    path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+def worker_environment(threads: int, source: Path = PACKAGE_PARENT) -> dict[str, str]:
+    """Return the environment variables of a process that finds a checkout's package and computes on some threads."""
+    path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
@@ -52,7 +53,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=worker_environment(threads),
+            env=worker_environment(threads, candidate.source),
+            # Python looks for modules where it is started first.
+            cwd=None if candidate.source == PACKAGE_PARENT else candidate.source,
             text=True,
         )
         # Popen has both as pipes, but its type says None too.

@@ -1,10 +1,11 @@
 """Proves that candidates stay in their process, start outside of the samples, and fail with one line."""
 
+import shutil
 import time
 
 import pytest
 
-from scripts.benchmarks.workers import Candidate, run_workers
+from scripts.benchmarks.workers import PACKAGE_PARENT, Candidate, run_workers
 
 
 HERE = "test_workers"
@@ -33,6 +34,13 @@ def make_failing():
     return work
 
 
+def make_package():
+    """A candidate that tells which package it has."""
+    import hf_gpt_scratch
+
+    return lambda: {"file": hf_gpt_scratch.__file__}
+
+
 @pytest.fixture(autouse=True)
 def _find_this_file(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(__file__).rpartition("/")[0])
@@ -56,6 +64,17 @@ def test_a_candidate_that_fails_is_named_in_one_line():
     line = r"^broken failed with exit code 1: RuntimeError: no such file: model.py$"
     with pytest.raises(ValueError, match=line):
         run_workers([Candidate("broken", f"{HERE}:make_failing")], rounds=1, threads=1)
+
+
+def test_another_checkout_is_measured_beside_this_one(tmp_path):
+    shutil.copytree(PACKAGE_PARENT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("results"))
+    package = tmp_path / "hf_gpt_scratch" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    make = f"{HERE}:make_package"
+    results = run_workers([Candidate("now", make), Candidate("before", make, source=tmp_path)], rounds=1, threads=1)
+    files = {name: samples[0].details["file"] for name, samples in results.items()}
+    assert files == {"now": str(PACKAGE_PARENT / "hf_gpt_scratch" / "__init__.py"), "before": str(package)}
 
 
 def test_no_rounds_are_refused():
