@@ -5,8 +5,10 @@ with every version: tensors up to rounding, everything else exactly. What must b
 itself. tests/versions/conftest.py makes the folders below EXPORTED.
 """
 
+import contextlib
 import functools
 import inspect
+import io
 import json
 import math
 import os
@@ -142,6 +144,13 @@ def tokenizer_values(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def asks_for_trust(**options: Any) -> bool:
+    """Return True if loading the tokenizer asks whether the code of the model may be run."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        AutoTokenizer.from_pretrained(str(FOLDER), **options)
+    return "run the custom code" in shown.getvalue()
+
+
 @probe
 def tokenizer() -> dict[str, Any]:
     return tokenizer_values(AutoTokenizer.from_pretrained(str(FOLDER), trust_remote_code=True))
@@ -149,8 +158,21 @@ def tokenizer() -> dict[str, Any]:
 
 @probe
 def tokenizer_without_trust() -> dict[str, Any]:
-    """Standard input is closed: a question would end in an error."""
+    """Standard input is closed: a question gets no answer."""
     return tokenizer_values(AutoTokenizer.from_pretrained(str(FOLDER)))
+
+
+@probe
+def tokenizer_without_question() -> None:
+    """The class of the tokenizer is one of the library; the model's code is none of its business."""
+    if asks_for_trust():
+        raise RuntimeError("it asks whether the model's code may be run")
+
+
+@probe
+def tokenizer_with_trust_refused() -> dict[str, Any]:
+    assert not asks_for_trust(trust_remote_code=False)
+    return tokenizer_values(AutoTokenizer.from_pretrained(str(FOLDER), trust_remote_code=False))
 
 
 @probe
