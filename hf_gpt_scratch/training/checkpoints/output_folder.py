@@ -140,7 +140,8 @@ def refuse_inner_folder(settings: TrainingSettings) -> None:
 def is_lock(path: Path) -> bool:
     """Return True if a file is the lock of a run, held or left."""
     try:
-        return path.read_text(encoding="utf-8").startswith("process ") or path.stat().st_size == 0
+        content = path.read_text(encoding="utf-8")
+        return not content or content.startswith("process ")  # empty: taken, and not written yet
     except FileNotFoundError:
         return False
     except (OSError, ValueError):  # Windows does not let a locked file be read
@@ -161,7 +162,11 @@ def claim_folder(settings: TrainingSettings, lock: FolderLock, make: bool) -> No
     if lock.is_begun:  # claimed before, and perhaps written into by this run
         return
     if not is_lock(lock.path):
-        refuse_used_folder(settings)  # not even a lock is written into somebody else's folder
+        try:
+            refuse_used_folder(settings)  # not even a lock is written into somebody else's folder
+        except FileExistsError:
+            if not is_lock(lock.path):  # otherwise another run has begun there since: what follows names it
+                raise
     folder = lock.path.parent
     if make:
         lock.made = [path for path in (folder, *folder.parents) if not path.exists()]

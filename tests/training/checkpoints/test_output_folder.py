@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers
+from hf_gpt_scratch.training.checkpoints.output_folder import FolderLock, claim_folder, clear_leftovers, is_lock
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -49,6 +49,35 @@ def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
         holder.wait()
         holder.stdout.close()
         lock.take()
+
+
+def test_run_that_begins_while_the_folder_is_looked_at_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Path.iterdir
+    with FolderLock(tmp_path) as first, FolderLock(tmp_path) as second:
+
+        def begin_and_look(folder: Path) -> Iterator[Path]:
+            first.take()
+            (tmp_path / "settings.json").touch()
+            return look(folder)
+
+        monkeypatch.setattr(Path, "iterdir", begin_and_look)
+        with pytest.raises(BlockingIOError, match=f"is in use by process {os.getpid()} on"):
+            claim_folder(TrainingSettings(output_dir=str(tmp_path)), second, make=True)
+
+
+def test_lock_that_is_written_while_it_is_read_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, read = tmp_path / ".lock", Path.read_text
+    lock.touch()
+
+    def read_then_write(path: Path, **options: str) -> str:
+        content = read(path, **options)
+        lock.write_text("process 1 on here", encoding="utf-8")
+        return content
+
+    monkeypatch.setattr(Path, "read_text", read_then_write)
+    assert is_lock(lock)
 
 
 def test_foreign_folder_gets_no_lock_file(tmp_path: Path) -> None:
