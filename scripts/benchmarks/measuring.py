@@ -221,6 +221,8 @@ def profile_rows(profile: dict[str, Any]) -> list[tuple[str, float, int | None]]
     operators, others, wall = profile["operators"], profile["others"], profile["wall"]
     rest = wall - others - sum(seconds for _, seconds, _ in operators)
     last = [("all other operators", others, None), ("outside of operators", rest, None)]
+    if forward := profile.get("forward"):  # older records do not part it
+        last.append(("of which in the model's forward", forward, None))
     return [("matrix products together", profile["products"], None), *map(tuple, operators), *last]
 
 

@@ -1,8 +1,11 @@
 """Profiles of a training step and of a generated text by operators, which show the reason for a missed limit."""
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from . import generation, training
 from .measuring import Results, build_report
@@ -20,10 +23,13 @@ SETTINGS: dict[str, training.Setting | generation.Setting] = {
     "train-2x64": training.Setting("2 layers of 64, 8 x 64 tokens", layers=2, width=64, rows=8, **SMALL),
     "train-2x256": training.SETTINGS["124M-2x256"],
     "train-2x1024": training.SETTINGS["124M-2x1024"],
+    "train-2x1024-dropout": replace(training.SETTINGS["124M-2x1024"], text="124M, 2 x 1024 tokens, dropout 0.1"),
     "generate-1": generation.SETTINGS["1-greedy"],
     "train-tiny": training.SETTINGS["tiny"],
     "generate-tiny": generation.SETTINGS["tiny"],
 }
+OTHER_CANDIDATES = {"train-2x1024-dropout": training.DROPOUT}
+FORWARD = "forward of the model"  # what it takes beside its operators is Python
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_")}
 PRODUCTS |= {"mkldnn::_linear_pointwise"}
 NUM_SHOWN = 10
@@ -35,13 +41,20 @@ def make_profiled(make: str, options: dict[str, Any]) -> Callable[[], Callable[[
     The details of a sample are `operators`, each with its seconds, without those of operators that it calls, and its
     number of calls; the longest first.
     """
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchForCausalLM
 
     module, _, name = make.partition(":")
     work = getattr(importlib.import_module(module), name)(**options)
 
     def profiled() -> Callable[[], dict[str, Any]]:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        forward = GPTScratchForCausalLM.forward
+        recorded = functools.wraps(forward)(record_function(FORWARD)(forward))
+        with (
+            mock.patch.object(GPTScratchForCausalLM, "forward", recorded),
+            profile(activities=[ProfilerActivity.CPU]) as profiler,
+        ):
             work()
         return lambda: {"operators": operators_of(profiler)}
 
@@ -73,7 +86,7 @@ class Profiling(PeerBenchmark):
         else:
             entries, module, other = generation.ENTRIES, "generation_runs", generation.READING
             options = other_options = {"task_fields": task_fields, "text_fields": setting.text_fields}
-        work = entries[OURS].candidate(OURS, module, options, arguments)
+        work = entries[OTHER_CANDIDATES.get(name, OURS)].candidate(OURS, module, options, arguments)
         yardstick = entries[other].candidate(other, module, other_options, arguments)
         profiled = Candidate(OURS, f"{__name__}:make_profiled", {"make": work.make, "options": work.options})
         results = run_workers([yardstick, profiled], arguments.rounds, arguments.threads)
@@ -87,13 +100,14 @@ class Profiling(PeerBenchmark):
 def profile_of(results: Results) -> dict[str, Any]:
     """Return seconds of our last sample: in all, in matrix products, in the longest operators and in the others."""
     last = results[OURS][-1]
-    operators = last.details["operators"]
+    operators = [row for row in last.details["operators"] if row[0] != FORWARD]
     shown, others = operators[:NUM_SHOWN], operators[NUM_SHOWN:]
     return {
         "wall": last.wall,
         "products": sum(seconds for name, seconds, _ in operators if name in PRODUCTS),
         "operators": shown,
         "others": sum(seconds for _, seconds, _ in others),
+        "forward": sum(seconds for name, seconds, _ in last.details["operators"] if name == FORWARD),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.benchmarks.measuring import Measurement, format_profile, profile_rows
-from scripts.benchmarks.profiling import NUM_SHOWN, PRODUCTS, make_profiled, profile_of
+from scripts.benchmarks.profiling import FORWARD, NUM_SHOWN, PRODUCTS, make_profiled, profile_of
 from scripts.benchmarks.speed_table import profile_table_rows, speed_tables
 
 
@@ -55,6 +55,9 @@ def test_the_parts_add_up():
     assert profile["others"] == pytest.approx(0.015)
     rows = profile_rows(profile)
     assert sum(seconds for _, seconds, _ in rows[1:]) == pytest.approx(2.0)
+    operators.append((FORWARD, 0.25, 1))
+    profile = profile_of({"ours": [Measurement(3.0, 2.0, 1, {"operators": operators})]})
+    assert profile_rows(profile) == [*rows, ("of which in the model's forward", 0.25, None)]
     assert [row[2] for row in profile_rows(PROFILE)] == [None, 7, 1, None, None]
 
 
@@ -95,6 +98,8 @@ def test_the_command_profiles_ours(project_root, tmp_path, name, yardstick):
     assert products
     assert 0 < profile["products"] < profile["wall"]
     assert profile["bound"]["value"] > 0
+    outside = {name: seconds for name, seconds, _ in profile_rows(profile)}["outside of operators"]
+    assert 0 < profile["forward"] < outside
     tables = speed_tables(tmp_path)
     assert "<details><summary>Where the time goes</summary>" in tables
     for operator in products:
