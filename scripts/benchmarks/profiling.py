@@ -23,12 +23,15 @@ SETTINGS: dict[str, training.Setting | generation.Setting] = {
     "train-2x64": training.Setting("2 layers of 64, 8 x 64 tokens", layers=2, width=64, rows=8, **SMALL),
     "train-2x256": training.SETTINGS["124M-2x256"],
     "train-2x1024": training.SETTINGS["124M-2x1024"],
+    "train-4x128-muon": training.Setting(
+        "4 layers of 128, 12 x 64 tokens, Muon", layers=4, width=128, rows=12, **SMALL
+    ),
     "train-2x1024-dropout": replace(training.SETTINGS["124M-2x1024"], text="124M, 2 x 1024 tokens, dropout 0.1"),
     "generate-1": generation.SETTINGS["1-greedy"],
     "train-tiny": training.SETTINGS["tiny"],
     "generate-tiny": generation.SETTINGS["tiny"],
 }
-OTHER_CANDIDATES = {"train-2x1024-dropout": training.DROPOUT}
+CHANGES: dict[str, dict[str, Any]] = {"train-4x128-muon": {"optim": "muon"}, "train-2x1024-dropout": {"dropout": 0.1}}
 FORWARD = "forward of the model"  # what it takes beside its operators is Python
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_")}
 PRODUCTS |= {"mkldnn::_linear_pointwise"}
@@ -86,7 +89,7 @@ class Profiling(PeerBenchmark):
         else:
             entries, module, other = generation.ENTRIES, "generation_runs", generation.READING
             options = other_options = {"task_fields": task_fields, "text_fields": setting.text_fields}
-        work = entries[OTHER_CANDIDATES.get(name, OURS)].candidate(OURS, module, options, arguments)
+        work = entries[OURS].candidate(OURS, module, options | CHANGES.get(name, {}), arguments)
         yardstick = entries[other].candidate(other, module, other_options, arguments)
         profiled = Candidate(OURS, f"{__name__}:make_profiled", {"make": work.make, "options": work.options})
         results = run_workers([yardstick, profiled], arguments.rounds, arguments.threads)
