@@ -328,7 +328,8 @@ def test_initial_losses_of_the_tutorial(
     """To two steps of float32, since processors sum in other orders; with SiLU it is a hundred times as far."""
     from hf_gpt_scratch.data.documents import read_text
     from hf_gpt_scratch.data.tokenizer import load_encoding
-    from hf_gpt_scratch.data.windows import draw_like_torch_loader, encode_text, split_text
+    from hf_gpt_scratch.data.windows import draw_like_torch_loader, encode_text
+    from tests.texts import split_text
 
     parts = split_text(read_text(shared_data / "the-verdict.txt"), 0.9)
     windows = [TokenWindows(encode_text(part, load_encoding()), 256, drop_last=True) for part in parts]

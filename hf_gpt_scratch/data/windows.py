@@ -5,7 +5,7 @@ token that follows every input as its label, so that each token but the first is
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_gpt_scratch.data.document_sources import Source, find_files, kind_of, refuse_unused_column, silent
 from hf_gpt_scratch.data.documents import SkippedRows, refuse_blank
+from hf_gpt_scratch.data.pieces import Piece, cut_string, cut_text
+from hf_gpt_scratch.data.preparation.tokenizing import encode_in_order
 from hf_gpt_scratch.data.token_folder import ShardedTokens
-from hf_gpt_scratch.data.tokenizer import encode_to_numpy
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT
 from hf_gpt_scratch.data.window_order import KeyedOrder
 
@@ -37,32 +38,24 @@ def find_text_files(paths: Sequence[str | Path], say: Callable[[str], None] = si
     return find_files(paths, ("text", "JSON lines", "parquet"), others_are_text=True, say=say)
 
 
-def read_texts(paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent) -> str:
-    """Read files and folders as one text; `<|endoftext|>` stands between two documents.
+def read_blocks(
+    paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent
+) -> tuple[int, Iterator[str]]:
+    """Read files and folders as one text in blocks, so that it is never all in memory; they are checked at once.
 
-    A text file is a document, and so is the `text_column` of each row of JSON lines and parquet.
+    `<|endoftext|>` stands between two documents. A text file is a document, and so is the `text_column` of each row of
+    JSON lines and parquet.
 
     Args:
         paths: files and folders.
         text_column: key or column of rows.
         say: hears what was found in folders.
 
-    Raises:
-        FileNotFoundError, ValueError: a file is missing, has no text or cannot be read; the line names it.
-    """
-    return "".join(document_blocks(find_text_files(paths, say), text_column))
-
-
-def read_blocks(
-    paths: Sequence[str | Path], text_column: str = "text", say: Callable[[str], None] = silent
-) -> tuple[int, Iterator[str]]:
-    """Read the text of `read_texts` in blocks, so that it is never all in memory; the files are checked at once.
-
     Returns:
         The number of bytes of the text in UTF-8, and its blocks.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_texts`.
+        FileNotFoundError, ValueError: a file is missing, has no text or cannot be read; the line names it.
     """
     files = find_text_files(paths, say)
     refuse_unused_column(files, text_column)
@@ -90,15 +83,34 @@ def document_blocks(files: Sequence[Path], text_column: str) -> Iterator[str]:
             refuse_blank(path)
 
 
-def split_text(text: str, train_fraction: float) -> tuple[str, str]:
-    """Cut a text after `train_fraction` of its characters, as the tutorial does: (training, validation)."""
-    cut = int(train_fraction * len(text))
-    return text[:cut], text[cut:]
+def split_blocks(
+    files: Sequence[Path], text_column: str, train_fraction: float
+) -> tuple[Iterator[str], Iterator[str]]:
+    """Cut the text of files after `train_fraction` of its characters, as the tutorial does: (training, validation).
+
+    Both come in blocks, as of `document_blocks`, so that the text is never all in memory; the files are read for each.
+    """
+    num_chars = sum(len(block) for block in document_blocks(files, text_column))
+    cut = int(train_fraction * num_chars)
+
+    def part(start: int, stop: int) -> Iterator[str]:
+        position = 0
+        for block in document_blocks(files, text_column):
+            yield block[max(0, start - position) : max(0, stop - position)]
+            position += len(block)
+
+    return part(0, cut), part(cut, num_chars)
 
 
-def encode_text(text: str, encoding: tiktoken.Encoding) -> torch.Tensor:
-    """Turn text into token ids, int64 [N]; `<|endoftext|>` in the text becomes the one token of that name."""
-    return torch.from_numpy(encode_to_numpy(text, encoding, special=True).astype(np.int64))
+def encode_text(text: str | Iterable[str], encoding: tiktoken.Encoding) -> torch.Tensor:
+    """Turn a text, whole or in blocks, into token ids, int64 [N], with as many threads as PyTorch has.
+
+    `<|endoftext|>` in the text becomes the one token of that name. Blocks are not kept: 12 bytes of memory a token.
+    """
+    cut = cut_string(text) if isinstance(text, str) else cut_text(text)
+    pieces = ((None, Piece(content, ends_document, 0.0)) for content, ends_document in cut)
+    encoded = [ids for _, _, ids in encode_in_order(pieces, torch.get_num_threads(), encoding, special=True)]
+    return torch.from_numpy(np.concatenate([ids for ids in encoded if ids is not None], dtype=np.int64))
 
 
 class TokenWindows(Dataset):

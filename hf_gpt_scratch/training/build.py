@@ -3,12 +3,13 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import psutil
 import tiktoken
 import torch
 from accelerate import Accelerator, PartialState
@@ -36,10 +37,10 @@ from hf_gpt_scratch.data.windows import (
     StepSampler,
     TokenWindows,
     build_loader,
+    document_blocks,
     encode_text,
     find_text_files,
-    read_texts,
-    split_text,
+    split_blocks,
 )
 from hf_gpt_scratch.evaluation import mean_token_bytes, tokenize_in_pieces
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
@@ -92,6 +93,9 @@ from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, le
 
 if TYPE_CHECKING:
     from hf_gpt_scratch.data.tokenizer import AnyTokenizer
+
+# Bytes for each byte of a text file: 12 for a token while it is encoded, and up to half a token for a byte.
+MEMORY_OF_TEXT = 6
 
 
 def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, stopwatch: Stopwatch) -> Run:
@@ -220,16 +224,13 @@ def build_texts(settings: TrainingSettings, base: BaseModel | None) -> Texts:
 def read_tokens(
     settings: TrainingSettings, encoding: "AnyTokenizer", vocabulary: Vocabulary | None = None
 ) -> tuple[torch.Tensor | ShardedTokens, torch.Tensor | ShardedTokens]:
-    """Read the tokens to train and to validate on: texts into memory, shards by memory map."""
-
-    def read(paths: Sequence[str | Path]) -> str:
-        return read_texts(paths, settings.text_column, say_once)
-
+    """Read the tokens to train and to validate on: of texts into memory, of shards by memory map."""
     files, validation_files = (
         find_text_files(paths or [], say_once) for paths in (settings.train_file, settings.validation_file)
     )
     refuse_unused_column([*files, *validation_files], settings.text_column)
-    validation = to_ids(read(validation_files), encoding) if validation_files else None
+    column = settings.text_column
+    validation = to_ids(document_blocks(validation_files, column), encoding) if validation_files else None
     if settings.train_data:
         folder = Path(settings.train_data)
         training = ShardedTokens(folder, "train", vocabulary)
@@ -239,18 +240,29 @@ def read_tokens(
         return training, ShardedTokens(folder, "validation", vocabulary) if validation is None else validation
     warn_of_copies(files, say_once)
     warn_of_shared(hashes_of_equal_size(files, validation_files), validation_files, say_once)
-    text = read(files or [SAMPLE_TEXTS[settings.sample_text]()])
+    files = files or [SAMPLE_TEXTS[settings.sample_text]()]
+    warn_of_memory(files)
     if validation is not None:
-        return to_ids(text, encoding), validation
-    train_text, validation_text = split_text(text, settings.train_split)
-    return to_ids(train_text, encoding), to_ids(validation_text, encoding)
+        return to_ids(document_blocks(files, column), encoding), validation
+    first, last = split_blocks(files, column, settings.train_split)
+    return to_ids(first, encoding), to_ids(last, encoding)
 
 
-def to_ids(text: str, encoding: "AnyTokenizer") -> torch.Tensor:
-    """Encode a text as token ids, int64 [N]; the tokenizer of a base model takes it in pieces."""
+def warn_of_memory(files: Sequence[Path]) -> None:
+    """Say that texts may not fit into the memory that is free, before the system ends the process for it."""
+    needed = MEMORY_OF_TEXT * sum(path.stat().st_size for path in files)
+    if needed > (free := psutil.virtual_memory().available):
+        say_once(
+            f"warning: the texts may take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: make "
+            "shards of them with hf-gpt-scratch prepare, which training maps (--train_data)"
+        )
+
+
+def to_ids(blocks: Iterable[str], encoding: "AnyTokenizer") -> torch.Tensor:
+    """Encode a text in blocks as token ids, int64 [N]."""
     if isinstance(encoding, tiktoken.Encoding):
-        return encode_text(text, encoding)
-    return torch.cat([token_ids for token_ids, _ in tokenize_in_pieces([text], encoding)])
+        return encode_text(blocks, encoding)
+    return torch.cat([token_ids for token_ids, _ in tokenize_in_pieces(blocks, encoding)])
 
 
 def end_of_text_id(encoding: "AnyTokenizer") -> int:

@@ -17,7 +17,7 @@ from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary import NAMES
 from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.data.vocabulary_training import TextSample, bytes_per_token, train_vocabulary
-from hf_gpt_scratch.data.windows import find_text_files, read_texts, split_text
+from hf_gpt_scratch.data.windows import find_text_files, split_blocks
 from hf_gpt_scratch.runtime.files import atomic_folder, write_file
 from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_state
 from hf_gpt_scratch.training.choice_rules import (
@@ -98,10 +98,13 @@ def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
         tokens = ShardedTokens(Path(settings.train_data), "train", load_vocabulary(settings.vocabulary or "gpt2"))
         return Means(BYTES_OF_PREPARED_TOKEN * len(tokens), "", flops)
     files = find_text_files(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
-    text = read_texts(files, settings.text_column)
-    if settings.validation_file is None:
-        text, _ = split_text(text, settings.train_split)
-    return Means(len(text.encode("utf-8")), text[:SAMPLE_CHARS], flops)
+    fraction = settings.train_split if settings.validation_file is None else 1.0
+    training, _ = split_blocks(files, settings.text_column, fraction)
+    num_bytes, sample = 0, ""
+    for block in training:
+        num_bytes += len(block.encode("utf-8"))
+        sample += block[: SAMPLE_CHARS - len(sample)]
+    return Means(num_bytes, sample, flops)
 
 
 def by_rules(settings: TrainingSettings, means: Means, num_processes: int, folder: Path) -> dict[str, Any]:

@@ -4,8 +4,11 @@ and documents of one window see each other only where they shall.
 
 import gzip
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -13,8 +16,10 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import AutoModelForCausalLM
 
 from hf_gpt_scratch import GPTScratchConfig
+from hf_gpt_scratch.data.document_sources import silent
 from hf_gpt_scratch.data.documents import read_text
-from hf_gpt_scratch.data.tokenizer import load_encoding
+from hf_gpt_scratch.data.pieces import PIECE_CHARS
+from hf_gpt_scratch.data.tokenizer import encode_to_numpy, load_encoding
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID
 from hf_gpt_scratch.data.windows import (
     IGNORE_INDEX,
@@ -28,10 +33,14 @@ from hf_gpt_scratch.data.windows import (
     find_text_files,
     positions_in_documents,
     read_blocks,
-    read_texts,
-    split_text,
+    split_blocks,
 )
 from hf_gpt_scratch.evaluation import sum_losses
+from tests.texts import split_text
+
+
+def read_texts(paths: list[Path], text_column: str = "text", say: Callable[[str], None] = silent) -> str:
+    return "".join(read_blocks(paths, text_column, say)[1])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +124,32 @@ def test_tokens_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.ds").write_bytes(b"ab")
     with pytest.raises(ValueError, match=r"a\.ds is of no known kind"):
         read_texts([tmp_path / "a.ds"])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_long_text_has_the_same_tokens_in_blocks_and_in_pieces(num_threads: int) -> None:
+    """Also where a block ends within `<|endoftext|>`."""
+    words = ["The lamp\n\n", "<|endoftext|>", " ", "   ", "été", "灯", "x" * 50, "don't 12345"]
+    text = "".join(random.Random(1).choices(words, k=400_000))
+    assert len(text) > 3 * PIECE_CHARS
+    expected = encode_to_numpy(text, load_encoding(), special=True)
+    blocks = [text[start : start + 77_777] for start in range(0, len(text), 77_777)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        for given in (text, blocks):
+            assert np.array_equal(encode_text(given, load_encoding()).numpy(), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_files_are_split_in_blocks_as_their_text(tmp_path: Path) -> None:
+    for name, length in (("a.txt", 1_300_000), ("b.txt", 900_001)):
+        (tmp_path / name).write_text("".join(random.Random(length).choices("ab é灯\n", k=length)), encoding="utf-8")
+    text = read_texts([tmp_path])
+    for fraction in (0.9, 0.5, 1.0):
+        parts = split_blocks(find_text_files([tmp_path]), "text", fraction)
+        assert tuple(map("".join, parts)) == split_text(text, fraction)
 
 
 def test_the_verdict_splits_as_the_tutorial_prints(shared_data: Path) -> None:

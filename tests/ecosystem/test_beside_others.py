@@ -23,10 +23,11 @@ from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
 from hf_gpt_scratch.conversion.writers.tensor_blocks import row_blocks
 from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.tokenizer import load_encoding
-from hf_gpt_scratch.data.windows import TokenWindows, encode_text, split_text
+from hf_gpt_scratch.data.windows import TokenWindows, encode_text
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.texts import split_text
 from tests.training.histories import rows, step_losses
 from tests.training.runs_in_one_world import copy_at_step
 

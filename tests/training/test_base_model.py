@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.tokenizer import load_encoding
-from hf_gpt_scratch.data.windows import encode_text, split_text
+from hf_gpt_scratch.data.windows import encode_text
 from hf_gpt_scratch.hub.repository import build_repository
 from hf_gpt_scratch.training.base_model import read_base_model, with_base_model
 from hf_gpt_scratch.training.checkpoints.manifest import write_manifest
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.texts import split_text
 from tests.training.histories import rows, step_losses
 
 

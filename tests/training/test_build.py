@@ -5,7 +5,9 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from hf_gpt_scratch.data.document_sources import file_sources
@@ -47,6 +49,19 @@ def test_rows_are_trained_on_by_their_text_and_not_by_their_json(
     assert capsys.readouterr().err == f"{folder}: 2 files taken; passed over: 1 .json\n"
     assert [text["name"] for text in describe_texts(settings)] == ["a.jsonl", "b.JSONL.gz", "short.txt"]
     assert capsys.readouterr().err == ""
+
+
+def test_texts_that_may_not_fit_are_named_with_the_way_out(
+    tiny_settings: Callable[..., TrainingSettings],
+    short_text: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = 6 * short_text.stat().st_size
+    for free, is_short in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        read_tokens(tiny_settings(), load_encoding("gpt2"))
+        assert ("make shards of them" in capsys.readouterr().err) == is_short
 
 
 def test_text_that_is_trained_on_and_validated_on_is_named(

@@ -25,12 +25,12 @@ from hf_gpt_scratch.data.windows import (
     TokenWindows,
     encode_text,
     epoch_order_seed,
-    split_text,
 )
 from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.texts import split_text
 from tests.training.histories import rows, without_speed
 from tests.training.runs_in_one_world import copy_at_step
 

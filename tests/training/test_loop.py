@@ -14,7 +14,7 @@ from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data.documents import read_text
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
-from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed, split_text
+from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed
 from hf_gpt_scratch.evaluation import perplexity
 from hf_gpt_scratch.runtime.signals import Interrupted
 from hf_gpt_scratch.training import loop
@@ -22,6 +22,7 @@ from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.optim import learning_rate_at
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.texts import split_text
 from tests.training.histories import rows, step_losses
 
 

@@ -21,20 +21,23 @@ Encoded = tuple[Place, Piece, np.ndarray | None]
 
 
 def encode_in_order(
-    pieces: Iterable[tuple[Place, Piece]], num_workers: int, encoding: tiktoken.Encoding | None = None
+    pieces: Iterable[tuple[Place, Piece]],
+    num_workers: int,
+    encoding: tiktoken.Encoding | None = None,
+    special: bool = False,
 ) -> Iterator[Encoded]:
     """Encode pieces with `num_workers` threads, and hand them on in their order with their tokens [N].
 
     The tokens are uint32, or the piece's own; None where it has no content. `<|endoftext|>` in a text is text like any
-    other. tiktoken works outside of Python's lock, so threads use all cores, and a process that is killed leaves no
-    others behind. The `encoding` is GPT-2's by default.
+    other, unless it is `special`. tiktoken works outside of Python's lock, so threads use all cores, and a process
+    that is killed leaves no others behind. The `encoding` is GPT-2's by default.
     """
     encoding = encoding or load_encoding()
     waiting: deque[Future[list[Encoded]]] = deque()
     threads = ThreadPoolExecutor(num_workers)
     try:
         for batch in batched_by_length(pieces):
-            waiting.append(threads.submit(encode_batch, batch, encoding))
+            waiting.append(threads.submit(encode_batch, batch, encoding, special))
             if len(waiting) > BATCHES_IN_FLIGHT * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -43,12 +46,12 @@ def encode_in_order(
         threads.shutdown(cancel_futures=True)
 
 
-def encode_batch(batch: list[tuple[Place, Piece]], encoding: tiktoken.Encoding) -> list[Encoded]:
+def encode_batch(batch: list[tuple[Place, Piece]], encoding: tiktoken.Encoding, special: bool) -> list[Encoded]:
     """The work of one thread."""
 
     def encode(piece: Piece) -> np.ndarray | None:
         if isinstance(piece.content, str):
-            return encode_to_numpy(piece.content, encoding, special=False)
+            return encode_to_numpy(piece.content, encoding, special)
         return piece.content
 
     return [(place, piece, encode(piece)) for place, piece in batch]
