@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_gpt_scratch.conversion.readers.safetensors_reader import open_safetensors
+from tests.conversion.light_interpreter import run_light
 
 
 def test_bad_indexes_are_refused(tmp_path: Path) -> None:
@@ -47,3 +49,82 @@ def test_a_file_that_is_written_anew_leaves_a_map_its_values(tmp_path: Path) -> 
     assert mapped.shape == (1 << 20,)
     assert (mapped == 1).all()
     assert (open_safetensors(path)["a"] == 2).all()
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_the_library_pads_its_header(tmp_path: Path, length: int) -> None:
+    """To a multiple of 8 bytes, with spaces; and what goes beside the tensors has to be text."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a" * length: torch.ones(2)}, path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    assert size % 8 == 0
+    header = content[8 : 8 + size]
+    assert header == header.rstrip(b" ").ljust(size)
+    assert size - len(header.rstrip(b" ")) < 8
+    with pytest.raises(TypeError, match="'int' object is not an instance of 'str'"):
+        save_file({"a": torch.ones(2)}, path, metadata={"epoch": 3})
+
+
+def test_a_header_without_padding_is_read(tmp_path: Path) -> None:
+    """By the library as well as here: the values then begin at a place that no multiple of 4 is."""
+    header = b'{"ab":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    values = np.array([1.5, -2], np.float32)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + values.tobytes())
+    assert (8 + len(header)) % 4 == 3
+    assert load_file(path)["ab"].tolist() == open_safetensors(path)["ab"].tolist() == values.tolist()
+
+
+BFLOAT16_PROGRAM = """
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from hf_gpt_scratch.conversion.readers.safetensors_reader import open_safetensors
+
+def read_by_the_library(path):
+    with safe_open(path, framework="numpy") as file:
+        for way in (lambda: file.get_slice("a")[:1], lambda: file.get_tensor("a"), lambda: load_file(path)["a"]):
+            try:
+                print(way().dtype.name)
+            except TypeError as error:
+                print(error)
+
+path = Path(sys.argv[1])
+print(open_safetensors(path)["a"].tolist())
+read_by_the_library(path)
+import ml_dtypes
+read_by_the_library(path)
+"""
+
+
+def test_bfloat16_as_numpy(tmp_path: Path) -> None:
+    """The library reads it once ml_dtypes is imported, by anybody; ours always, as float32."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.tensor([[1.5], [-3.0]], dtype=torch.bfloat16)}, path)
+    printed = run_light(BFLOAT16_PROGRAM, str(path)).stdout.splitlines()
+    assert printed == ["[[1.5], [-3.0]]", *["data type 'bfloat16' not understood"] * 3, *["bfloat16"] * 3]
+
+
+def test_what_the_library_does_with_tensors_of_torch(tmp_path: Path) -> None:
+    """Tensors without values or dimensions are fine, and shared memory is refused.
+
+    Conjugated and negated ones wait for their first use, lie row by row, and are written as they were before.
+    """
+    path = tmp_path / "model.safetensors"
+    save_file({"none": torch.zeros(0, 3), "one": torch.tensor(2.0)}, path)
+    assert {name: tensor.shape for name, tensor in load_file(path).items()} == {"none": (0, 3), "one": ()}
+    values = torch.ones(4)
+    with pytest.raises(RuntimeError, match="Some tensors share memory"):
+        save_file({"whole": values, "part": values[:2]}, path)
+    numbers = torch.tensor([1 + 2j])
+    for waiting, written in ((numbers.conj(), numbers), (numbers.conj().imag, numbers.imag)):
+        assert waiting.is_contiguous()
+        save_file({"a": waiting}, path)
+        assert torch.equal(load_file(path)["a"], written)
+        assert not torch.equal(waiting, written)
+        save_file({"a": waiting.resolve_conj().resolve_neg()}, path)
+        assert torch.equal(load_file(path)["a"], waiting)

@@ -14,11 +14,21 @@ import numpy as np
 import pytest
 
 from hf_gpt_scratch.conversion.readers import tensor_bundle
-from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
+from hf_gpt_scratch.conversion.readers.leveldb_table import Cursor, block_entries, parse_table, read_block
 from hf_gpt_scratch.conversion.readers.named_tensors import free_pages
 from hf_gpt_scratch.conversion.readers.tensor_bundle import CheckpointError, open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
-from tests.conversion.bundle_writer import TINY, entry, gpt2_shapes, header, slice_key, table, write_bundle
+from tests.conversion.bundle_writer import (
+    TINY,
+    block,
+    entry,
+    gpt2_shapes,
+    header,
+    slice_key,
+    table,
+    with_trailer,
+    write_bundle,
+)
 from tests.conversion.light_interpreter import PEAK, run_light
 from tests.conversion.tf_writer import write_with_saver
 
@@ -58,6 +68,31 @@ def test_names_that_openai_gave(tf_checkpoints):
 def test_sharded_means_several_data_files(tf_checkpoints):
     # One for each of three devices, and one for what has no device.
     assert len(list(tf_checkpoints["sharded"].glob("model.ckpt.data-*-of-00004"))) == 4
+
+
+def test_blocks_of_an_index_of_tensorflow(tensorflow, tmp_path):
+    """Sorted keys in blocks of 256 KiB, as the encoder of the tests writes them: what a key shares with the one before
+    is left out, except in each 16th; nothing is compressed.
+    """
+    names = [f"model/h{number:05d}/attn/c_attn/w" for number in range(9000)]
+    values = [tensorflow.zeros(())] * len(names)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(tmp_path / "model.ckpt"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+    )
+    index = (tmp_path / "model.ckpt.index").read_bytes()
+    assert list(parse_table(index)) == [b"", *(name.encode() for name in names)]
+    footer = Cursor(index[-48:])
+    _metaindex, pointers = [(footer.varint(), footer.varint()) for _ in range(2)]
+    sizes = []
+    for _last_key, value in block_entries(read_block(index, *pointers)):
+        handle = Cursor(value)
+        start, size = handle.varint(), handle.varint()
+        entries = list(block_entries(read_block(index, start, size)))
+        assert index.startswith(with_trailer(block(entries, restart_interval=16), compression=0), start)
+        assert not index.startswith(with_trailer(block(entries, restart_interval=15)), start)
+        sizes.append(size)
+    assert len(sizes) == 2
+    assert 2**18 <= sizes[0] < 2**18 + 100
 
 
 def test_what_numpy_cannot_hold_is_listed(tf_checkpoints):
