@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -359,6 +360,23 @@ def test_white_space_beyond_the_limit_of_tiktokens_pattern(filling: str, special
     assert encode_to_numpy(text, load_encoding(), special).tolist() == expected
     if special:
         assert text_to_token_ids(text).tolist() == [expected]
+
+
+def test_long_runs_take_tiktoken_no_longer_than_their_letters(encoding: tiktoken.Encoding) -> None:
+    """Some 0.1 s for 400,000; up to 0.12 the square of the letters, almost a minute."""
+    start = time.thread_time()
+    assert len(encoding.encode_ordinary("a" * 400_000)) == 100_000
+    assert time.thread_time() - start < 5
+
+
+def test_what_tiktoken_does_with_special_tokens_and_threads(encoding: tiktoken.Encoding) -> None:
+    for encode in (encoding.encode, encoding.encode_to_numpy, lambda text: encoding.encode_batch([text])):
+        with pytest.raises(ValueError, match="disallowed special token"):
+            encode(f"a{END_OF_TEXT}")
+    assert END_OF_TEXT_ID not in encoding.encode_ordinary(f"a{END_OF_TEXT}")
+    texts = [f"{number} " + "word " * (number % 7) ** 4 for number in range(500)]
+    one_by_one = [encoding.encode_ordinary(text) for text in texts]
+    assert encoding.encode_ordinary_batch(texts, num_threads=8) == one_by_one
 
 
 def test_lone_surrogate_is_refused(any_tokenizer: tiktoken.Encoding | GPT2Tokenizer | None) -> None:

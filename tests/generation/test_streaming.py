@@ -80,14 +80,15 @@ def completions(part: bytes) -> Iterator[tuple[bytes, bytes]]:
 def test_parts_of_characters_are_held_back() -> None:
     """Of GPT-2's 50,256 tokens 344 are not UTF-8 alone: each as the last of a text, and with what completes it.
 
-    13 bytes are in no character at all: they are shown as U+FFFD, and not before the end.
+    The text of each other one is encoded as that token. 13 bytes are in no character at all: they are shown as U+FFFD,
+    and not before the end.
     """
     tokenizer, encoding = build_tokenizer(32), load_encoding()
     parts, hopeless = [], []
     for token in range(50256):
         part = encoding.decode_single_token_bytes(token)
         try:
-            part.decode("utf-8")
+            assert encoding.encode_ordinary(part.decode("utf-8")) == [token]
         except UnicodeDecodeError:
             parts.append(token)
             before, after = next(completions(part), (b"", b""))

@@ -1,6 +1,7 @@
 """Proves Muon against its formula, which parameters it gets, and that a run with it resumes bit for bit."""
 
 import copy
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.training_args import OptimizerNames
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.training import muon
@@ -105,6 +107,26 @@ def test_stacked_updates_equal_those_of_pytorch(
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference; an update moves each of the elements by about 0.002."""
     return (one - other).abs().max().item()
+
+
+def test_muon_of_pytorch() -> None:
+    """Its defaults, refusals, and scale: by rows over columns, so another one for a weight that lies (in, out)."""
+    moved = []
+    for shape in ((96, 32), (32, 96)):
+        matrix = torch.nn.Parameter(torch.zeros(shape))
+        matrix.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        optimizer = torch.optim.Muon([matrix], lr=1.0)
+        optimizer.step()
+        moved.append(matrix.detach().square().mean().sqrt().item())
+    assert moved == [pytest.approx(0.146, abs=2e-3), pytest.approx(0.082, abs=2e-3)]
+    assert moved[0] / moved[1] == pytest.approx(3**0.5, rel=0.05)
+    usual = {"weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_coefficients": (3.4445, -4.775, 2.0315)}
+    assert optimizer.defaults == usual | {"lr": 1.0, "eps": 1e-7, "ns_steps": 5, "adjust_lr_fn": None}
+    assert inspect.signature(torch.optim.Muon).parameters["lr"].default == 1e-3
+    for shape in ((3,), (2, 3, 4)):
+        with pytest.raises(ValueError, match="only supports 2D parameters"):
+            torch.optim.Muon([torch.nn.Parameter(torch.zeros(shape))])
+    assert not [name.value for name in OptimizerNames if "muon" in name.value]
 
 
 def test_matrices_of_a_shape_and_its_transpose_share_a_stack() -> None:

@@ -95,6 +95,26 @@ def test_no_weights_are_kept_for_the_backward_pass() -> None:
     assert largest["ours"] == largest["without dropout"] == inputs[0].numel()
 
 
+def test_masks_of_pytorch_depend_on_neither_threads_nor_dtype() -> None:
+    """Equal outputs to the last bit. With equal scores and the identity for values an output is the mask."""
+    sdpa = nn.functional.scaled_dot_product_attention
+    inputs = [tensor.detach() for tensor in states(2, 3, 64, 64)]
+    scores, values = torch.zeros(2, 3, 64, 64), torch.eye(64).expand(2, 3, 64, 64)
+    outputs, masks = [], []
+    full, half = torch.float32, torch.bfloat16
+    for num_threads, dtype, seed in ((1, full, 5), (2, full, 5), (1, half, 5), (2, half, 5), (1, full, 6)):
+        torch.set_num_threads(num_threads)
+        for query, value, found in ((inputs[0], inputs[2], outputs), (scores, values, masks)):
+            torch.manual_seed(seed)
+            found.append(sdpa(query.to(dtype), query.to(dtype), value.to(dtype), dropout_p=0.3))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3])
+    assert all(torch.equal(mask != 0, masks[0] != 0) for mask in masks[1:4])
+    # The control: other draws.
+    assert not torch.equal(outputs[4], outputs[0])
+    assert not torch.equal(masks[4] != 0, masks[0] != 0)
+
+
 def test_draws_do_not_depend_on_the_threads() -> None:
     """The control: other draws are far off."""
     inputs, outputs = states(2, 3, 2 * BLOCK_SIZE, 8), []
