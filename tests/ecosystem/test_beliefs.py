@@ -20,13 +20,14 @@ def rows(text: str) -> list[list[str]]:
 
 
 def missing_tests(text: str, folder: Path) -> list[str]:
-    """Links to tests that are not there, and rows without one."""
+    """Links to tests and scripts that are not there, and rows without a test."""
     missing = [row[0] for row in rows(text) if not re.fullmatch(f"{LINK}(, {LINK})*", row[-1])]
     for name, place in re.findall(LINK, text):
         path = folder / place
         tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
         if name not in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}:
             missing.append(name)
+    missing += [place for place in re.findall(r"\(([\w./]+\.sh)\)", text) if not (folder / place).is_file()]
     return missing
 
 
@@ -37,7 +38,13 @@ def test_each_row_has_its_tests() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["| a | b | [test_gone](test_beliefs.py) |", "| a | b | [test_gone](gone.py) |", "| a | b | none |"]
+    "row",
+    [
+        "| a | b | [test_gone](test_beliefs.py) |",
+        "| a | b | [test_gone](gone.py) |",
+        "| a | b | none |",
+        "| a | [b](../../findings/gone.sh) | [test_each_row_has_its_tests](test_beliefs.py) |",
+    ],
 )
 def test_a_row_without_a_test_would_be_seen(row: str) -> None:
     assert len(missing_tests(row, README.parent)) == 1

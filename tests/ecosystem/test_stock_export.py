@@ -1,5 +1,7 @@
 """The stock export in other runtimes: CTranslate2, ONNX Runtime, and GGUF made by llama.cpp's own converter."""
 
+import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch.conversion.export import export_stock
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
@@ -50,15 +52,24 @@ class Logits(torch.nn.Module):
 
 @pytest.mark.works("onnxruntime", "the stock export in ONNX Runtime: the same greedy ids")
 def test_onnx_runtime(stock: Path, expected: dict, tmp_path: Path) -> None:
+    """The file is of opset 20; what has more than 256 bytes lies beside it, and the tied matrix once."""
+    import onnx
     import onnxruntime
 
     model = GPT2LMHeadModel.from_pretrained(stock).eval()
     length = torch.export.Dim("length", min=2, max=64)
-    program = torch.onnx.export(
-        Logits(model).eval(), (torch.arange(8)[None],), dynamo=True, dynamic_shapes={"input_ids": {1: length}},
-        input_names=["input_ids"], verbose=False,
+    torch.onnx.export(
+        Logits(model).eval(), (torch.arange(8)[None],), tmp_path / "model.onnx", dynamo=True,
+        dynamic_shapes={"input_ids": {1: length}}, input_names=["input_ids"], verbose=False,
     )  # fmt: skip
-    program.save(tmp_path / "model.onnx")
+    written = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert [(part.domain, part.version) for part in written.opset_import] == [("", 20)]
+    sizes = {False: [], True: []}
+    for tensor in written.graph.initializer:
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
+        sizes[tensor.data_location == onnx.TensorProto.EXTERNAL].append(size)
+    assert max(sizes[False]) == 256 < min(sizes[True])
+    assert [tensor.name for tensor in written.graph.initializer if 50257 in tensor.dims] == ["model.lm_head.weight"]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for prompt, ids in expected.items():
         row = list(prompt)
@@ -90,6 +101,46 @@ def test_ctranslate2_keeps_one_epsilon(build_model: Callable, tmp_path: Path) ->
         assert ((found - model(ids).logits).abs().max() < 1e-4) == (epsilon == 1e-5)
         card = (folder / "stock" / "README.md").read_text(encoding="utf-8")
         assert ("CTranslate2 4.8 changes layer_norm_epsilon from 0.1 to 1e-05" in card) == (epsilon == 0.1)
+
+
+# What the tools that know GPT-2 drop of its config, besides CTranslate2 the epsilon and llama.cpp the activation.
+DROPPED = {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}
+
+
+def stock_gpt2(folder: Path, **settings: object) -> GPT2LMHeadModel:
+    """Write a small GPT-2 of transformers, with weights that depend on the seed alone, and GPT-2's tokenizer."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "n_ctx": 32, "initializer_range": 0.3}
+    model = GPT2LMHeadModel(GPT2Config(**(sizes | settings))).eval()
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DROPPED)
+def test_ctranslate2_drops_the_scale_of_attention(tmp_path: Path, name: str) -> None:
+    """The logits are those of the model without the setting, and nothing is said."""
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+
+    model = stock_gpt2(tmp_path / "stock", **{name: DROPPED[name]})
+    TransformersConverter(str(tmp_path / "stock")).convert(str(tmp_path / "converted"))
+    ids = build_tokenizer()(PROMPTS[1], return_tensors="pt")["input_ids"]
+    generator = ctranslate2.Generator(str(tmp_path / "converted"), device="cpu", intra_threads=1)
+    found = torch.tensor(np.array(generator.forward_batch(ids.tolist())))
+    lost = GPT2LMHeadModel.from_pretrained(tmp_path / "stock", **{name: not DROPPED[name]}).eval()
+    assert (found - lost(ids).logits).abs().max() < 1e-4
+    assert (found - model(ids).logits).abs().max() > 0.5
+
+
+def test_ctranslate2_refuses_a_padded_vocabulary(tmp_path: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    stock_gpt2(tmp_path / "stock", vocab_size=50304)
+    message = "Vocabulary has size 50257 but the model expected a vocabulary of size 50304"
+    with pytest.raises(ValueError, match=message):
+        TransformersConverter(str(tmp_path / "stock")).convert(str(tmp_path / "converted"))
 
 
 @pytest.mark.works("ctranslate2", "the stock export: the same greedy ids in one batch, and logits to 1e-4")
@@ -139,8 +190,10 @@ def converter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.rglob("convert_hf_to_gguf.py"))
 
 
-def convert_to_gguf(script: list[str | Path], stock: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *script, stock, "--outfile", output, "--outtype", "f32"]
+def convert_to_gguf(
+    script: list[str | Path], stock: Path, output: Path, kind: str = "f32"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *script, stock, "--outfile", output, "--outtype", kind]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
@@ -165,6 +218,47 @@ def test_gguf_in_llama_cpp(converter: Path, stock: Path, expected: dict, reposit
     tokenizer = AutoTokenizer.from_pretrained(repository)
     texts = greedy_texts(tmp_path / "model.gguf", [tokenizer.decode(prompt) for prompt in expected])
     assert texts == [tokenizer.decode(ids) for ids in expected.values()]
+
+
+def test_llama_cpp_drops_settings_of_gpt2(converter: Path, tmp_path: Path) -> None:
+    """Of two models with the same weights, and everything different that GPT-2 can be asked for, the files differ in
+    the epsilon and the head alone.
+
+    A padded vocabulary is filled up with made-up tokens, a tied head is not there, positions stay float32.
+    """
+    import gguf
+
+    plain, other = {"vocab_size": 50304}, {"activation_function": "relu", "layer_norm_epsilon": 0.25} | DROPPED
+    files = []
+    for name, settings in (("plain", plain), ("other", plain | other | {"tie_word_embeddings": False})):
+        stock_gpt2(tmp_path / name / "stock", **settings)
+        result = convert_to_gguf([converter], tmp_path / name / "stock", tmp_path / f"{name}.gguf", "f16")
+        assert result.returncode == 0, result.stderr
+        files.append(gguf.GGUFReader(tmp_path / f"{name}.gguf"))
+    fields = [{name: field.contents() for name, field in file.fields.items()} for file in files]
+    changed = {name for name in fields[0] | fields[1] if fields[0].get(name) != fields[1].get(name)}
+    epsilon = "gpt2.attention.layer_norm_epsilon"
+    assert changed == {epsilon, "GGUF.tensor_count", "general.size_label"}
+    assert fields[1][epsilon] == 0.25
+    assert fields[0]["gpt2.context_length"] == 32
+    assert fields[0]["tokenizer.ggml.tokens"][50256:] == ["<|endoftext|>", *(f"[PAD{n}]" for n in range(50257, 50304))]
+    tensors = [{tensor.name: tensor for tensor in file.tensors} for file in files]
+    assert tensors[1].keys() - tensors[0].keys() == {"output.weight"}
+    assert all(np.array_equal(tensors[1][name].data, tensor.data) for name, tensor in tensors[0].items())
+    kinds = {name: tensor.tensor_type.name for name, tensor in tensors[0].items() if tensor.data.ndim == 2}
+    assert kinds.pop("position_embd.weight") == "F32"
+    assert set(kinds.values()) == {"F16"}
+    assert "blk.1.attn_qkv.weight" in kinds
+
+
+def test_llama_cpp_wants_n_ctx(converter: Path, tmp_path: Path) -> None:
+    """What transformers 5 saves by itself lacks it; the stock export has it."""
+    stock_gpt2(tmp_path / "stock")
+    config = tmp_path / "stock" / "config.json"
+    config.write_text(json.dumps({name: x for name, x in json.loads(config.read_text()).items() if name != "n_ctx"}))
+    result = convert_to_gguf([converter], tmp_path / "stock", tmp_path / "model.gguf")
+    assert result.returncode == 1
+    assert result.stderr.endswith("KeyError: 'n_ctx'\n")
 
 
 # As scripts/README.md says for a vocabulary that the converter does not know.
