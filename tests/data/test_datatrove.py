@@ -92,7 +92,7 @@ def test_shuffled_documents_are_taken_whole(texts: list[str], tokenizer: Path, t
 def test_recipe_of_the_readme_gives_the_same_files_again(
     texts: list[str], project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Documents are shuffled by default, and without a seed by another draw each time."""
+    """Documents are shuffled by default, and without a seed by another draw each time; with one by the same."""
     from datatrove.data import Document
     from datatrove.pipeline.tokens import DocumentTokenizer
 
@@ -101,14 +101,19 @@ def test_recipe_of_the_readme_gives_the_same_files_again(
     monkeypatch.chdir(tmp_path)
     build_tokenizer().save_pretrained("gpt2-tokenizer")
     files = {}
-    in_order = {"shuffle_documents": False}
-    for name, more in {"once": in_order, "again": in_order, "default": {}, "default again": {}}.items():
+    in_order, seeded = {"shuffle_documents": False}, {"seed": 1}
+    for name, more in {
+        "once": in_order, "again": in_order, "seeded": seeded, "seeded again": seeded,
+        "default": {}, "default again": {},
+    }.items():  # fmt: skip
         step = DocumentTokenizer(name, "gpt2-tokenizer/tokenizer.json", eos_token="<|endoftext|>", **more)
         step.run([Document(text=text, id=str(number)) for number, text in enumerate(texts)])
         files[name] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
         (path,) = Path(name).glob("*.ds")
         assert sum(piece.ends_document for piece in read_datatrove(path)) == len(texts)
     assert files["once"] == files["again"]
+    assert files["seeded"] == files["seeded again"]
+    assert files["seeded"].keys() != files["once"].keys()
     assert files["default"].keys() == files["default again"].keys()
     assert files["default"] != files["default again"]
 
@@ -129,6 +134,38 @@ def test_what_the_readme_says_of_its_reader(tmp_path: Path, monkeypatch: pytest.
     (path,) = Path("tokens").glob("*.ds")
     end, ids = END_OF_TEXT_ID, np.fromfile(path, np.uint16).tolist()
     assert ids == [*build_tokenizer()("good")["input_ids"], end, 64, 220, end, 275, end]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(6, [12, 12, 12, 0]), (14, [18, 18, 0]), (20, [24, 12])])
+def test_most_tokens_of_a_file(tokenizer: Path, tmp_path: Path, most: int, sizes: list[int]) -> None:
+    """Exceeded by up to a document, the last file may have none, and unshuffled the number is ignored."""
+    texts = [f"{number} b c d e" for number in range(12)]  # 6 tokens each, for two tasks
+    tokenise(tmp_path / "shuffled", texts, tokenizer, max_tokens_per_file=most, shuffle_documents=True, seed=1)
+    tokenise(tmp_path / "in order", texts, tokenizer, max_tokens_per_file=most)
+    paths = sorted((tmp_path / "shuffled").glob("00000_*.ds"))
+    assert [path.stat().st_size // 2 for path in paths] == sizes
+    assert [sum(1 for _ in read_datatrove(path)) for path in paths] == [size // 6 for size in sizes]
+    assert [path.stat().st_size // 2 for path in (tmp_path / "in order").glob("00000_*.ds")] == [36]
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({"shuffle_documents": True, "seed": 1, "shuffle_chunk_size": 10}, 30), ({"save_loss_metadata": True}, 32)],
+)
+def test_settings_that_lose_tokens_are_refused(tokenizer: Path, tmp_path: Path, options: dict, left: int) -> None:
+    """Of 36 tokens datatrove drops what fills no chunk, and a range without loss at the end of a text with its end."""
+    from datatrove.data import Document
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    step = DocumentTokenizer(
+        str(tmp_path), str(tokenizer), eos_token=END_OF_TEXT, **{"shuffle_documents": False, **options}
+    )
+    ranges = [[(4, 9)], *[[]] * 5]
+    step.run([Document(text="a b c d e", id=str(n), metadata={"no_loss_ranges": ranges[n]}) for n in range(6)])
+    (path,) = tmp_path.glob("*.ds")
+    assert path.stat().st_size // 2 == left
+    with pytest.raises(ValueError, match=r"document \d does not end with <\|endoftext\|>: write it with Document"):
+        list(read_datatrove(path))
 
 
 def test_long_document_comes_in_pieces(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

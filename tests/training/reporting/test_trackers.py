@@ -1,6 +1,7 @@
 """Proves the trackers with what they wrote, read by others: tensorboard's own reader, and trackio's file by sqlite."""
 
 import json
+import math
 import shutil
 import sqlite3
 import sys
@@ -75,6 +76,23 @@ def test_trackio_has_the_figures_and_goes_on_with_the_same_run(
     # It has no way to take a step back: what came after the checkpoint is there twice, with the same values.
     counts = Counter(step for step, values in figures if "loss" in values)
     assert counts == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}
+
+
+@pytest.mark.filterwarnings("error")
+def test_trackio_by_itself(trackio_folder: Path) -> None:
+    """What is no number becomes a text, and a second run of the same name is another one, without a word."""
+    import trackio
+
+    for _ in range(2):
+        trackio.init(project="plain", name="run")
+        trackio.log({"loss": math.nan, "norm": math.inf})
+        trackio.finish()
+    with sqlite3.connect(trackio_folder / "plain.db") as database:
+        logged = database.execute("select run_id, run_name, metrics from metrics").fetchall()
+    assert len({run_id for run_id, *_ in logged}) == 2
+    assert [(name, json.loads(metrics)) for _, name, metrics in logged] == [
+        ("run", {"loss": "NaN", "norm": "Infinity"})
+    ] * 2
 
 
 def test_trackio_tells_runs_in_folders_of_one_name_apart(
