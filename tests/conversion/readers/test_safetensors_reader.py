@@ -1,6 +1,9 @@
 """Proves that bad indexes and damaged files are refused; test_safetensors_writer.py compares the values."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,41 @@ def test_a_file_that_is_written_anew_leaves_a_map_its_values(tmp_path: Path) -> 
     assert mapped.shape == (1 << 20,)
     assert (mapped == 1).all()
     assert (open_safetensors(path)["a"] == 2).all()
+
+
+CHANGED_IN_PLACE = """
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hf_gpt_scratch.conversion.readers.safetensors_reader import open_safetensors
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+path = Path(sys.argv[1])
+mapped = open_safetensors(path)["a"]
+with path.open("r+b") as file:
+    file.seek(-4, os.SEEK_END)
+    file.write(np.float32(7).tobytes())
+os.truncate(path, int(sys.argv[2]))
+print(mapped[0], flush=True)
+print(mapped[-1], flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux maps files")
+def test_a_map_follows_a_file_that_is_changed_in_place(tmp_path: Path) -> None:
+    """New values are seen, and a page behind the new end ends the process; nothing of ours changes a file so."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1 << 20)}, path)
+    size = path.stat().st_size
+    assert run_light(CHANGED_IN_PLACE, str(path), str(size)).stdout == "1.0\n7.0\n"
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        run_light(CHANGED_IN_PLACE, str(path), "4096")
+    assert ended.value.returncode == -signal.SIGBUS
+    assert ended.value.stdout == "1.0\n"
 
 
 @pytest.mark.parametrize("length", range(1, 10))
