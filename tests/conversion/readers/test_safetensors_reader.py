@@ -78,7 +78,7 @@ print(mapped[-1], flush=True)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as Linux maps files")
 def test_a_map_follows_a_file_that_is_changed_in_place(tmp_path: Path) -> None:
-    """New values are seen, and a page behind the new end ends the process; nothing of ours changes a file so."""
+    """New values are seen, and a page behind the new end ends the process; our writers replace a file."""
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(1 << 20)}, path)
     size = path.stat().st_size
