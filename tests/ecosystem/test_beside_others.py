@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
@@ -155,6 +156,29 @@ def test_arrays_that_do_not_lie_row_by_row(tmp_path: Path, array: np.ndarray) ->
     assert not np.array_equal(load_file(tmp_path / "theirs.safetensors")["x"], array)
     (path,) = write_model(tmp_path, {"x": array.shape}, (("x", rows) for rows in row_blocks(array)), "float32", 10**9)
     assert np.array_equal(load_file(path)["x"], array)
+
+
+def test_tensors_that_share_memory_or_wait_for_their_first_use(tmp_path: Path) -> None:
+    """Tensors without values or dimensions are fine, and shared memory is refused.
+
+    Conjugated and negated ones wait for their first use, lie row by row, and are written as they were before.
+    """
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"none": torch.zeros(0, 3), "one": torch.tensor(2.0)}, path)
+    loaded = safetensors.torch.load_file(path)
+    assert (loaded["none"].shape, loaded["one"]) == ((0, 3), torch.tensor(2.0))
+    values = torch.ones(4)
+    with pytest.raises(RuntimeError, match="Some tensors share memory"):
+        safetensors.torch.save_file({"whole": values, "part": values[:2]}, path)
+    numbers = torch.tensor([1 + 2j])
+    for waiting, written in ((numbers.conj(), numbers), (numbers.conj().imag, numbers.imag)):
+        assert waiting.is_contiguous()
+        safetensors.torch.save_file({"a": waiting}, path)
+        assert torch.equal(safetensors.torch.load_file(path)["a"], written)
+        assert not torch.equal(waiting, written)
+        # The control: computed before.
+        safetensors.torch.save_file({"a": waiting.resolve_conj().resolve_neg()}, path)
+        assert torch.equal(safetensors.torch.load_file(path)["a"], waiting)
 
 
 def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[list[int]], list[list[int]]]:

@@ -336,3 +336,11 @@ def test_classification(call: Callable, repository: Path) -> None:
 def test_classification_of_drawn_labels_is_not_learned(call: Callable, repository: Path) -> None:
     """The control: the accuracy is on rows that were not seen."""
     assert call(classify, path=repository, labels_are_drawn=True)["accuracy"] < 0.7
+
+
+def test_trainer_has_no_muon() -> None:
+    from transformers.training_args import OptimizerNames
+
+    names = {name.value for name in OptimizerNames}
+    assert "adamw_torch_fused" in names
+    assert not [name for name in names if "muon" in name]

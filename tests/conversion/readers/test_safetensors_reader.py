@@ -145,24 +145,3 @@ def test_bfloat16_as_numpy(tmp_path: Path) -> None:
     save_file({"a": torch.tensor([[1.5], [-3.0]], dtype=torch.bfloat16)}, path)
     printed = run_light(BFLOAT16_PROGRAM, str(path)).stdout.splitlines()
     assert printed == ["[[1.5], [-3.0]]", *["data type 'bfloat16' not understood"] * 3, *["bfloat16"] * 3]
-
-
-def test_what_the_library_does_with_tensors_of_torch(tmp_path: Path) -> None:
-    """Tensors without values or dimensions are fine, and shared memory is refused.
-
-    Conjugated and negated ones wait for their first use, lie row by row, and are written as they were before.
-    """
-    path = tmp_path / "model.safetensors"
-    save_file({"none": torch.zeros(0, 3), "one": torch.tensor(2.0)}, path)
-    assert {name: tensor.shape for name, tensor in load_file(path).items()} == {"none": (0, 3), "one": ()}
-    values = torch.ones(4)
-    with pytest.raises(RuntimeError, match="Some tensors share memory"):
-        save_file({"whole": values, "part": values[:2]}, path)
-    numbers = torch.tensor([1 + 2j])
-    for waiting, written in ((numbers.conj(), numbers), (numbers.conj().imag, numbers.imag)):
-        assert waiting.is_contiguous()
-        save_file({"a": waiting}, path)
-        assert torch.equal(load_file(path)["a"], written)
-        assert not torch.equal(waiting, written)
-        save_file({"a": waiting.resolve_conj().resolve_neg()}, path)
-        assert torch.equal(load_file(path)["a"], waiting)
