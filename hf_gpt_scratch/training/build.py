@@ -62,7 +62,7 @@ from hf_gpt_scratch.training.checkpoints.output_folder import (
     claim_folder,
     clear_leftovers,
 )
-from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume
+from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume, with_its_warmup
 from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.cpu.threads import choose_threads
@@ -129,6 +129,7 @@ def set_up(settings: TrainingSettings, lock: FolderLock, signals: StopSignals, s
         begin(run)
     else:
         run = run if settings.minutes is None else expect_steps(run, asked, expected_before(run, checkpoint))
+        run = with_its_warmup(run, checkpoint) if asked.warmup_steps is None else run
         resume(run, checkpoint)
     if line := cut_line(asked, settings, len(texts.train)):
         run.say(f"warning: {line}")

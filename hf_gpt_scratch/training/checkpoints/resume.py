@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,6 +87,18 @@ def resume(run: Run, path: Path) -> None:
     for notice in nondeterminism_warnings(saved, now):
         run.say(f"warning: {notice}")
     restore_draws(path, saved, run.accelerator)
+
+
+def with_its_warmup(run: Run, path: Path) -> Run:
+    """Return the run with the warm-up that it began with, which was fitted to the steps that it had then.
+
+    Evaluations and checkpoints are as far apart as suits its steps now. A run of fewer steps is left as it is: it is
+    refused.
+    """
+    warmup_steps = read_state(path).settings.get("warmup_steps", run.settings.warmup_steps)
+    if warmup_steps >= run.num_steps:
+        return run
+    return replace(run, settings=replace(run.settings, warmup_steps=warmup_steps))
 
 
 def expected_before(run: Run, path: Path) -> int:

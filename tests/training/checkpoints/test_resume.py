@@ -278,6 +278,28 @@ def test_one_more_epoch_of_a_finished_run_is_at_the_lowest_rate(
     assert rates[steps - 1] > lowest
 
 
+@pytest.mark.parametrize("given", [None, 2])
+def test_lengthened_run_keeps_the_warmup_that_was_fitted_to_its_first_length(
+    tiny_settings: Callable[..., TrainingSettings], given: int | None
+) -> None:
+    """Everything that the length decides is left to the defaults: half of 9 steps is 4, of 27 it would be 13."""
+    settings = tiny_settings(
+        max_steps=-1, num_train_epochs=1, warmup_steps=given, eval_steps=None, save_steps=None, sample_tokens=0
+    )
+    train(settings)
+    train(replace(settings, num_train_epochs=3, warmup_steps=None, resume=True))
+    begun, longer = rows(settings.output_dir, "run")
+    warmup_steps = given or 4
+    assert [row["settings"]["warmup_steps"] for row in (begun, longer)] == [warmup_steps] * 2
+    steps = rows(settings.output_dir, "step")
+    assert (len(steps), begun["steps"], longer["steps"]) == (27, 9, 27)
+    assert max(steps, key=lambda row: row["learning_rate"])["global_step"] == warmup_steps + 1
+    with pytest.raises(ValueError, match=f"--warmup_steps was {warmup_steps}, is 3"):
+        train(replace(settings, num_train_epochs=4, warmup_steps=3, resume=True))
+    with pytest.raises(ValueError, match="the run had 27 steps, has 3: it can only become longer"):
+        train(replace(settings, max_steps=3, warmup_steps=None, resume=True))
+
+
 def test_what_was_written_into_the_result_stays_when_a_run_goes_on(
     tiny_settings: Callable[..., TrainingSettings], capsys: pytest.CaptureFixture
 ) -> None:
