@@ -30,8 +30,9 @@ def main(words: Sequence[str], prog: str | None = None) -> None:
     if not result.is_main_process:
         return
     bits = "" if result.bits_per_byte is None else f"bits per byte {result.bits_per_byte:.3f}, "
+    about = "" if result.standard_error is None else f" ± {result.standard_error:.3f}"
     print(
-        f"validation loss {result.validation_loss:.3f} nats per token, perplexity "
+        f"validation loss {result.validation_loss:.3f}{about} nats per token, perplexity "
         f"{perplexity(result.validation_loss):.1f}, {bits}after {result.seconds:.0f} s"
     )
     if result.skipped_steps:

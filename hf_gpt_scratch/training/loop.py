@@ -45,6 +45,7 @@ from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agree
 from hf_gpt_scratch.training.time_budget import note_start, note_step, seconds_besides_steps
 
 
+LOSSES = ("train_loss", "validation_loss", "standard_error")  # the last one only of a part of the text
 STOPPED, GO_ON = "stopped by signal", "continue with the same command and --resume"
 
 
@@ -59,6 +60,7 @@ class TrainingResult:
     skipped_steps: int
     is_main_process: bool
     bits_per_byte: float | None = None  # of the validation text; None: its bytes are not known
+    standard_error: float | None = None  # of a validation loss over a part of the text
 
 
 def train(settings: TrainingSettings, begun: float | None = None) -> TrainingResult:
@@ -165,8 +167,8 @@ def after_step(run: Run) -> None:
     try:
         if settings.eval_steps and (step - settings.eval_first_step) % settings.eval_steps == 0:
             with run.stopwatch.part("evaluations"):
-                _, validation_loss = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
-            is_best = settings.load_best_model_at_end and progress.note_if_best(validation_loss)
+                losses = evaluate(run, run.evaluation_plan.windows(settings.eval_iter), settings.eval_iter)
+            is_best = settings.load_best_model_at_end and progress.note_if_best(losses[1])
         if ends_epoch or is_last:
             with run.stopwatch.part("samples"):
                 write_sample(run)
@@ -287,8 +289,8 @@ def record_step(
     run.accelerator.log(known, step=progress.global_step)
 
 
-def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tuple[float, float]:
-    """Compute, print and record training and validation loss.
+def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> list[float]:
+    """Compute, print and record training and validation loss, and the standard error of one over a part of the text.
 
     Args:
         run: the run.
@@ -313,11 +315,11 @@ def evaluate(run: Run, num_windows: int, num_batches: int | None = None) -> tupl
     if num_windows < sampler.num_windows and math.isfinite(validation.standard_error):
         losses.append(validation.standard_error)
     record_evaluation(run, *losses)
-    known = {"train_loss": train_loss, "validation_loss": validation.mean} | run.in_bits_per_byte(validation.mean)
+    known = dict(zip(LOSSES, losses, strict=False)) | run.in_bits_per_byte(validation.mean)
     run.accelerator.log(known, step=progress.global_step)
     run.loss_plot.refresh()
     progress.set_losses(losses if num_windows == run.evaluation_plan.at_end and not num_batches else None)
-    return train_loss, validation.mean
+    return losses
 
 
 def record_evaluation(
@@ -392,11 +394,12 @@ def finish(run: Run) -> TrainingResult:
     """Evaluate, on the whole validation text where that takes a small part of the run, and write the repository."""
     run.load_best_weights()
     with run.stopwatch.part("evaluations"):
-        train_loss, validation_loss = (run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end))[:2]
+        losses = run.progress.whole_losses or evaluate(run, run.evaluation_plan.at_end)
+    train_loss, validation_loss, *error = losses
     seconds = time.perf_counter() - run.started
     run.history.note_lost_output(run.progress.global_step)
-    bits = run.in_bits_per_byte(validation_loss)
-    figures = {"validation_loss": validation_loss, "perplexity": perplexity(validation_loss), **bits}
+    more = run.in_bits_per_byte(validation_loss) | dict(zip(LOSSES[2:], error, strict=False))
+    figures = {"validation_loss": validation_loss, "perplexity": perplexity(validation_loss), **more}
     parts = {"start": run.start_seconds, **run.stopwatch.parts}
     run.history.append("end", **figures, seconds=seconds, seconds_of_parts=parts)
     repository = run.output_dir / "model"
@@ -411,7 +414,7 @@ def finish(run: Run) -> TrainingResult:
     run.pushes.close()
     skipped_steps = run.progress.skipped_steps
     return TrainingResult(
-        repository, train_loss, validation_loss, seconds, skipped_steps, run.accelerator.is_main_process, **bits
+        repository, train_loss, validation_loss, seconds, skipped_steps, run.accelerator.is_main_process, **more
     )
 
 

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_gpt_scratch.commands import train as command
+from hf_gpt_scratch.training import loop
+from hf_gpt_scratch.training.loop import TrainingResult
+
 
 TINY = [
     *("--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"),
@@ -33,6 +37,23 @@ def test_launched_training_says_what_it_does_and_where_things_lie(trained: tuple
     )
     assert f'AutoModelForCausalLM.from_pretrained("{folder}/model", trust_remote_code=True)' in output
     assert len(step_losses(folder)) == 6
+
+
+@pytest.mark.parametrize(("error", "said"), [(None, "5.500 nats"), (0.0614, "5.500 ± 0.061 nats")])
+def test_last_line_has_the_error_of_a_loss_over_a_part_of_the_text(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: float | None,
+    said: str,
+) -> None:
+    result = TrainingResult(tmp_path / "model", 5.0, 5.5, 9.0, 0, True, bits_per_byte=2.1, standard_error=error)
+    monkeypatch.setattr(loop, "train", lambda *arguments: result)
+    for name in ("stop_with_launcher", "relaunch_if_needed", "quiet_libraries"):
+        monkeypatch.setattr(command, name, lambda: None)
+    command.main(["--output_dir", str(tmp_path)])
+    last_loss = capsys.readouterr().out.splitlines()[0]
+    assert last_loss == f"validation loss {said} per token, perplexity 244.7, bits per byte 2.100, after 9 s"
 
 
 @pytest.mark.commands

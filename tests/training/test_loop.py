@@ -226,9 +226,13 @@ def test_long_validation_text_is_sampled_with_its_error_shown(
         f"validation loss {result.validation_loss:.3f} ± {evaluations[-1]['standard_error']:.3f}, bits per byte "
         in shown
     )
-    assert "±" in (result.repository / "README.md").read_text(encoding="utf-8")
+    error = evaluations[-1]["standard_error"]
+    assert result.standard_error == rows(sampled.output_dir, "end")[0]["standard_error"] == error
+    card = (result.repository / "README.md").read_text(encoding="utf-8")
+    assert f"{result.validation_loss:.3f} ± {error:.3f} nats per token" in card
+    assert f"| {result.validation_loss:.3f} ± {error:.3f} |" in card
     whole = tiny_settings(validation_file=text, eval_iter=0, output_dir=sampled.output_dir + "-whole")
-    train(whole)
+    assert train(whole).standard_error is None
     assert step_losses(whole.output_dir) == step_losses(sampled.output_dir)
     for part, all_of_it in zip(evaluations, rows(whole.output_dir, "evaluation"), strict=True):
         assert "standard_error" not in all_of_it

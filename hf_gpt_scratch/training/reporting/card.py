@@ -152,19 +152,22 @@ def loss_table(evaluations: list[dict[str, Any]]) -> str:
     last = len(evaluations) - 1
     step = max(1, last / (MAX_LOSS_ROWS - 1))
     chosen = sorted({min(last, round(index * step)) for index in range(MAX_LOSS_ROWS)}) if evaluations else []
+    # A version before this one did not record bits per byte.
+    has_bits = any("bits_per_byte" in row for row in evaluations)
     rows = [
         [
             f"{row['global_step']:,}",
             f"{row['epoch']:.2f}",
             f"{row['tokens_seen']:,}",
             f"{row['train_loss']:.3f}",
-            f"{row['validation_loss']:.3f}",
+            f"{row['validation_loss']:.3f}" + (f" ± {row['standard_error']:.3f}" if "standard_error" in row else ""),
             f"{perplexity(row['validation_loss']):,.1f}",
+            *([f"{row['bits_per_byte']:.3f}" if "bits_per_byte" in row else ""] if has_bits else []),
         ]
         for row in (evaluations[index] for index in chosen)
     ]
     head = ["step", "epoch", "tokens seen", "training loss", "validation loss", "validation perplexity"]
-    return table(head, rows)
+    return table([*head, "bits per byte"] if has_bits else head, rows)
 
 
 def first_and_last(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -108,6 +108,18 @@ def test_the_table_of_losses_is_short_and_ends_with_the_last(num_rows: int) -> N
     assert steps[:1] + steps[-1:] == ([0, num_rows - 1] if num_rows else [])
 
 
+def test_the_table_of_losses_has_bits_per_byte_and_the_error_of_a_part_of_the_text() -> None:
+    row = {"global_step": 1, "epoch": 0.5, "tokens_seen": 64, "train_loss": 2.0, "validation_loss": 3.0}
+    assert loss_table([row]).count("bits per byte") == 0
+    part = row | {"global_step": 2, "standard_error": 0.0614, "bits_per_byte": 1.2345}
+    assert loss_table([row, part]).splitlines() == [
+        "| step | epoch | tokens seen | training loss | validation loss | validation perplexity | bits per byte |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | 0.50 | 64 | 2.000 | 3.000 | 20.1 |  |",
+        "| 2 | 0.50 | 64 | 2.000 | 3.000 ± 0.061 | 20.1 | 1.234 |",
+    ]
+
+
 def test_a_name_cannot_break_the_table(tiny_settings: Callable[..., TrainingSettings], tmp_path: Path) -> None:
     odd = tmp_path / "a|b.txt"
     odd.write_text("text", encoding="utf-8")

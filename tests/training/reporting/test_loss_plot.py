@@ -23,7 +23,7 @@ def test_plot_is_there_after_each_evaluation_and_never_in_halves(
     seen: list[list[str]] = []
     evaluate = loop.evaluate
 
-    def evaluate_and_look(*arguments: object) -> tuple[float, float]:
+    def evaluate_and_look(*arguments: object) -> list[float]:
         result = evaluate(*arguments)
         folder = Path(settings.output_dir)
         seen.append(sorted(path.name for path in folder.glob("loss*")))

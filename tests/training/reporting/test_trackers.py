@@ -13,6 +13,7 @@ import accelerate.tracking
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.reporting import trackers
 from hf_gpt_scratch.training.settings import TrainingSettings
@@ -52,6 +53,17 @@ def test_tensorboard_has_each_step_once_also_after_a_resume(tiny_settings: Calla
     train(killed_after_step_3(settings))
     assert tensorboard_points(settings, "loss") == expected
     assert [step for step, _ in tensorboard_points(settings, "validation_loss")] == [0, 3, 6]
+
+
+def test_tracker_has_bits_per_byte_and_the_error_of_a_part_of_the_text(
+    tiny_settings: Callable[..., TrainingSettings],
+) -> None:
+    settings = tiny_settings(report_to=["tensorboard"], validation_file=[str(bundled_text_path())])
+    train(settings)
+    evaluations = rows(settings.output_dir, "evaluation")
+    for name in ("train_loss", "validation_loss", "bits_per_byte", "standard_error"):
+        expected = [(row["global_step"], pytest.approx(row[name], rel=1e-6)) for row in evaluations]
+        assert tensorboard_points(settings, name) == expected
 
 
 def test_trackio_has_the_figures_and_goes_on_with_the_same_run(
