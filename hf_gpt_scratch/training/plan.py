@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hf_gpt_scratch.data.tokenizer import text_to_token_ids
 from hf_gpt_scratch.data.windows import StepSampler
 from hf_gpt_scratch.evaluation import BATCH_TOKENS
-from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.settings import LEAST_WINDOWS_BETWEEN, WINDOWS_BETWEEN, TrainingSettings
 
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # The steps of a run that minutes bound, before they are estimated.
 UNKNOWN_STEPS = 2**40
-# Windows that are scored even where they take longer than their part of a short run.
+# Windows that are scored even where they take longer than their part of a short run; half of them where its
+# evaluations are twice as close.
 MIN_EVALUATED = 8
 # By default, the parts of the training time that all evaluations of a run and its last one take.
 EVALUATIONS_SHARE, LAST_SHARE = 0.06, 0.05
@@ -55,7 +56,10 @@ def plan_evaluations(
     # Training and validation windows are scored.
     affordable = num_steps * windows_a_step / (2 * COST_OF_SCORING)
     num_evaluations = num_steps // steps_between + 1
-    sampled = max(MIN_EVALUATED, int(EVALUATIONS_SHARE * affordable / num_evaluations))
+    least, between = MIN_EVALUATED, steps_between * windows_a_step
+    if (settings.train_file or settings.train_data) and LEAST_WINDOWS_BETWEEN <= between < WINDOWS_BETWEEN:
+        least = MIN_EVALUATED * between // WINDOWS_BETWEEN
+    sampled = max(least, int(EVALUATIONS_SHARE * affordable / num_evaluations))
     asked = (settings.eval_iter or num_windows) * evaluation_batch_size(settings, num_windows, num_processes)
     each = min(num_windows, sampled if settings.eval_iter is None else asked)
     at_end = num_windows if settings.eval_iter == 0 else min(num_windows, max(sampled, int(LAST_SHARE * affordable)))

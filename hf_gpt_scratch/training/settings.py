@@ -49,6 +49,9 @@ EVAL_STEPS, MAX_EVALUATIONS = 20, 50  # by default: the steps between evaluation
 # eight windows of both texts at least, in the time of training on about six; a checkpoint takes that of about a
 # thousand tokens, whatever the size of the model.
 WINDOWS_BETWEEN, SAVE_STEPS, TOKENS_BETWEEN = 128, 100, 1 << 16
+# Half as many windows between evaluations that score half as many: for 20 of them, in a run that is long enough for
+# about as many. A shorter one has its fixed costs too.
+MIN_EVALUATIONS, LEAST_WINDOWS_BETWEEN, WINDOWS_OF_SHORT_RUN = 20, WINDOWS_BETWEEN // 2, 1024
 
 
 def setting(default: Any, help_text: str, may_change_on_resume: bool = False) -> Any:
@@ -436,7 +439,11 @@ class TrainingSettings:
         if self.train_file or self.train_data:
             windows_a_step = self.per_device_train_batch_size * self.gradient_accumulation_steps
             if self.eval_steps is None:
-                eval_steps = max(eval_steps, math.ceil(WINDOWS_BETWEEN / windows_a_step))
+                windows = num_steps * windows_a_step
+                between = WINDOWS_BETWEEN
+                if windows >= WINDOWS_OF_SHORT_RUN:
+                    between = min(between, max(LEAST_WINDOWS_BETWEEN, windows // MIN_EVALUATIONS))
+                eval_steps = max(eval_steps, math.ceil(between / windows_a_step))
             if self.save_steps is None:
                 save_steps = max(save_steps, math.ceil(TOKENS_BETWEEN / (windows_a_step * self.window_size)))
         return replace(self, warmup_steps=warmup_steps, eval_steps=eval_steps, save_steps=save_steps)

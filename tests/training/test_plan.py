@@ -76,14 +76,48 @@ def test_evaluations_take_a_small_part_of_any_run(
 
 
 def test_evaluations_and_checkpoints_of_small_steps_are_further_apart() -> None:
-    """An evaluation after 128 windows, a checkpoint after 65,536 tokens. The bundled story's stay as they are."""
-    for batch, own, bundled in ((2, (64, 256), (20, 100)), (4, (32, 128), (20, 100)), (32, (20, 100), (20, 100))):
+    """An evaluation after 128 windows, a checkpoint after 65,536 tokens. The bundled story's stay as they are.
+
+    With 1,200 windows trained on in all, evaluations are closer.
+    """
+    for batch, own, bundled in ((2, (64, 256), (20, 100)), (4, (20, 128), (20, 100)), (32, (20, 100), (20, 100))):
         for text, expected in (({"train_file": ["x"]}, own), ({"train_data": "x"}, own), ({}, bundled)):
             settings = TrainingSettings(**text, per_device_train_batch_size=batch).with_num_steps(300)
             assert (settings.eval_steps, settings.save_steps) == expected
     asked = TrainingSettings(train_file=["x"], eval_steps=3, save_steps=0).with_num_steps(300)
     assert (asked.eval_steps, asked.save_steps) == (3, 0)
     assert TrainingSettings(train_file=["x"]).with_num_steps(10_560).eval_steps == 212
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "batch", "expected"),
+    [
+        (1280, 2, (64, 8, 21)),
+        (900, 2, (45, 5, 21)),
+        (640, 2, (32, 4, 21)),
+        (577, 2, (32, 4, 20)),
+        (559, 2, (32, 4, 19)),
+        (512, 2, (32, 4, 17)),
+        (511, 2, (64, 8, 9)),  # its start and end take more, and leave less
+        (330, 2, (64, 8, 7)),
+        (400, 4, (20, 5, 21)),
+        (400, 32, (20, 28, 21)),
+    ],
+)
+def test_short_run_on_a_text_of_ones_own_has_20_points_in_the_same_time(
+    num_steps: int, batch: int, expected: tuple[int, int, int]
+) -> None:
+    """As many windows are scored for those that are trained on as in a run of 1,280 steps, never fewer than four."""
+    settings = TrainingSettings(train_file=["x"], per_device_train_batch_size=batch).with_num_steps(num_steps)
+    plan = plan_evaluations(settings, num_steps, 1000, 1)
+    points = 1 + num_steps // settings.eval_steps + (num_steps % settings.eval_steps > 0)
+    assert (settings.eval_steps, plan.each, points) == expected
+    assert plan.each <= settings.eval_steps * batch / 16
+
+
+def test_evaluations_that_are_asked_for_score_eight_windows() -> None:
+    settings = TrainingSettings(train_file=["x"], eval_steps=10).with_num_steps(400)
+    assert plan_evaluations(settings, 400, 1000, 1).each == 8
 
 
 def test_asked_evaluations_are_made() -> None:
