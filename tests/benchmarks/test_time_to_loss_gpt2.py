@@ -25,14 +25,14 @@ def test_each_round_is_judged_by_the_peer_with_the_lowest_loss() -> None:
     results: Results = {
         "one": samples((6.0, 100.0), (6.5, 100.0)),
         "other": samples((6.2, 10.0), (6.4, 80.0)),
-        OURS: samples((5.9, 51.0), (6.3, 40.0)),
+        OURS: samples((5.9, 50.0), (6.3, 39.0)),
     }
     loss, time = limits(results)
     assert loss["reached"] == pytest.approx((-0.1, -0.1, -0.1))
-    assert time["reached"] == pytest.approx((0.5, 0.505, 0.51))
+    assert time["reached"] == pytest.approx((0.4875, 0.49375, 0.5))
     assert loss["met"]
     assert time["met"]
-    results[OURS] = samples((6.1, 60.0), (6.5, 60.0))
+    results[OURS] = samples((6.1, 50.1), (6.5, 50.1))
     assert not any(one["met"] for one in limits(results))
 
 
