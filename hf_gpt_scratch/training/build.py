@@ -340,9 +340,17 @@ def model_flops(
     model: PreTrainedModel, settings: TrainingSettings, accelerator: Accelerator, speed: Speed
 ) -> ModelFlops:
     """Return the figures that MFU is computed from; the peak is measured on all devices at once unless it is given."""
-    peak = settings.peak_flops or measure_peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision))
-    flops = ModelFlops(flops_per_token(model, settings.window_size), peak * accelerator.num_processes)
-    if not settings.peak_flops:  # it was measured in a bad moment if a micro-batch is faster: that one counts then
+
+    def measure() -> float:
+        dtype = product_dtype(accelerator.mixed_precision)
+        return accelerator.num_processes * measure_peak_flops(accelerator.device, dtype)
+
+    per_token = flops_per_token(model, settings.window_size)
+    if settings.peak_flops:
+        flops = ModelFlops(per_token, accelerator.num_processes * settings.peak_flops)
+    else:
+        flops = ModelFlops(per_token, measure(), measure)
+        # It was measured in a bad moment if a micro-batch is faster.
         tokens = settings.per_device_train_batch_size * accelerator.num_processes * settings.window_size
         flops.utilization(tokens / speed.micro_batch)
     return flops

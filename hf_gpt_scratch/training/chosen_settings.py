@@ -93,18 +93,19 @@ def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
     # The precision in which a card is fast; the sweeps were on a CPU, in float32.
     dtype = torch.bfloat16 if state.device.type == "cuda" else torch.float32
     speed = settings.peak_flops or measure_peak_flops(state.device, dtype)
-    flops = 60 * (settings.minutes or 0.0) * speed * state.num_processes
     if settings.train_data is not None:
         tokens = ShardedTokens(Path(settings.train_data), "train", load_vocabulary(settings.vocabulary or "gpt2"))
-        return Means(BYTES_OF_PREPARED_TOKEN * len(tokens), "", flops)
-    files = find_text_files(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
-    fraction = settings.train_split if settings.validation_file is None else 1.0
-    training, _ = split_blocks(files, settings.text_column, fraction)
-    num_bytes, sample = 0, ""
-    for block in training:
-        num_bytes += len(block.encode("utf-8"))
-        sample += block[: SAMPLE_CHARS - len(sample)]
-    return Means(num_bytes, sample, flops)
+        num_bytes, sample = BYTES_OF_PREPARED_TOKEN * len(tokens), ""
+    else:
+        files = find_text_files(settings.train_file or [SAMPLE_TEXTS[settings.sample_text]()])
+        fraction = settings.train_split if settings.validation_file is None else 1.0
+        num_bytes, sample = 0, ""
+        for block in split_blocks(files, settings.text_column, fraction)[0]:
+            num_bytes += len(block.encode("utf-8"))
+            sample += block[: SAMPLE_CHARS - len(sample)]
+    if not settings.peak_flops:  # the first moment may have been a bad one
+        speed = max(speed, measure_peak_flops(state.device, dtype))
+    return Means(num_bytes, sample, 60 * (settings.minutes or 0.0) * speed * state.num_processes)
 
 
 def by_rules(settings: TrainingSettings, means: Means, num_processes: int, folder: Path) -> dict[str, Any]:

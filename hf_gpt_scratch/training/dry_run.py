@@ -78,6 +78,9 @@ def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
         settings, num_steps, plan, time = run.settings, run.num_steps, run.evaluation_plan, measured_time(run)
     else:
         flops = flops_per_token(sketch(config), settings.window_size)
+        if not settings.peak_flops:  # nothing else is measured, and the first moment may have been a bad one
+            dtype = product_dtype(accelerator.mixed_precision)
+            peak = max(peak, measure_peak_flops(accelerator.device, dtype))
         if settings.minutes is not None:
             num_steps = max(1, int(60 * settings.minutes * peak * num_processes * steps_an_epoch / (flops * targets)))
             settings = with_fitting_batch(asked, len(texts.train), num_processes).with_num_steps(num_steps)

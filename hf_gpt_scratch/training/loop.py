@@ -262,11 +262,13 @@ def record_step(
 ) -> None:
     """Show a step, and record it in the history and the trackers."""
     progress, flops, was_raised = run.progress, run.flops, run.flops.is_raised
+    peak_before = flops.peak
     mfu, memory = flops.utilization(tokens_per_second), peak_memory(run.accelerator.device)
-    if flops.is_raised and not was_raised and run.accelerator.is_main_process:
+    if flops.peak > peak_before and not was_raised and run.accelerator.is_main_process:
+        fastest = "the MFU is from now on that of the fastest step"
         warn(
-            f"step {progress.global_step} reached {flops.peak / 1e9:,.0f} GFLOP/s, more than the peak of the start: "
-            "the MFU is from now on that of the fastest step"
+            f"step {progress.global_step} reached {tokens_per_second * flops.per_token / 1e9:,.0f} GFLOP/s, more than "
+            f"the peak of the start: {fastest if flops.is_raised else f'it is {flops.peak / 1e9:,.0f} measured again'}"
         )
     display.num_steps, display.seconds_besides = run.num_steps, seconds_besides_steps(run)
     display.show(progress.global_step, loss, tokens_per_second, mfu, memory, progress.skipped_steps)

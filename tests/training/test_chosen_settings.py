@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from hf_gpt_scratch.training import chosen_settings
 from hf_gpt_scratch.training.chosen_settings import fit_to_memory, micro_batch
@@ -68,6 +70,16 @@ def text(tmp_path: Path) -> Path:
 def bounded(text: Path, **more: object) -> TrainingSettings:
     words = [f"--{name}={value}" for name, value in {"sample_tokens": 0, "peak_flops": 1e11, **more}.items()]
     return parse_settings(["--train_file", str(text), "--output_dir", str(text.parent / "run"), "--use_cpu", *words])
+
+
+def test_size_is_not_decided_in_one_bad_moment(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for measured in ([1e9, 3e11], [3e11, 1e9]):
+        left = iter(measured)
+        monkeypatch.setattr(chosen_settings, "measure_peak_flops", lambda *arguments, left=left: next(left))
+        means = chosen_settings.measure_means(
+            replace(bounded(text, minutes=2), peak_flops=None), PartialState(cpu=True)
+        )
+        assert means.flops == 120 * 3e11
 
 
 def chosen_by_run(settings: TrainingSettings) -> dict:

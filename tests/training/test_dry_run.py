@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from hf_gpt_scratch.training import build
+from hf_gpt_scratch.training import dry_run as dry_run_module
 from hf_gpt_scratch.training.command_line import RECIPES, parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
@@ -21,6 +22,15 @@ from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.speed import Speed
 from tests.training.histories import rows
+
+
+def test_least_time_is_not_that_of_one_bad_moment(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Mock(available=1e6))
+    measured = iter([1e6, 7e11])
+    monkeypatch.setattr(dry_run_module, "measure_peak_flops", lambda *arguments: next(measured))
+    assert "FLOPs at a peak of 700 GFLOP/s)" in "\n".join(dry_run(tiny_settings(peak_flops=None)))
 
 
 @pytest.mark.parametrize("fits", [True, False])

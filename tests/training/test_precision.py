@@ -43,6 +43,14 @@ def test_bf16_only_where_it_is_clearly_faster(
     )
 
 
+def test_one_bad_moment_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 or in bf16 the device is busy once; the best of two counts."""
+    for good, expected in ((4e11, "bf16"), (1e11, "no")):
+        peaks = {torch.float32: iter([2e10, 1e11]), torch.bfloat16: iter([good, good / 9])}
+        monkeypatch.setattr(precision, "measure_peak_flops", lambda device, dtype, peaks=peaks: next(peaks[dtype]))
+        assert precision.fastest(torch.device("cpu"))[0] == expected
+
+
 @pytest.mark.parametrize("asked", [None, "no", "bf16"])
 def test_nothing_is_measured_or_said_unasked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, asked: str | None

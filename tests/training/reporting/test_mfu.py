@@ -8,10 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.training import build
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.reporting import mfu
 from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops
 from hf_gpt_scratch.training.settings import TrainingSettings
+from hf_gpt_scratch.training.speed import Speed
 from tests.training.histories import rows
 
 
@@ -59,6 +61,43 @@ def test_measuring_draws_nothing_from_the_generator_of_the_run() -> None:
 
 def test_utilization_is_speed_times_cost_over_peak() -> None:
     assert ModelFlops(per_token=6e8, peak=3e11).utilization(100) == pytest.approx(0.2)
+
+
+def test_peak_is_measured_again_where_a_step_is_faster_and_raised_only_if_it_still_is() -> None:
+    again = iter([4e11, 3e11, 3e11])
+    flops = ModelFlops(per_token=1e9, peak=1e11, measure=lambda: next(again))
+    assert flops.utilization(50) == pytest.approx(0.5)  # not measured: the step is slower
+    assert flops.utilization(200) == pytest.approx(0.5)
+    assert (flops.peak, flops.is_raised) == (4e11, False)
+    assert flops.utilization(500) == 1  # a lower peak is no better one
+    assert (flops.peak, flops.is_raised) == (5e11, True)
+    assert [flops.utilization(speed) for speed in (600, 700)] == [1, 1]  # and no fourth time
+    assert (flops.peak, next(again, None)) == (7e11, None)
+
+
+def test_run_measures_a_peak_of_a_bad_moment_again(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([1e3, 1e15])
+    monkeypatch.setattr(build, "measure_peak_flops", lambda *arguments: next(measured))
+    settings = tiny_settings(peak_flops=None, max_steps=1, warmup_steps=0, sample_tokens=0)
+    train(settings)
+    assert rows(settings.output_dir, "run")[0]["peak_flops"] == 1e15
+    assert rows(settings.output_dir, "step")[0]["mfu"] < 0.01
+
+
+def test_step_that_is_faster_has_the_peak_measured_again_and_says_so(
+    tiny_settings: Callable[..., TrainingSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    measured = iter([1e6, 1e15])  # a micro-batch that takes very long does not show that the first is wrong
+    monkeypatch.setattr(build, "measure_peak_flops", lambda *arguments: next(measured))
+    monkeypatch.setattr(build, "measure_speed", lambda *arguments: Speed(micro_batch=1e6))
+    settings = tiny_settings(peak_flops=None, max_steps=2, sample_tokens=0, warmup_steps=0)
+    train(settings)
+    output = capsys.readouterr().err
+    assert output.count("GFLOP/s, more than the peak of the start: it is 1,000,000 measured again") == 1
 
 
 def test_history_has_the_figures_of_the_bar(tiny_settings: Callable[..., TrainingSettings]) -> None:
