@@ -1,13 +1,15 @@
 """Proves that a model of ours becomes one folder for transformers and for transformers.js, or is refused and why."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from hf_gpt_scratch.commands import convert
 from hf_gpt_scratch.conversion.onnx_export import export_onnx
@@ -22,13 +24,21 @@ from tests.conversion.test_export import build
         {"tie_word_embeddings": False, "qkv_bias": False},
         pytest.param({"dtype": torch.bfloat16, "vocab_size": 50257}, marks=pytest.mark.nightly),
         {"dtype": torch.float16},
+        {"vocab_size": 400},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_the_command_writes_a_whole_folder(
-    changes: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    changes: dict,
+    own_vocabulary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """With 400 tokens, those of a vocabulary of the text's own."""
     ours, output = build(tmp_path / "ours", **changes), tmp_path / "exported"
+    if changes.get("vocab_size") == 400:
+        shutil.copytree(own_vocabulary, ours, dirs_exist_ok=True)
     if "vocab_size" not in changes:  # the tokenizer of GPT-2 has more than 29 tokens
         for path in ours.glob("tokenizer*"):
             path.unlink()
@@ -48,6 +58,11 @@ def test_the_command_writes_a_whole_folder(
     assert np.abs(OnnxModel(output / "onnx" / "model.onnx").whole(ids) - expected).max() <= 2e-5
     eight_bits = np.abs(OnnxModel(output / "onnx" / "model_quantized.onnx").whole(ids) - expected).max()
     assert 1e-4 < eight_bits < 0.1 * np.abs(expected).max()
+
+    if changes.get("vocab_size") == 400:
+        text = "The lamp² went <|endoftext|> über 日本   42\n\n"
+        token_ids = AutoTokenizer.from_pretrained(output)(text)["input_ids"]
+        assert token_ids == Tokenizer.from_file(str(own_vocabulary / "tokenizer.json")).encode(text).ids
 
     report = json.loads((output / "conversion_report.json").read_text())
     hashes = report["files"] | report["onnx"]["files"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.hub.model_card import CardDetails
@@ -37,9 +38,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line("| " + " | ".join(row) + " |")
 
 
-def tiny_model(seed: int) -> GPTScratchForCausalLM:
-    """A model with GPT-2's tokens and tied weights, none of which is as it was born."""
-    config = GPTScratchConfig(max_position_embeddings=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+def tiny_model(seed: int, **changes: int) -> GPTScratchForCausalLM:
+    """A model with GPT-2's tokens, or those of the changes, and tied weights, none of which is as it was born."""
+    sizes = {"max_position_embeddings": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GPTScratchConfig(**sizes, **changes)
     model = GPTScratchForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -54,17 +56,29 @@ def model() -> GPTScratchForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def folders(model: GPTScratchForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The repository folder of `model` in one weight file ("single") and in several ("sharded").
+def own_model() -> GPTScratchForCausalLM:
+    """A model with the 400 tokens of `own_vocabulary`."""
+    return tiny_model(seed=3, vocab_size=400, bos_token_id=399, eos_token_id=399, pad_token_id=399)
+
+
+@pytest.fixture(scope="session")
+def folders(
+    model: GPTScratchForCausalLM,
+    own_model: GPTScratchForCausalLM,
+    own_vocabulary: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """The repository folder of `model` in one weight file ("single") and in several ("sharded"); "own": `own_model`.
 
     "old" is what may stand on the Hub before: other weights, another card, a file that is gone since.
     """
     root = tmp_path_factory.mktemp("folders")
     build_repository(model, root / "single")
     build_repository(model, root / "sharded", max_shard_size="20KB")
+    build_repository(own_model, root / "own", tokenizer=AutoTokenizer.from_pretrained(own_vocabulary))
     build_repository(tiny_model(seed=2), root / "old", card=CardDetails(facts={"state": "old"}))
     (root / "old" / "LICENSE").write_text("a file that the new state does not have\n", encoding="utf-8")
-    return {name: root / name for name in ("single", "sharded", "old")}
+    return {name: root / name for name in ("single", "sharded", "own", "old")}
 
 
 @pytest.fixture(scope="session")

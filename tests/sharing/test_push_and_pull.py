@@ -2,7 +2,8 @@
 
 The real client pushes in a process of its own; a fresh interpreter with an empty home, which cannot import
 hf_gpt_scratch, pulls over HTTP. Its logits are compared with those of the model here by torch.equal, the files byte by
-byte. Four combinations cover every value of every factor; all sixteen: python -m pytest -m hub.
+byte; one model has a vocabulary of its own. Four combinations of the others cover every value of every factor; all
+sixteen: python -m pytest -m hub.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data.tokenizer import build_tokenizer
@@ -28,6 +30,7 @@ COMBINATIONS = list(
 QUICK = [
     ("lfs", "single", "public", "main"),
     ("xet", "sharded", "private", "pinned"),
+    ("lfs", "own", "public", "main"),
 ]
 INPUT_IDS = [[17, 5, 99, 23, 42], [64, 8, 31, 2, 77]]
 TEXTS = ["The lamp", "", " é 漢字 🙂", "<|endoftext|>done"]
@@ -87,6 +90,7 @@ def check(
     folders: dict[str, Path],
     model: GPTScratchForCausalLM,
     home: Path,
+    own_vocabulary: Path | None = None,
 ) -> None:
     transfer, weights, access, revision = combination
     repo_id, sha = pushed(transfer, weights, access)
@@ -102,7 +106,8 @@ def check(
     assert loaded["tied"]
     with torch.no_grad():
         assert torch.equal(outcome.tensor("logits"), model(torch.tensor(INPUT_IDS)).logits)
-    assert outcome.returned("tokenizer")["token_ids"] == build_tokenizer()(TEXTS)["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(own_vocabulary) if weights == "own" else build_tokenizer()
+    assert outcome.returned("tokenizer")["token_ids"] == tokenizer(TEXTS)["input_ids"]
     assert differing(Path(outcome.returned("files")["folder"]), folders[weights]) == []
 
     assert hub.unknown == []
@@ -125,9 +130,12 @@ def test_a_pushed_model_arrives_bit_for_bit(
     pushed: Callable[[str, str, str], tuple[str, str]],
     folders: dict[str, Path],
     model: GPTScratchForCausalLM,
+    own_model: GPTScratchForCausalLM,
+    own_vocabulary: Path,
     tmp_path: Path,
 ) -> None:
-    check(combination, shared_hub, pushed, folders, model, tmp_path / "home")
+    expected = own_model if combination[1] == "own" else model
+    check(combination, shared_hub, pushed, folders, expected, tmp_path / "home", own_vocabulary)
 
 
 @pytest.mark.hub
