@@ -1,8 +1,10 @@
 """Proves the training of a vocabulary: the merges of another trainer, and a bounded, even sample."""
 
 import gzip
+import io
 import json
 import re
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import regex
 
+from hf_gpt_scratch.data import vocabulary_training
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT, byte_alphabet, named_vocabulary
@@ -52,6 +55,27 @@ def test_merges_are_those_of_plain_byte_pair_encoding() -> None:
     assert list(vocabulary.merges) == plain_merges(STORY, 100)
     assert vocabulary.tokens == (*byte_alphabet(), *map("".join, vocabulary.merges), END_OF_TEXT)
     assert (vocabulary.size, vocabulary.end_of_text_id, vocabulary.name) == (357, 356, "own")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    """The bar of the reading, and the library's own of the joining, which it writes past Python."""
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", shown)
+    asked: list[bool] = []
+    trainer = vocabulary_training.trainers.BpeTrainer
+
+    def watched(show_progress: bool, **kwargs: object) -> object:
+        asked.append(show_progress)
+        return trainer(show_progress=False, **kwargs)
+
+    monkeypatch.setattr(vocabulary_training.trainers, "BpeTrainer", watched)
+    train_vocabulary(TextSample([bundled_text_path()]), 300)
+    assert asked == [is_terminal]
+    assert ("counting words" in shown.getvalue()) is is_terminal
+    if is_terminal:
+        assert "/21.4k" in shown.getvalue()  # bytes of the story
 
 
 def test_smallest_vocabulary_is_that_of_bytes(tmp_path: Path) -> None:
