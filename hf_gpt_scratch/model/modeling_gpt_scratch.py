@@ -361,9 +361,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GPTScratchPastContext, Ge
         self.lm_head = value
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Tie the head also where the library forgets it: 5.3 does, for code that comes from a repository."""
+        """Tie the head also where the library forgets it: 5.3 does. From 5.4 on it spares a head with other values."""
         super().tie_weights(*args, **kwargs)
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and VERSION < (5, 4):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @tuple_on_request

@@ -4,7 +4,8 @@
 //
 // MODULES is the node_modules folder that has @huggingface/transformers. ORDER is a list of {"name": of the folder,
 // "dtype": "fp32" or "q8", "texts": each a text or a batch of them, "options": of generate}. REPORT is a list with one
-// object for each of the texts: its "ids", and the "new" rows of ids with their "texts", or the "error".
+// object for each of the texts: its "ids", and the "new" rows of ids with their "texts", or the "error". Of a folder
+// whose model is refused it has the "error" for each text.
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
@@ -28,7 +29,13 @@ async function answer(tokenizer, model, text, options) {
 const report = [];
 for (const { name, dtype, texts, options } of JSON.parse(readFileSync(0, "utf-8"))) {
   const tokenizer = await AutoTokenizer.from_pretrained(name);
-  const model = await AutoModelForCausalLM.from_pretrained(name, { dtype });
+  let model;
+  try {
+    model = await AutoModelForCausalLM.from_pretrained(name, { dtype });
+  } catch (error) {
+    report.push(...texts.map(() => ({ error: String(error) })));
+    continue;
+  }
   for (const text of texts) report.push(await answer(tokenizer, model, text, options));
   await model.dispose();
 }

@@ -33,7 +33,7 @@ def shifted(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def answers(onnx_folder: Path, shifted: Path, modules: Path) -> dict[str, list[Any]]:
+def answers(repository: Path, onnx_folder: Path, shifted: Path, modules: Path) -> dict[str, list[Any]]:
     """What one process of Node answered to every order, by name."""
     orders = {
         "fp32": (onnx_folder, "fp32", [*TEXTS, TEXTS], {"max_new_tokens": NEW}),
@@ -43,6 +43,7 @@ def answers(onnx_folder: Path, shifted: Path, modules: Path) -> dict[str, list[A
         "to the end": (onnx_folder, "fp32", [TEXTS[1]], {}),
         "past the end": (onnx_folder, "fp32", [TEXTS[1]], {"max_new_tokens": CONTEXT}),
         "past the end, q8": (onnx_folder, "q8", [TEXTS[1]], {"max_new_tokens": CONTEXT}),
+        "not exported": (repository, "fp32", [TEXTS[1]], {}),
     }
     keys = ("name", "dtype", "texts", "options")
     given = json.dumps([dict(zip(keys, (str(order[0]), *order[1:]), strict=True)) for order in orders.values()])
@@ -89,3 +90,8 @@ def test_the_end_of_the_context(answers: dict, greedy: Callable, encode: Callabl
     for name in ("past the end", "past the end, q8"):
         (refused,) = answers[name]
         assert "text_past_the_context_of_64_tokens" in refused["error"]
+
+
+def test_a_folder_that_was_not_exported_is_refused(answers: dict) -> None:
+    """Its tokenizer loads, and its kind of model is one that JavaScript does not have."""
+    assert answers["not exported"] == [{"error": "Error: Unsupported model type: gpt_scratch"}]

@@ -21,7 +21,14 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    modeling_utils,
+)
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from hf_gpt_scratch import (
@@ -174,6 +181,19 @@ def test_a_tied_head_is_written_once_and_an_untied_one_beside_the_embeddings(rep
     assert "lm_head.weight" not in tied
     untied = read_json(repositories[UNTIED] / "model.safetensors.index.json")["weight_map"]
     assert set(untied) == tied | {"lm_head.weight"}
+
+
+@pytest.mark.skipif(VERSION < (5, 4), reason="below, the library does not compare the values")
+def test_a_head_of_its_own_stays_where_the_configuration_ties_it(
+    models: dict[str, PreTrainedModel], repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library says that it ties nothing, so our code must not either."""
+    said: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", said.append)
+    model = GPTScratchForCausalLM.from_pretrained(repositories[UNTIED], tie_word_embeddings=True)
+    assert "so we will NOT tie them" in said[0]
+    assert torch.equal(model.lm_head.weight, models[UNTIED].lm_head.weight)
+    assert torch.equal(model.model.embed_tokens.weight, models[UNTIED].model.embed_tokens.weight)
 
 
 def test_shards_are_no_larger_than_asked_and_the_index_knows_all(
