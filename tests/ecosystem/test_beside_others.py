@@ -16,8 +16,18 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DataLoaderConfiguration
 from safetensors.numpy import load_file, save_file
-from transformers import GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
+from transformers import (
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    HfArgumentParser,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.conversion.writers.safetensors_writer import write_model
@@ -28,6 +38,7 @@ from hf_gpt_scratch.data.windows import TokenWindows, encode_text
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.settings import TrainingSettings
+from tests.markers import nightly
 from tests.texts import split_text
 from tests.training.histories import rows, step_losses
 from tests.training.runs_in_one_world import copy_at_step
@@ -64,34 +75,46 @@ def fresh_accelerate_state() -> Callable[[], None]:
 @torch.no_grad()
 def test_texts_packed_in_one_row(models: dict) -> None:
     """With `use_cache`, which is on by default, the library does not look for the beginnings of texts."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 50257, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "initializer_range": 0.3,
+    }  # fmt: skip
+    peers = {"Llama": LlamaForCausalLM(LlamaConfig(**sizes)), "NeoX": GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))}
     ids = torch.randint(50257, (1, 40), generator=torch.Generator().manual_seed(0))
     lengths = [11, 9, 20]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    gaps = {}
-    for name, model in models.items():
+    for name, model in (models | peers).items():
+        model.eval()
         alone = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
-        gaps[name] = [
+        gaps = [
             (model(ids, position_ids=positions, **options).logits - alone).abs().max().item()
             for options in ({}, {"use_cache": False})
         ]
-    assert max(gaps["ours"]) < 1e-4
-    assert gaps["GPT-2"][0] > 1
-    assert gaps["GPT-2"][1] < 1e-4
+        exact = 1e-6 * alone.abs().max().item()
+        assert gaps[1] < exact, name
+        assert gaps[0] < exact if name == "ours" else gaps[0] > 1, name
 
 
-def test_evaluation_loss_of_trainer(models: dict, tmp_path: Path) -> None:
-    """For rows of 16 tokens GPT-2's is 15 / 16 of the truth: its class has no "ForCausalLM" in its name."""
+def test_losses_of_trainer(models: dict, tmp_path: Path) -> None:
+    """In training and evaluation. For rows of 16 tokens GPT-2's are 15 / 16 of the truth: its class has no
+    "ForCausalLM" in its name.
+    """
     ids = torch.randint(50257, (8, 16), generator=torch.Generator().manual_seed(0))
     examples = [{"input_ids": row, "labels": row} for row in ids]
-    ratios = {}
     for name, model in models.items():
-        arguments = TrainingArguments(str(tmp_path / name), use_cpu=True, report_to="none", disable_tqdm=True)
-        measured = Trainer(model, arguments, eval_dataset=examples).evaluate()["eval_loss"]
         with torch.no_grad():
             logits = model(ids).logits[:, :-1].flatten(0, 1)
-        ratios[name] = measured / torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
-    assert ratios["ours"] == pytest.approx(1, rel=1e-5)
-    assert ratios["GPT-2"] == pytest.approx(15 / 16, rel=1e-5)
+        truth = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
+        arguments = TrainingArguments(
+            str(tmp_path / name), max_steps=1, logging_steps=1, save_strategy="no", use_cpu=True, report_to="none",
+            disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(copy.deepcopy(model), arguments, train_dataset=examples, eval_dataset=examples)
+        measured = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        (logged,) = (row["loss"] for row in trainer.state.log_history if "loss" in row)
+        assert [measured / truth, logged / truth] == pytest.approx([1 if name == "ours" else 15 / 16] * 2, rel=1e-5)
 
 
 def test_what_was_scored_last_is_saved(
@@ -181,23 +204,27 @@ def test_tensors_that_share_memory_or_wait_for_their_first_use(tmp_path: Path) -
         assert torch.equal(safetensors.torch.load_file(path)["a"], waiting)
 
 
-def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[list[int]], list[list[int]]]:
-    """The batches of an epoch under Accelerate, and of one that was saved after two and resumed as it documents."""
+def batches_after_resume(
+    folder: Path, reset: Callable[[], None], *, is_seedable: bool = False, sets_epoch: bool = False
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The batches of a second epoch under Accelerate, and of one saved after two of them and resumed as documented."""
     seen = []
     for is_resumed in (False, True):
         reset()
         torch.manual_seed(0)
-        accelerator = Accelerator(cpu=True)
+        configuration = DataLoaderConfiguration(use_seedable_sampler=is_seedable)
+        accelerator = Accelerator(cpu=True, dataloader_config=configuration)
         loader = accelerator.prepare(torch.utils.data.DataLoader(range(20), batch_size=2, shuffle=True))
         if is_resumed:
             accelerator.load_state(str(folder))
-            seen.append(seen[0][:2] + [batch.tolist() for batch in accelerator.skip_first_batches(loader, 2)])
-            break
-        batches = []
-        for batch in loader:
-            batches.append(batch.tolist())
-            if len(batches) == 2:
-                accelerator.save_state(str(folder))
+        for epoch in [1] if is_resumed else [0, 1]:
+            if sets_epoch:
+                loader.set_epoch(epoch)
+            batches = seen[0][:2] if is_resumed else []
+            for batch in accelerator.skip_first_batches(loader, 2) if is_resumed else loader:
+                batches.append(batch.tolist())
+                if (epoch, len(batches), is_resumed) == (1, 2, False):
+                    accelerator.save_state(str(folder))
         seen.append(batches)
     return seen[0], seen[1]
 
@@ -205,10 +232,14 @@ def batches_after_resume(folder: Path, reset: Callable[[], None]) -> tuple[list[
 def test_resume_in_the_middle_of_an_epoch(
     short_text: Path, tmp_path: Path, fresh_accelerate_state: Callable[[], None]
 ) -> None:
-    """Accelerate's load_state and skip_first_batches go on in another shuffle; here it is the same to the last bit."""
-    whole, resumed = batches_after_resume(tmp_path / "theirs", fresh_accelerate_state)
-    assert sorted(sum(whole, [])) == list(range(20))
-    assert len(set(sum(resumed, []))) < 20
+    """Accelerate's load_state and skip_first_batches go on in another shuffle, unless the sampler has a seed and
+    `set_epoch` is called; here it is the same to the last bit.
+    """
+    for options in ({}, {"is_seedable": True}, {"is_seedable": True, "sets_epoch": True}):
+        whole, resumed = batches_after_resume(tmp_path / "theirs", fresh_accelerate_state, **options)
+        assert sorted(sum(whole, [])) == list(range(20))
+        assert (resumed == whole) == ("sets_epoch" in options)
+        assert (len(set(sum(resumed, []))) == 20) == ("sets_epoch" in options)
     fresh_accelerate_state()
     tiny = TINY | {"train_file": [str(short_text)]}
     train(TrainingSettings(output_dir=str(tmp_path / "whole"), **tiny))
@@ -240,34 +271,62 @@ state = build_accelerator(TrainingSettings()).state
 {STARTED}"""
 
 
+ALONE = "rank 0 of 1, DistributedType.NO"
+LAUNCH = ["accelerate.commands.accelerate_cli", "launch", "--quiet"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def of_two(kind: str) -> list[str]:
+    return [f"rank {rank} of 2, DistributedType.{kind}" for rank in range(2)]
+
+
 @pytest.mark.parametrize(
-    ("launcher", "num_started", "kind"),
+    ("launcher", "variables", "theirs", "kind"),
     [
-        (["--cpu", "--num_processes", "2"], 1, "MULTI_CPU"),
-        (["--config_file", "scripts/configs/ddp_cpu.yaml"], 1, "MULTI_CPU"),
-        (["--config_file", "scripts/configs/fsdp2.yaml"], 2, "FSDP"),
-        (["--multi_gpu", "--num_processes", "2"], 2, "MULTI_CPU"),
+        ([*LAUNCH, "--cpu", "--num_processes", "2"], {}, [ALONE], "MULTI_CPU"),
+        nightly([*LAUNCH, "--num_processes", "2"], {"ACCELERATE_USE_CPU": "1"}, [ALONE], "MULTI_CPU"),
+        nightly([*LAUNCH, "--config_file", "scripts/configs/ddp_cpu.yaml"], {}, [ALONE], "MULTI_CPU"),
+        nightly([*LAUNCH, "--config_file", "scripts/configs/fsdp2.yaml"], {}, [ALONE] * 2, "FSDP"),
+        nightly([*LAUNCH, "--multi_gpu", "--num_processes", "2"], {}, [ALONE] * 2, "MULTI_CPU"),
+        nightly(TORCHRUN, {}, [ALONE] * 2, "MULTI_CPU"),
+        nightly(TORCHRUN, {"ACCELERATE_USE_CPU": "true"}, of_two("MULTI_CPU"), "MULTI_CPU"),
     ],
-    ids=["--cpu", "MULTI_CPU", "FSDP", "--multi_gpu"],
+    ids=["--cpu", "USE_CPU", "MULTI_CPU", "FSDP", "--multi_gpu", "torchrun", "torchrun, USE_CPU"],
 )
-@pytest.mark.nightly
 def test_two_processes_on_a_cpu(
-    environment: dict, project_root: Path, tmp_path: Path, launcher: list[str], num_started: int, kind: str
+    environment: dict,
+    project_root: Path,
+    tmp_path: Path,
+    launcher: list[str],
+    variables: dict[str, str],
+    theirs: list[str],
+    kind: str,
 ) -> None:
-    """Accelerate alone starts one, or two that know nothing of each other; here there are two of one run."""
+    """Accelerate alone starts one, or two that know nothing of each other, unless torchrun and a variable tell it;
+    here there are two of one run.
+    """
     launcher = [str(project_root / word) if word.endswith(".yaml") else word for word in launcher]
     printed = []
     for name, program in (("theirs", THEIRS), ("ours", OURS)):
         (tmp_path / name).with_suffix(".py").write_text(program)
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", *launcher]
         result = subprocess.run(
-            [*command, tmp_path / f"{name}.py"],
-            env=environment | {"PYTHONPATH": str(project_root)},
+            [sys.executable, "-m", *launcher, tmp_path / f"{name}.py"],
+            env=environment | variables | {"PYTHONPATH": str(project_root)},
             capture_output=True,
             text=True,
             timeout=300,
         )
         assert result.returncode == 0, result.stderr
         printed.append(sorted(result.stdout.splitlines()))
-    assert printed[0] == ["rank 0 of 1, DistributedType.NO"] * num_started
-    assert printed[1] == [f"rank {rank} of 2, DistributedType.{kind}" for rank in range(2)]
+    assert printed == [theirs, of_two(kind)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--multi_cpu"], "unrecognized arguments: --multi_cpu"), (["--cpu", "--multi_gpu"], "You can only use one of")],
+)
+def test_options_that_the_launcher_refuses(environment: dict, options: list[str], message: str) -> None:
+    command = [sys.executable, "-m", *LAUNCH, *options, "--num_processes", "2", "never_started.py"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert message in result.stderr

@@ -136,6 +136,66 @@ def test_adapters_of_tied_embeddings(call: Callable, repository: Path, stock: Pa
     assert ours["warned"]
 
 
+def adapt_all_linear(path: str) -> dict:
+    """Adapters of all linear layers where tokens were added to the vocabulary: what is saved of those, and reloaded.
+
+    The base is from a folder, or without one, as a model that was made in memory.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from safetensors.torch import load_file
+
+    ids, new, report = torch.tensor([[5, 6, 50257, 50259, 7]]), [50257, 50258, 50259], {}
+
+    def base(seed: int):
+        torch.manual_seed(seed)
+        model = load(path)[0].eval()
+        model.resize_token_embeddings(50260)
+        return model
+
+    for name, options in {
+        "in memory": {}, "folder": {}, "new tokens": {"trainable_token_indices": new}
+    }.items():  # fmt: skip
+        model = base(1)
+        if name != "folder":
+            model.name_or_path = ""
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options))
+        report["adapted"] = sorted({one.split(".")[-2] for one, _ in model.named_modules() if one.endswith("lora_A")})
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight += 0.2 * torch.randn_like(weight)
+            model.save_pretrained(name)
+            saved = load_file(f"{name}/adapter_model.safetensors")
+            again = PeftModel.from_pretrained(base(2 if name != "new tokens" else 1), name).eval()
+            expected = model.eval()(ids).logits
+            gap = (again(ids).logits - expected).abs().max().item()
+            merged = again.merge_and_unload()
+        report[name] = {
+            "rows": sorted({len(weight) for key, weight in saved.items() if "lora" not in key}),
+            "gap": gap,
+            "merged": (merged(ids).logits - expected).abs().max().item(),
+            "tied": merged.lm_head.weight is merged.model.embed_tokens.weight,
+        }
+    return report
+
+
+def test_all_linear_and_added_tokens(call: Callable, repository: Path) -> None:
+    """The head is left out. PEFT saves a resized embedding where it finds the base's configuration to compare with,
+    and otherwise silently not: name the new tokens in `trainable_token_indices`.
+    """
+    report = call(adapt_all_linear, path=repository)
+    assert report["adapted"] == ["down_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert report["in memory"]["rows"] == []
+    assert report["in memory"]["gap"] > 1e-5
+    assert report["folder"]["rows"] == [50260]
+    assert report["folder"]["gap"] == 0
+    assert report["new tokens"]["rows"] == [3]
+    assert report["new tokens"]["gap"] == 0
+    assert report["new tokens"]["merged"] < 1e-4
+    assert report["new tokens"]["tied"]
+
+
 def tune_prompts(path: str, stock: str) -> dict:
     """Greedy ids with the cache, without it, and by hand, of drawn prompts and prefixes, for ours and for GPT-2."""
     import torch
@@ -199,6 +259,44 @@ def test_supervised_fine_tuning(call: Callable, repository: Path) -> None:
     assert report["ends"] == [1, 1, 1, 1]  # the end of each text is learned, though it is the padding token too
     assert len(losses) == 8
     assert losses[-1] < 0.7 * losses[0]
+
+
+def prepare_batches(path: str) -> dict:
+    """TRL's defaults, and what its loader makes of prompts with completions, and of packed texts."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load(path)
+    options = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    defaults = SFTConfig("sft", **options)
+    report = {"defaults": [defaults.max_length, defaults.packing]}
+    pairs = [{"prompt": "The lamp", "completion": " was bright."}, {"prompt": "A", "completion": " went out."}]
+    texts = [{"text": f"Ship {number} came home." + " Again." * (number % 3)} for number in range(6)]
+    report["prompts"] = [len(tokenizer(row["prompt"]).input_ids) for row in pairs]
+    report["texts"] = [[*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id] for row in texts]
+    for name, rows, more in (("pairs", pairs, {}), ("packed", texts, {"packing": True, "max_length": 32})):
+        arguments = SFTConfig(name, per_device_train_batch_size=2, **options, **more)
+        rows = Dataset.from_list(rows)
+        trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+        batch = next(iter(trainer.get_train_dataloader()))
+        report[name] = {key: batch[key].tolist() for key in ("input_ids", "labels", "position_ids") if key in batch}
+    return report
+
+
+def test_batches_of_supervised_fine_tuning(call: Callable, repository: Path) -> None:
+    """Prompts are not learned, and no text's first token is learned from the end of the text before it."""
+    report = call(prepare_batches, path=repository)
+    assert report["defaults"] == [1024, False]
+    for length, ids, labels in zip(report["prompts"], *report["pairs"].values(), strict=True):
+        end = len(labels) - labels[::-1].index(50256)
+        assert labels == [-100] * length + ids[length:end] + [-100] * (len(labels) - end)
+    (ids,), (labels,), (positions,) = (report["packed"][name] for name in ("input_ids", "labels", "position_ids"))
+    starts = [place for place, position in enumerate(positions) if position == 0]
+    found = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    assert len(found) > 2
+    assert all(text in report["texts"] for text in found)
+    assert positions == [place for text in found for place in range(len(text))]
+    assert labels == [label for text in found for label in [-100, *text[1:]]]
 
 
 def prefer(path: str) -> dict:

@@ -81,6 +81,41 @@ def test_what_torchao_is_configured_for_is_done(call: Callable, repository: Path
     assert "Int8WeightOnly" in str(report["GPT-2"]["saved as"])
 
 
+def quantize_in_place(path: str) -> dict:
+    """What torchao's `quantize_` alone makes of our model: kinds of weights, and how it is saved."""
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from transformers import AutoModelForCausalLM
+
+    ids, models = torch.arange(30)[None] * 100, []
+    for _ in range(2):
+        models.append(AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval())
+        quantize_(models[-1], Int8WeightOnlyConfig())
+    model, again = models
+    report = {name: type(model.get_submodule(name).weight).__name__ for name in ("lm_head", "model.embed_tokens")}
+    try:
+        model.save_pretrained("saved")
+    except RuntimeError as error:
+        report["error"] = str(error)
+    torch.save(model.state_dict(), "state.pt")
+    with torch.no_grad():
+        expected = model(ids).logits
+        again.model.norm.weight.mul_(2)
+        report["before"] = (again(ids).logits - expected).abs().max().item()
+        again.load_state_dict(torch.load("state.pt", weights_only=False), assign=True)
+        report["after"] = (again(ids).logits - expected).abs().max().item()
+    return report
+
+
+def test_quantize_unties_the_head(call: Callable, repository: Path) -> None:
+    """The head becomes int8 and the embedding stays: that is saved as a state of PyTorch, and not as a folder."""
+    report = call(quantize_in_place, path=repository)
+    assert (report["lm_head"], report["model.embed_tokens"]) == ("Int8Tensor", "Parameter")
+    assert "invalid python storage" in report["error"]
+    assert report["before"] > 0.1
+    assert report["after"] == 0
+
+
 def score(path: str, text_file: str) -> dict:
     """lm-evaluation-harness on a task of our own."""
     import json

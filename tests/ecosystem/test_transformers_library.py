@@ -211,6 +211,93 @@ def test_static_cache_with_compile(call: Callable, repository: Path) -> None:
     assert report["breaks"] == report["more"] == 0  # compiled once for all calls
 
 
+def take_the_old_name(path: str) -> dict:
+    """Greedy ids and the number of tokens in each call, of our model behind one that knows one name of the cache."""
+    import torch
+    from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+    inner, tokenizer = load(path)
+
+    class Wrapper(PreTrainedModel, GenerationMixin):
+        config_class = PreTrainedConfig
+        _supports_sdpa = True
+
+        def __init__(self) -> None:
+            super().__init__(inner.config)
+            self.generation_config = inner.generation_config
+            self.calls: list = []
+
+        def call(self, input_ids, cache, **options):
+            self.calls.append([input_ids.shape[1], cache is not None])
+            names = ("attention_mask", "position_ids", "use_cache")
+            return inner(input_ids, past_key_values=cache, **{name: options[name] for name in names})
+
+    class OldName(Wrapper):
+        def forward(self, input_ids, past_key_values=None, **kwargs):
+            return self.call(input_ids, past_key_values, **kwargs)
+
+    class NewName(Wrapper):
+        def forward(self, input_ids, cache=None, **kwargs):
+            return self.call(input_ids, cache, **kwargs)
+
+    report = {"inner": {"ids": greedy(inner, tokenizer, PROMPTS[0], 8)}}
+    for kind in (OldName, NewName):
+        model = kind().eval()
+        with torch.no_grad():
+            report[kind.__name__] = {"ids": greedy(model, tokenizer, PROMPTS[0], 8), "calls": model.calls}
+    return report
+
+
+def test_a_model_that_knows_the_old_name_of_the_cache_alone(call: Callable, repository: Path) -> None:
+    """It is called with one token and nothing before it: other ids, without an error. Ours knows both."""
+    report = call(take_the_old_name, path=repository)
+    widths = [width for width, _ in report["NewName"]["calls"]]
+    assert widths[1:] == [1] * 7
+    assert report["OldName"]["calls"] == [[width, False] for width in widths]
+    assert report["NewName"]["calls"] == [[width, True] for width in widths]
+    assert report["OldName"]["ids"] != report["inner"]["ids"]
+    assert report["NewName"]["ids"] == report["inner"]["ids"]
+
+
+def say_nothing_and_something(path: str) -> dict:
+    """What `generate()` logs where rows end at one of two ends of text, and where it is to compile on a CPU."""
+    import logging
+
+    import torch
+    from torch._dynamo.utils import counters
+    from transformers.generation import CompileConfig
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    model, tokenizer = load(path)
+    ids = torch.tensor([tokenizer(text)["input_ids"][:3] for text in PROMPTS[:2]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 20, "do_sample": False}
+    report = {"free": model.generate(ids, eos_token_id=None, **options).tolist()}
+    model.generation_config.pad_token_id = None
+    lines.clear()
+    ends = [report["free"][0][6], report["free"][1][12]]
+    report |= {"ends": ends, "ended": model.generate(ids, eos_token_id=ends, **options).tolist(), "said": lines[:]}
+    options |= {"cache_implementation": "static", "compile_config": CompileConfig()}
+    report["static"] = model.generate(ids, eos_token_id=None, **options).tolist()
+    return report | {"skipped": lines[len(report["said"]) :], "graphs": counters["stats"]["unique_graphs"]}
+
+
+def test_ends_are_not_spoken_of_and_a_compilation_that_is_skipped_is(call: Callable, repository: Path) -> None:
+    report = call(say_nothing_and_something, path=repository)
+    assert report["said"] == []
+    (row, other), first = report["ended"], report["ends"][0]
+    end = row.index(first, 3)
+    assert row[end:] == [first] * len(row[end:])  # the first end pads
+    assert len(row[end:]) > 1
+    assert other == report["free"][1][: len(other)]
+    assert report["static"] == report["free"]
+    assert report["graphs"] == 0
+    assert len(report["skipped"]) == 1
+    assert "unable to meet the criteria for compilation. Compilation will be skipped" in report["skipped"][0]
+
+
 def export_program(path: str) -> dict:
     """torch.export with a length that is left open."""
     import torch

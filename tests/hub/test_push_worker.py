@@ -4,7 +4,11 @@ Every request of it fails in tests/sharing.
 """
 
 import hashlib
+import inspect
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -62,6 +66,26 @@ def test_what_the_client_alone_does_at_a_commit(alice: LoopbackHub, folder: Path
         (folder / "README.md").write_text(f"# {status}", encoding="utf-8")
         api.upload_folder(repo_id=REPO, folder_path=folder)
         assert (len(fault.hits), num_commits(alice)) == (1, count)
+
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+
+HfApi().create_repo(sys.argv[1])
+HfApi().upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(Version(huggingface_hub.__version__) < Version("2.4"), reason="not looked at below 2.4")
+def test_the_client_sends_by_xet_and_takes_no_deadline(hub: LoopbackHub, folder: Path, tmp_path: Path) -> None:
+    environment = os.environ | hub.environment(tmp_path / "home", hub.token_of("alice"))
+    del environment["HF_HUB_DISABLE_XET"]
+    subprocess.run([sys.executable, "-c", UPLOAD, REPO, folder], env=environment, check=True, timeout=120)
+    assert "GET xet_write_token" in hub.routes_asked()
+    assert "PUT lfs_upload" not in hub.routes_asked()
+    assert num_commits(hub) == 1
+    assert not {"timeout", "deadline"} & set(inspect.signature(HfApi.upload_folder).parameters)
 
 
 def test_somebody_elses_push_is_not_overwritten(alice: LoopbackHub, folder: Path) -> None:
