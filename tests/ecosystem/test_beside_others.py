@@ -91,9 +91,12 @@ def test_texts_packed_in_one_row(models: dict) -> None:
             (model(ids, position_ids=positions, **options).logits - alone).abs().max().item()
             for options in ({}, {"use_cache": False})
         ]
-        exact = 1e-6 * alone.abs().max().item()
-        assert gaps[1] < exact, name
-        assert gaps[0] < exact if name == "ours" else gaps[0] > 1, name
+        gaps = [gap / alone.abs().max().item() for gap in gaps]
+        if name == "ours":
+            assert max(gaps) < 1e-6
+        else:
+            assert gaps[0] > 0.1, name
+            assert gaps[1] < 5e-6, name
 
 
 def test_losses_of_trainer(models: dict, tmp_path: Path) -> None:

@@ -227,18 +227,17 @@ def take_the_old_name(path: str) -> dict:
             self.generation_config = inner.generation_config
             self.calls: list = []
 
-        def call(self, input_ids, cache, **options):
+        def call(self, input_ids, cache, mask, positions):
             self.calls.append([input_ids.shape[1], cache is not None])
-            names = ("attention_mask", "position_ids", "use_cache")
-            return inner(input_ids, past_key_values=cache, **{name: options[name] for name in names})
+            return inner(input_ids, mask, positions, past_key_values=cache, use_cache=True)
 
     class OldName(Wrapper):
-        def forward(self, input_ids, past_key_values=None, **kwargs):
-            return self.call(input_ids, past_key_values, **kwargs)
+        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
+            return self.call(input_ids, past_key_values, attention_mask, position_ids)
 
     class NewName(Wrapper):
-        def forward(self, input_ids, cache=None, **kwargs):
-            return self.call(input_ids, cache, **kwargs)
+        def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, **kwargs):
+            return self.call(input_ids, cache, attention_mask, position_ids)
 
     report = {"inner": {"ids": greedy(inner, tokenizer, PROMPTS[0], 8)}}
     for kind in (OldName, NewName):
