@@ -148,7 +148,7 @@ def prepare_run(
 ) -> Run:
     """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
     accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
-    loaders = build_loaders(settings, texts, accelerator.num_processes)
+    loaders = build_loaders(settings, texts, accelerator)
     samplers = Parts(*(cast(StepSampler, loader.batch_sampler) for loader in loaders))
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
@@ -182,15 +182,18 @@ def prepare_run(
     )
 
 
-def build_loaders(settings: TrainingSettings, texts: Texts, num_processes: int) -> list[DataLoader]:
+def build_loaders(settings: TrainingSettings, texts: Texts, accelerator: Accelerator) -> list[DataLoader]:
     """Build the loaders of the `Parts` of a run, for all processes."""
-    micro_batch_size = settings.per_device_train_batch_size * num_processes
-    validation_batch_size = evaluation_batch_size(settings, len(texts.validation), num_processes)
-    return [
+    micro_batch_size = settings.per_device_train_batch_size * accelerator.num_processes
+    validation_batch_size = evaluation_batch_size(settings, len(texts.validation), accelerator.num_processes)
+    loaders = [
         build_loader(texts.train, micro_batch_size * settings.gradient_accumulation_steps, settings.drop_last),
         build_loader(texts.train, micro_batch_size, settings.drop_last),
         build_loader(texts.validation, validation_batch_size),
     ]
+    for loader in loaders:
+        loader.pin_memory = accelerator.device.type == "cuda"  # from other memory, a copy would wait for the device
+    return loaders
 
 
 def build_texts(settings: TrainingSettings, base: BaseModel | None) -> Texts:
@@ -297,7 +300,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
         log_with=settings.report_to,
         project_dir=settings.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.ddp_timeout))],

@@ -141,13 +141,14 @@ def train_epoch(run: Run, display: StepDisplay) -> None:
     run.start_epoch()
     for batch in run.loaders.train:
         started = time.perf_counter()
-        num_tokens = int(run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum"))
+        count = run.accelerator.reduce((batch["shift_labels"] != IGNORE_INDEX).sum(), "sum")
+        num_tokens = count.to("cpu", non_blocking=True)  # has arrived once the step has read its loss: one wait
         learning_rate = learning_rate_at(progress.global_step, progress.schedule_steps or run.num_steps, run.settings)
         set_learning_rate(run.optimizer, learning_rate)
-        figures = optimizer_step(run, batch, num_tokens)
-        progress.finish_step(num_tokens)
+        figures = optimizer_step(run, batch, count)
+        progress.finish_step(int(num_tokens))
         note_step(run)
-        record_step(run, display, *figures, learning_rate, num_tokens / (time.perf_counter() - started))
+        record_step(run, display, *figures, learning_rate, int(num_tokens) / (time.perf_counter() - started))
         after_step(run)
         if progress.global_step == run.num_steps:
             return
@@ -203,11 +204,11 @@ def saved_line(run: Run, checkpoint: Path) -> str:
     return f"{STOPPED}: saved {checkpoint} at step {run.progress.global_step}; {GO_ON}"
 
 
-def optimizer_step(run: Run, batch: dict[str, torch.Tensor], num_tokens: int) -> tuple[float, float, bool]:
+def optimizer_step(run: Run, batch: dict[str, torch.Tensor], num_tokens: torch.Tensor) -> tuple[float, float, bool]:
     """Compute forward, backward, clipping and step over this process's share of the batch.
 
     `batch` has `input_ids` and `shift_labels`, both [micro-batches * windows, T]; `num_tokens` are the labels that
-    count in all shares. The learning rate is set before.
+    count in all shares, int64 []. The learning rate is set before.
 
     Returns:
         The loss in nats per token over all processes, the gradient's norm before clipping, and whether the step was

@@ -83,7 +83,8 @@ def try_step(model: nn.Module, settings: TrainingSettings, accelerator: Accelera
 
 def compute_gradients(model: nn.Module, batch: dict[str, Any], accelerator: Accelerator) -> None:
     """Compute a `micro_batch` forward and backward, as in a step."""
-    accelerator.backward(model(**batch, num_items_in_batch=batch["input_ids"].numel()).loss)
+    num_tokens = torch.tensor(batch["input_ids"].numel(), device=accelerator.device)
+    accelerator.backward(model(**batch, num_items_in_batch=num_tokens).loss)
 
 
 def micro_batch(settings: TrainingSettings, device: torch.device) -> dict[str, Any]:

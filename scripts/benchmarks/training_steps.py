@@ -120,7 +120,7 @@ def our_step(run: "Run") -> Step:
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
         batch = {"input_ids": ids, "shift_labels": targets}
         set_learning_rate(run.optimizer, LEARNING_RATE)
-        num_tokens = int(run.accelerator.reduce((targets != IGNORE_INDEX).sum(), "sum"))  # as the loop counts them
+        num_tokens = run.accelerator.reduce((targets != IGNORE_INDEX).sum(), "sum")  # as the loop counts them
         return optimizer_step(run, batch, num_tokens)[0]
 
     return step

@@ -6,9 +6,11 @@ import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_gpt_scratch import GPTScratchForCausalLM
 from hf_gpt_scratch.data.documents import read_text
@@ -16,6 +18,7 @@ from hf_gpt_scratch.data.sample_texts import bundled_text_path
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.windows import encode_text, epoch_order_seed
 from hf_gpt_scratch.evaluation import perplexity
+from hf_gpt_scratch.model.modeling_gpt_scratch import GPTScratchModel
 from hf_gpt_scratch.runtime.signals import Interrupted
 from hf_gpt_scratch.training import loop
 from hf_gpt_scratch.training.loop import train
@@ -209,6 +212,45 @@ def test_step_is_short_enough_to_be_read() -> None:
     source = inspect.getsource(loop.optimizer_step)
     code = source.split('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
+
+
+def test_step_reads_the_device_once(
+    tiny_settings: Callable[..., TrainingSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient norm in one list; the count of labels stays a tensor, and is copied on the way."""
+    reads, counts = [], []
+    optimizer_step, forward = loop.optimizer_step, GPTScratchForCausalLM.forward
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default:
+                reads.append("number")
+            return function(*args, **(kwargs or {}))
+
+    def counted_list(tensor: torch.Tensor, tolist: Callable = torch.Tensor.tolist) -> object:
+        reads.append("list")
+        return tolist(tensor)
+
+    def step(run: Run, batch: dict[str, torch.Tensor], num_tokens: torch.Tensor) -> tuple[float, float, bool]:
+        assert num_tokens.shape == ()
+        with Reads(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", counted_list)
+            figures = optimizer_step(run, batch, num_tokens)
+        reads.append("end")
+        return figures
+
+    def noted(self: GPTScratchForCausalLM, *args: object, **kwargs: object) -> object:
+        counts.append(kwargs.get("num_items_in_batch"))
+        return forward(self, *args, **kwargs)
+
+    # They read on a CPU alone: positions there cost nothing, and other AdamW has its step on the device.
+    monkeypatch.setattr(GPTScratchModel, "refuse_beyond_context", lambda *_: None)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: None)
+    monkeypatch.setattr(GPTScratchForCausalLM, "forward", noted)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    train(tiny_settings(gradient_accumulation_steps=2, max_steps=3))
+    assert reads == ["list", "end"] * 3
+    assert {type(count) for count in counts if count is not None} == {torch.Tensor}
 
 
 def test_long_validation_text_is_sampled_with_its_error_shown(

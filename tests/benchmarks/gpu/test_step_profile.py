@@ -8,9 +8,9 @@ from hf_gpt_scratch.model.linear_cross_entropy import linear_cross_entropy
 from scripts.benchmarks.gpu.step_profile import STEP, count_waits, part_of, seconds_by_part
 
 
-def events_of(work):
+def events_of(work, with_stack=False):
     number = torch.ones(())
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], with_stack=with_stack) as profiler:
         number.item()  # before the step
         with record_function(STEP):
             work()
@@ -55,6 +55,18 @@ def test_known_work_is_found():
 
 
 def test_reads_within_the_step_are_counted():
-    number = torch.ones(())
-    assert count_waits(events_of(lambda: number + 1), "cpu") == 0
-    assert count_waits(events_of(lambda: [number.item(), float(number)]), "cpu") == 2
+    number, weight = torch.ones(()), torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.sum().backward()
+
+    def refuse_beyond_context():
+        return int(number)
+
+    for work, expected in (
+        (lambda: number + 1, 0),
+        (lambda: [number.item(), float(number)], 2),
+        (lambda: weight.tolist(), 1),
+        (optimizer.step, 0),  # a GPU's keeps its numbers there
+        (refuse_beyond_context, 0),  # positions are looked at on a CPU alone
+    ):
+        assert count_waits(events_of(work, with_stack=True), "cpu") == expected
