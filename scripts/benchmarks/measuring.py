@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -60,9 +60,19 @@ def measure(command: Sequence[Any]) -> Measurement:
 
 
 def interleave(samplers: Mapping[Key, Callable[[], Measurement]], rounds: int) -> dict[Key, list[Measurement]]:
+    """Return the samples of `in_rounds`, all of them."""
+    return list(in_rounds(samplers, rounds))[-1]
+
+
+def in_rounds(
+    samplers: Mapping[Key, Callable[[], Measurement]], rounds: int
+) -> Iterator[dict[Key, list[Measurement]]]:
     """Take a sample of every candidate in turn, `rounds` times.
 
     Each round begins with another candidate, because the place in the order may matter.
+
+    Yields:
+        The samples so far, after each round.
 
     Raises:
         ValueError: `rounds` is below 1.
@@ -75,7 +85,7 @@ def interleave(samplers: Mapping[Key, Callable[[], Measurement]], rounds: int) -
         for name in names:
             results[name].append(samplers[name]())
         names = names[1:] + names[:1]
-    return results
+        yield results
 
 
 def describe_machine(packages: Iterable[str], threads: int | None = None) -> dict[str, Any]:

@@ -90,15 +90,22 @@ def train_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str] 
         threads: of PyTorch.
         recipe: options beside those of nanoGPT's own file for this text.
     """
+    measurement = run_nanogpt(copied, seed, threads, recipe)
+    checkpoint, model = copied / f"out-{seed}" / "ckpt.pt", copied / f"model-{seed}"
+    measure([sys.executable, SCRIPTS / "convert_gpt2.py", "--from_dir", checkpoint, "--output", model])
+    return measurement
+
+
+def run_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str]) -> Measurement:
+    """Run nanoGPT's recipe into `out-SEED`, what it prints into a file `log` there, and compile all anew."""
     script, out = copied / "train.py", copied / f"out-{seed}"
+    out.mkdir()
     seeded = copied / "train_seeded.py"
     seeded.write_text(script.read_text(encoding="utf-8").replace(SEED_LINE, f"torch.manual_seed({seed})"), "utf-8")
     options = [f"--{name}={value}" for name, value in (recipe | {"out_dir": out.name}).items()]
-    command = ["env", "-C", copied, f"OMP_NUM_THREADS={threads}", sys.executable, seeded.name]
-    measurement = measure([*command, "config/train_shakespeare_char.py", *options])
-    checkpoint, model = out / "ckpt.pt", copied / f"model-{seed}"
-    measure([sys.executable, SCRIPTS / "convert_gpt2.py", "--from_dir", checkpoint, "--output", model])
-    return measurement
+    command = ["env", "-C", copied, f"OMP_NUM_THREADS={threads}", f"TORCHINDUCTOR_CACHE_DIR={out / 'compiled'}"]
+    command += ["PYTHONUNBUFFERED=1", "sh", "-c", 'log=$1; shift; exec "$@" >"$log"', "sh", out / "log"]
+    return measure([*command, sys.executable, seeded.name, "config/train_shakespeare_char.py", *options])
 
 
 def train_ours(

@@ -103,9 +103,10 @@ class NanoMLP(nn.Module):
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+        self.gelu = nn.GELU()  # the exact form, unlike GPT-2's
 
     def forward(self, x):
-        return self.c_proj(nn.functional.gelu(self.c_fc(x)))  # the exact form, unlike GPT-2's
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class NanoBlock(nn.Module):

@@ -1,6 +1,6 @@
 """Greedy texts of 1, 8 and 64 rows in bf16: ours, transformers' GPT-2, and a compiled loop written by hand."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from scripts.benchmarks.measuring import (
     Results,
     describe_limit,
     format_spread,
-    interleave,
+    in_rounds,
     ratios,
     spread,
 )
 from scripts.benchmarks.peer_models import Task, draw_weights, stock_model
 
 from .devices import compile_config, seconds_of
-from .parts import last_line
+from .parts import Item, last_line
 from .plan import Plan
 from .record import Outcome
 
@@ -31,7 +31,7 @@ OURS, OURS_STATIC = "ours", "ours, static cache"
 STOCK, STOCK_STATIC, LOOP = "transformers", "transformers, static cache", "compiled loop by hand"
 
 
-def items(plan: Plan, folder: Path) -> dict[str, Callable[[], Outcome]]:
+def items(plan: Plan, folder: Path) -> dict[str, Item]:
     """Return an item for each number of rows."""
     draw_weights(Task(**plan.task_fields(str(folder))), seed=0)
     return {
@@ -40,8 +40,15 @@ def items(plan: Plan, folder: Path) -> dict[str, Callable[[], Outcome]]:
     }
 
 
-def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
-    """Build and warm up all candidates, then sample them in turn; one that fails is named, and the others go on."""
+def compare_texts(plan: Plan, folder: Path, rows: int) -> Iterator[Outcome]:
+    """Build and warm up all candidates, then sample them in turn; one that fails is named, and the others go on.
+
+    Yields:
+        What is known after each candidate is warm, and after each round.
+
+    Raises:
+        ValueError: ours failed.
+    """
     task, text = Task(**plan.task_fields(str(folder), rows=rows)), Text(rows, plan.prompt, plan.new)
     ours = our_model(task).to(plan.device, torch.bfloat16)
     stock: Any = stock_model(task).eval()
@@ -58,20 +65,26 @@ def compare_texts(plan: Plan, folder: Path, rows: int) -> Outcome:
         STOCK_STATIC: lambda ids: stock.generate(ids, **plain, **static),
         LOOP: compiled_loop(ours, plan, text),
     }
-    failures, firsts = {}, {}
+    failures: dict[str, str] = {}
+    same: dict[str, float] = {}
+    expected = prompts
+    samplers = {name: partial(sample, way, prompts, text, plan.device) for name, way in ways.items()}
+    firsts: Results = {}
     for name, way in ways.items():
         try:
-            for _ in range(2):  # the second time, all is compiled
-                firsts[name] = continued(way, prompts, text)
+            ids = continued(way, prompts, text)
+            continued(way, prompts, text)  # now all is compiled
+            firsts[name] = [samplers[name]()]
         except Exception as error:
+            if name == OURS:
+                raise
             failures[name] = last_line(error)
-    samplers = {
-        name: partial(sample, ways[name], prompts, text, plan.device) for name in firsts if name not in failures
-    }
-    if OURS not in samplers:
-        raise ValueError(failures[OURS])
-    same = {name: float((firsts[name] == firsts[OURS]).float().mean()) for name in samplers}
-    return outcome_of(interleave(samplers, plan.rounds), failures, same, text)
+        else:
+            expected = ids if name == OURS else expected
+            same[name] = float((ids == expected).float().mean())
+        yield outcome_of(firsts, failures, same, text)
+    for results in in_rounds({name: samplers[name] for name in firsts}, plan.rounds):
+        yield outcome_of(results, failures, same, text)
 
 
 def continued(way: Continue, prompts: torch.Tensor, text: Text) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The process of a part: does its items one after the other, whatever fails in one.
 
 A part is a module of this package with a function `items(plan, folder)`, which returns its items by name, each a
-function without arguments that returns an `Outcome`. An error of one of them is recorded. After an error that leaves
+function without arguments that returns an `Outcome`, or yields one again and again, as it gets further: at the time
+limit, the last one is what there is. An error of one of them is recorded. After an error that leaves
 the device unusable, or killed the process, the part is started again and goes on with the next item.
 """
 
@@ -10,14 +11,16 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .plan import Plan
-from .record import DONE, FAILED, MISSING, MissingError, Outcome, Record
+from .record import DONE, FAILED, MISSING, UNFINISHED, MissingError, Outcome, Record
 
 
-Items = Mapping[str, Callable[[], Outcome]]
+Item = Callable[[], Outcome | Iterator[Outcome]]
+Items = Mapping[str, Item]
 BROKEN = 3  # the exit code of a process whose device no longer works
 LONGEST_LINE = 300
 
@@ -28,13 +31,16 @@ def run_items(record: Record, items: Items, clean_up: Callable[[], None]) -> Non
         if name in record.items:
             continue
         record.begin(name)
-        started = time.perf_counter()
+        started, outcome = time.perf_counter(), Outcome([])
         try:
-            result, outcome = DONE, item()
+            found = item()
+            for outcome in [found] if isinstance(found, Outcome) else found:
+                record.end(name, UNFINISHED, outcome, time.perf_counter() - started)
+            result = DONE
         except MissingError as error:
-            result, outcome = MISSING, Outcome([str(error)])
+            result, outcome = MISSING, replace(outcome, lines=[str(error), *outcome.lines])
         except Exception as error:
-            result, outcome = FAILED, Outcome([last_line(error)])
+            result, outcome = FAILED, replace(outcome, lines=[last_line(error), *outcome.lines])
         record.end(name, result, outcome, time.perf_counter() - started)
         clean_up()
 

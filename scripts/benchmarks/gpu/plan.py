@@ -19,6 +19,7 @@ class Plan:
         backend: of torch.compile in training.
         decode_mode: of torch.compile in decoding, as keywords.
         memory: bytes that the largest batch may take; None: what the device has free.
+        start_seconds: in which the candidates of a step must be ready.
         nanogpt_options: of nanoGPT's training, beside its own file of settings for the text.
         text_options: settings of our training on the text, beside those of `trainings.py`.
         nanogpt, text: the folder of nanoGPT and the text to train on; None: they are not there.
@@ -36,6 +37,7 @@ class Plan:
     backend: str
     decode_mode: dict[str, Any]
     memory: int | None
+    start_seconds: float
     nanogpt_options: dict[str, str]
     text_options: dict[str, str] = field(default_factory=dict)
     threads: int = 1
@@ -61,6 +63,7 @@ FULL = Plan(
     backend="inductor",
     decode_mode={"mode": "reduce-overhead"},
     memory=None,
+    start_seconds=70.0,
     nanogpt_options={},
 )
 REHEARSAL = Plan(
@@ -72,12 +75,14 @@ REHEARSAL = Plan(
     rounds=2,
     prompt=8,
     new=6,
-    decode_rows=(1, 2),
+    decode_rows=(1, 64, 8),
     backend="aot_eager",  # the compiler of a CPU would take a minute
     decode_mode={"backend": "eager"},
     memory=10**9,
+    start_seconds=400.0,
     nanogpt_options={
-        "device": "cpu", "compile": "False", "eval_iters": "1", "eval_interval": "2", "max_iters": "2",
+        "device": "cpu", "compile": "False", "eval_iters": "1", "eval_interval": "4", "max_iters": "8",
+        "log_interval": "1", "always_save_checkpoint": "True",
         "n_layer": "1", "n_embd": "32", "n_head": "2", "batch_size": "2", "block_size": "16",
     },
     text_options={
@@ -89,9 +94,9 @@ REHEARSAL = Plan(
 
 # The seconds of each part. What a part leaves is there for those after it; together they are under ten minutes.
 SECONDS = {
-    "proof": 110.0,
-    "step_speed": 110.0,
+    "proof": 100.0,
+    "step_speed": 105.0,
     "decoding": 110.0,
-    "trainings": 150.0,
-    "step_alone": 100.0,
+    "step_alone": 115.0,
+    "trainings": 160.0,  # the last, as its last training may take all the time that is left
 }

@@ -48,6 +48,6 @@ class Record:
         self.note()
 
     def end(self, item: str, result: str, outcome: Outcome, seconds: float) -> None:
-        """Write the result of an item."""
+        """Write the result of an item, or what it has found so far."""
         self.items[item] = {"result": result, **vars(outcome), "seconds": round(seconds, 2)}
         self.note()

@@ -1,7 +1,8 @@
 """The training step of GPT-2 124M against its peers: speed, MFU and memory, in turn and in one run."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import concurrent.futures
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,14 +14,14 @@ from scripts.benchmarks.measuring import (
     Results,
     describe_limit,
     format_spread,
-    interleave,
+    in_rounds,
     ratios,
     spread,
 )
 from scripts.benchmarks.peer_models import Task, draw_weights
 from scripts.benchmarks.workers import Candidate, Worker
 
-from .parts import last_line
+from .parts import Item, last_line
 from .plan import Plan
 from .record import Outcome
 from .step_candidates import NANOGPT, OURS, OURS_EAGER, STOCK
@@ -31,15 +32,18 @@ MFU, FASTER = 0.55, 1.15
 MEMORY = {NANOGPT: 0.75, STOCK: 0.55}  # ours over theirs
 
 
-def items(plan: Plan, folder: Path) -> dict[str, Callable[[], Outcome]]:
+def items(plan: Plan, folder: Path) -> dict[str, Item]:
     """Return the one item: all candidates with the same batch."""
     return {f"a step of {plan.rows} x {plan.length} tokens": partial(compare_steps, plan, folder)}
 
 
-def compare_steps(plan: Plan, folder: Path) -> Outcome:
+def compare_steps(plan: Plan, folder: Path) -> Iterator[Outcome]:
     """Start all candidates at once, which compile for a minute each, then sample them in turn.
 
-    A candidate that fails is named, and the others go on.
+    A candidate that fails, or is not ready in time, is named, and the others go on.
+
+    Yields:
+        What is known after the start of each candidate, and after each round.
 
     Raises:
         ValueError: ours failed.
@@ -49,16 +53,29 @@ def compare_steps(plan: Plan, folder: Path) -> Outcome:
     left_out = {} if plan.nanogpt else {NANOGPT: "not there, without --nanogpt"}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(candidate(name, plan, folder), plan.threads)) for name in names}
+        firsts, failures = {}, {}
         with ThreadPoolExecutor(len(workers)) as pool:
-            started = {name: pool.submit(worker.sample) for name, worker in workers.items()}
-            failures = {name: last_line(e) for name, one in started.items() if (e := one.exception())}
-        firsts = {name: one.result() for name, one in started.items() if name not in failures}
+            started: dict[Future[Measurement], str] = {
+                pool.submit(worker.sample): name for name, worker in workers.items()
+            }
+            try:
+                for one in as_completed(started, timeout=plan.start_seconds):
+                    if error := one.exception():
+                        failures[started[one]] = last_line(error)
+                    else:
+                        firsts[started[one]] = one.result()
+                    yield outcome_of_start(firsts, left_out | failures)
+            except concurrent.futures.TimeoutError:
+                for name in workers.keys() - firsts.keys() - failures.keys():
+                    failures[name] = f"not ready after {plan.start_seconds:.0f} s"
+                    workers[name].process.kill()
         failures |= other_work(firsts)
         if OURS not in firsts:
             raise ValueError(failures[OURS])
         samplers = {name: workers[name].sample for name in firsts if name not in failures}
-        results = interleave(samplers, plan.rounds)
-    return outcome_of({name: list(map(by_token, samples)) for name, samples in results.items()}, left_out | failures)
+        for results in in_rounds(samplers, plan.rounds):
+            measured = {name: list(map(by_token, samples)) for name, samples in results.items()}
+            yield outcome_of(measured, left_out | failures)
 
 
 def candidate(name: str, plan: Plan, folder: Path) -> Candidate:
@@ -82,6 +99,14 @@ def by_token(sample: Measurement) -> Measurement:
     """Return a sample with the microseconds of a token as its wall time, and the device's peak in MiB."""
     details = sample.details
     return replace(sample, wall=1e6 / details["tokens_per_second"], memory=details["peak_bytes"] / 2**20)
+
+
+def outcome_of_start(firsts: dict[str, Measurement], failures: dict[str, str]) -> Outcome:
+    """Return the memory of the candidates that are ready; their speed beside those that still compile is none."""
+    figures = {name: [vars(sample)] for name, sample in firsts.items()}
+    lines = [f"{name:24} peak {sample.details['peak_bytes'] / 2**20:,.0f} MiB" for name, sample in firsts.items()]
+    lines += [f"{name:24} {line}" for name, line in failures.items()]
+    return Outcome(["no round yet", *lines], {"candidates": figures, "failures": failures})
 
 
 def outcome_of(results: Results, failures: dict[str, str]) -> Outcome:

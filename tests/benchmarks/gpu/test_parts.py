@@ -21,6 +21,20 @@ def failing():
 ITEMS = {"good": lambda: Outcome(["all right"], {"n": 1}), "missing": missing, "failing": failing, "last": failing}
 
 
+def getting_further():
+    yield Outcome(["a round"], {"rounds": 1})
+    yield Outcome(["two rounds"], {"rounds": 2})
+    raise RuntimeError("lost")
+
+
+def test_what_was_found_before_an_error_stays(tmp_path):
+    run_items(Record(tmp_path, "proof"), {"rounds": getting_further}, lambda: None)
+    item = Record(tmp_path, "proof").items["rounds"]
+    assert item["result"] == FAILED
+    assert item["lines"] == ["RuntimeError: lost", "two rounds"]
+    assert item["figures"] == {"rounds": 2}
+
+
 def test_each_item_has_its_result(tmp_path):
     cleaned = []
     run_items(Record(tmp_path, "proof"), ITEMS, lambda: cleaned.append(1))
@@ -38,7 +52,10 @@ import os, sys
 from pathlib import Path
 from scripts.benchmarks.gpu.parts import run_items
 from scripts.benchmarks.gpu.record import Outcome, Record
-items = {"first": lambda: Outcome(["1"]), "deadly": lambda: os._exit(7), "last": lambda: Outcome(["3"])}
+def deadly():
+    yield Outcome(["2"])
+    os._exit(7)
+items = {"first": lambda: Outcome(["1"]), "deadly": deadly, "last": lambda: Outcome(["3"])}
 run_items(Record(Path(sys.argv[1]), "proof"), items, lambda: None)
 """
 
@@ -54,6 +71,7 @@ def test_after_a_death_the_next_item_comes(tmp_path, project_root):
     assert {name: item["result"] for name, item in items.items()} == {
         "first": DONE, "deadly": UNFINISHED, "last": DONE
     }  # fmt: skip
+    assert items["deadly"]["lines"] == ["2"]
 
 
 @pytest.mark.parametrize(

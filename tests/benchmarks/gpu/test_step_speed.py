@@ -1,9 +1,15 @@
 """Proves the figures of a comparison by hand: MFU, ratios, memory, and that other work is not let in."""
 
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
-from scripts.benchmarks.gpu.step_candidates import NANOGPT, OURS, STOCK
-from scripts.benchmarks.gpu.step_speed import by_token, other_work, outcome_of
+from scripts.benchmarks.gpu import step_speed
+from scripts.benchmarks.gpu.plan import REHEARSAL
+from scripts.benchmarks.gpu.step_candidates import NANOGPT, OURS, OURS_EAGER, STOCK
+from scripts.benchmarks.gpu.step_speed import by_token, compare_steps, other_work, outcome_of
 from scripts.benchmarks.measuring import Measurement
 
 
@@ -40,3 +46,37 @@ def test_other_work_is_named():
         "does other work: its first losses are [10.9, 10.8, 9], ours [10.9, 10.8, 10.7]"
     )
     assert other_work({STOCK: firsts[STOCK]}) == {}
+
+
+class SlowOrBroken:
+    """Workers of which one never gets ready, and one fails."""
+
+    def __init__(self, candidate, threads):
+        self.name, self.killed = candidate.name, threading.Event()
+        self.process = SimpleNamespace(kill=self.killed.set)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def sample(self):
+        if self.name == STOCK:
+            self.killed.wait(60)
+        if self.name in (STOCK, OURS_EAGER):
+            raise ValueError("broken")
+        return sample(100.0, 1)
+
+
+def test_what_is_known_is_told_as_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_speed, "Worker", SlowOrBroken)
+    monkeypatch.setattr(step_speed, "draw_weights", lambda *_, **__: None)
+    outcomes = list(compare_steps(replace(REHEARSAL, start_seconds=0.5), tmp_path))
+    assert [one.lines[0] for one in outcomes] == ["no round yet"] * 2 + [
+        "1 candidates, tokens/s min / median / max:"
+    ] * 2
+    assert [len(one.figures["candidates"].get(OURS, [])) for one in outcomes[2:]] == [1, 2]
+    assert outcomes[-1].figures["failures"] == {
+        NANOGPT: "not there, without --nanogpt", OURS_EAGER: "ValueError: broken", STOCK: "not ready after 0 s"
+    }  # fmt: skip
