@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hf_gpt_scratch.data.sample_texts import bundled_text_path
+from scripts.benchmarks.gpu.decoding import LOOP, OURS, OURS_STATIC
 from scripts.benchmarks.gpu.plan import SECONDS
 from scripts.benchmarks.gpu.record import DONE, MISSING
 from tests.pyproject import PYPROJECT
@@ -87,9 +88,13 @@ def test_the_rehearsal_passes(project_root, tmp_path):
     trained = items["the loss of nanoGPT's recipe"]
     assert trained["lines"][1].startswith("nanoGPT: loss ")
     assert trained["figures"]["nanoGPT"]["wall"] == trained["figures"]["seconds"]
-    texts = [item["figures"] for name, item in items.items() if name.endswith("x 8 + 6 tokens")]
-    assert [one["failures"] for one in texts] == [{}] * 3
-    assert [set(one["same ids"].values()) for one in texts] == [{1.0}] * 3
+    texts = {name: item["figures"] for name, item in items.items() if name.endswith("x 8 + 6 tokens")}
+    assert [one["failures"] for one in texts.values()] == [{}] * 3
+    for name, one in texts.items():
+        same = one["same ids"]
+        assert {same[way] for way in (OURS, OURS_STATIC, LOOP)} == {1.0}
+        # In bf16 two models may round a tie to different sides: a row of 64, from there on.
+        assert min(same.values()) >= (1 - 1 / 64 if name.startswith("64") else 1.0)
     assert items["profile, ours"]["figures"]["waits"] == 1  # the loss with the gradient's norm
     assert items["resume"]["figures"]["error"] == 0
     assert sorted(file.name for file in out.iterdir()) == sorted(
