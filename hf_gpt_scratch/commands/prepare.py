@@ -83,7 +83,7 @@ def prepare_or_verify(arguments: argparse.Namespace) -> dict[str, Any]:
         options += ["--vocabulary"]
         refuse_unused(arguments, options, "with --verify")
         if broken := verify_folder(arguments.verify, num_workers):
-            raise ValueError(f"{len(broken)} of the shards are damaged, the first: {broken[0]}; prepare them again")
+            raise ValueError(f"{len(broken)} of the shards are corrupt, the first: {broken[0]}; prepare them again")
         return read_index(arguments.verify)
     refuse_contradictions(arguments)
     vocabulary = load_vocabulary(arguments.vocabulary or "gpt2")
@@ -115,7 +115,7 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
 
 
 def find_sources(arguments: argparse.Namespace, text_column: str, num_workers: int) -> list[Source]:
-    """The sources that the options name, with the hashes of files."""
+    """Find the sources that the options name, and hash their files."""
     files, validation_files = (
         find_files(paths or [], say=say) for paths in (arguments.source, arguments.validation_source)
     )

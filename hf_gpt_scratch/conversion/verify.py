@@ -224,7 +224,7 @@ def compare_values(written: SafetensorsFiles, expected: Iterable[tuple[str, np.n
             some, exact = values[start : start + rows], source[start : start + rows].astype(np.float64)
             if not np.isfinite(some).all():
                 raise ValueError(
-                    f"{name} holds values that are not finite: the checkpoint is damaged, or its run diverged"
+                    f"{name} holds values that are not finite: the checkpoint is corrupt, or its run diverged"
                 )
             difference = np.abs(some.astype(np.float64) - exact)
             allowed = np.maximum(np.ldexp(HALF_PLACES[dtype], np.frexp(exact)[1]), SMALLEST_PLACES[dtype])

@@ -47,7 +47,7 @@ class OnnxModel:
         names = (name.replace("present", "past_key_values") for name in self.outputs[1:])
         return logits, dict(zip(names, present, strict=True))
 
-    def whole(self, token_ids: list[int]) -> np.ndarray:
+    def text_logits(self, token_ids: list[int]) -> np.ndarray:
         """Compute the logits of a text, [T] -> [T, V]."""
         ids = np.array([token_ids], np.int64)
         return self(ids, np.ones_like(ids), np.arange(ids.shape[1])[None], self.empty_cache(1))[0][0]
@@ -95,7 +95,7 @@ def verify_files(
     for name, sequence in sequences.items():
         reference = forward(source, sequence, config)
         differences.append(compare_logits(exact, name, sequence, reference))
-        with_8_bits.append(np.abs(quantized.whole(sequence) - reference).max())
+        with_8_bits.append(np.abs(quantized.text_logits(sequence) - reference).max())
     found = {
         "largest_difference_of_a_logit": max(differences),
         "largest_difference_of_a_logit_with_8_bits": float(np.max(with_8_bits)),  # NaN stays NaN
@@ -111,7 +111,7 @@ def verify_files(
 def compare_logits(model: OnnxModel, name: str, token_ids: list[int], reference: np.ndarray) -> float:
     """Compare logits [T, V] with those of the file, computed in both ways; return the largest difference."""
     limit = TOLERANCES["float32"] * max(1.0, float(np.abs(reference).max()))
-    differences = [np.abs(model.whole(token_ids) - reference).max()]
+    differences = [np.abs(model.text_logits(token_ids) - reference).max()]
     differences += [np.abs(logits - reference[place]).max() for place, logits in model.step_by_step(token_ids)]
     largest = float(np.max(differences))
     if not largest <= limit:  # written so that NaN fails
@@ -155,7 +155,7 @@ def loss(model: OnnxModel, token_ids: list[int], window: int) -> float:
     """Return the mean cross-entropy in nats per token, in windows that follow each other."""
     losses = []
     for start in range(0, len(token_ids) - window, window):
-        logits = model.whole(token_ids[start : start + window]).astype(np.float64)
+        logits = model.text_logits(token_ids[start : start + window]).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         right = logits[np.arange(window), token_ids[start + 1 : start + window + 1]]
         losses.append(np.log(np.exp(logits).sum(axis=-1)) - right)

@@ -38,7 +38,7 @@ def open_unpacked(path: Path) -> Iterator[tuple[BinaryIO | io.BufferedIOBase, Bi
 
 
 def open_packed(file: BinaryIO, path: Path) -> io.BufferedIOBase:
-    """The content of a packed file."""
+    """Open the content of a packed file."""
     if path.suffix.lower() == ".gz":
         return gzip.GzipFile(fileobj=file)
     try:

@@ -68,13 +68,13 @@ def silent(line: str) -> None:
 
 
 def ending_of(path: Path) -> str:
-    """The end of a name in lower case, such as ".txt" or ".jsonl.gz"."""
+    """Return the end of a name in lower case, such as ".txt" or ".jsonl.gz"."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() + suffix if suffix in PACKED else suffix
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of a file by its name; None if that is not known."""
+    """Return the kind of a file by its name; None if that is not known."""
     unpacked = path.with_suffix("") if is_packed(path) else path
     kind = KINDS.get(unpacked.suffix.lower())
     return kind if unpacked is path or kind in ("text", "JSON lines") else None
@@ -162,7 +162,7 @@ def refuse_unreadable(path: Path) -> None:
 
 
 def search_folder(folder: Path, kinds: Collection[str], endings: str, say: Callable[[str], None]) -> list[Path]:
-    """The files of the given kinds below a folder, sorted by path; says what was taken and what was not."""
+    """List the files of the given kinds below a folder, sorted by path; say what was taken and what was not."""
     taken: list[Path] = []
     passed_over: Counter[str] = Counter()
     for path in visible_below(folder):
@@ -183,7 +183,7 @@ def search_folder(folder: Path, kinds: Collection[str], endings: str, say: Calla
 
 
 def visible_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, and links to other folders, which are not followed; without hidden ones."""
+    """Yield all files below a folder, and links to other folders, which are not followed; without hidden ones."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -197,7 +197,7 @@ def visible_below(folder: Path) -> Iterator[Path]:
 def file_sources(
     paths: Sequence[str | Path], split: str | None, num_workers: int, note_bytes: Callable[[int], Any]
 ) -> list[Source]:
-    """The sources in files and folders, hashed on `num_workers` cores; `note_bytes` hears of each file that is done.
+    """List files and folders as sources, hashed on `num_workers` cores; `note_bytes` hears of each file done.
 
     Raises:
         ValueError, OSError: a file is missing, unreadable or of no known kind.
@@ -214,7 +214,7 @@ def file_sources(
 
 
 def dataset_source(dataset: DatasetName) -> Source:
-    """A dataset as a source; one on the Hub is pinned to the commit it has now, so that a resumed run reads the same.
+    """Make a source of a dataset; one on the Hub is pinned to its newest commit, so that a resumed run reads the same.
 
     Raises:
         OSError: the Hub does not answer, or has no such dataset.

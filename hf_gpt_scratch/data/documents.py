@@ -168,7 +168,7 @@ def read_dataset(dataset: DatasetName, text_column: str, skipped: SkippedRows) -
 
 
 def row_pieces(row: Any, text_column: str, place: str, num_bytes: float, skipped: SkippedRows) -> Iterator[Piece]:
-    """The pieces of the document in a row, or a note that there is none."""
+    """Yield the pieces of the document in a row, or note that there is none."""
     text = row.get(text_column) if isinstance(row, dict) else None
     if not isinstance(text, str):
         skipped.add(f"{place} {why_no_text(row, text_column)}; --text_column names another")
@@ -182,7 +182,7 @@ def row_pieces(row: Any, text_column: str, place: str, num_bytes: float, skipped
 def why_no_text(row: Any, text_column: str) -> str:
     """Say what a row has where its text should be."""
     if not isinstance(row, dict):
-        return f"is no object with {text_column!r}, but {json_kind(row)}"
+        return f"is not an object with {text_column!r}, but {json_kind(row)}"
     if text_column in row:
         return f"has {json_kind(row[text_column])} as {text_column!r}, and no text"
     return f"has no text {text_column!r} (it has: {', '.join(map(str, row))})"

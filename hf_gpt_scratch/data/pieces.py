@@ -48,5 +48,5 @@ def cut_text(blocks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[
 
 
 def cut_string(text: str, piece_chars: int = PIECE_CHARS) -> Iterator[tuple[str, bool]]:
-    """The same for a document that is in memory."""
+    """Cut a document that is in memory, as `cut_text` does."""
     return cut_text((text[start : start + piece_chars] for start in range(0, len(text), piece_chars)), piece_chars)

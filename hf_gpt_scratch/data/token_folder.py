@@ -38,7 +38,7 @@ def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, 
         files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
         faults = wrong_facts(index, named_vocabulary("gpt2") if vocab_sha256 == VOCAB_SHA256 else vocabulary)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged: {REMEDY}") from None
+        raise ValueError(f"{path} is truncated or corrupt: {REMEDY}") from None
     if not known:
         raise ValueError(f"{path} is of another version than {VERSION}: {REMEDY}")
     if vocabulary is not None and vocab_sha256 != vocabulary.sha256:
@@ -50,7 +50,7 @@ def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, 
     if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
         raise ValueError(f"{path} names the file {outside[0]!r}: the shards must lie beside the index")
     if faults:
-        raise ValueError(f"{path} is damaged ({'; '.join(faults)}): {REMEDY}")
+        raise ValueError(f"{path} is corrupt ({'; '.join(faults)}): {REMEDY}")
     return index
 
 

@@ -26,7 +26,7 @@ REMEDY = "make the folder again with hf-gpt-scratch prepare"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds all ids of a vocabulary: uint16 up to 65,536 of them, else uint32."""
+    """Return the smallest type that holds all ids of a vocabulary: uint16 up to 65,536 of them, else uint32."""
     return DTYPES["U16"] if vocab_size <= 1 << 16 else DTYPES["U32"]
 
 
@@ -59,7 +59,7 @@ def save_shard(
 
 
 def shard_header(tokens: np.ndarray, checksums: np.ndarray, facts: dict[str, str]) -> bytes:
-    """The header of the safetensors format, filled up to one block, so that blocks of tokens are pages of the file.
+    """Build the header of the safetensors format, one block long, so that blocks of tokens are pages of the file.
 
     The library's own writer orders the facts at random; here the same tokens are the same bytes.
     """
@@ -89,7 +89,7 @@ class Shard:
             self._tokens, self._checksums = (self._file.get_slice(name) for name in ("tokens", "checksums"))
             self.num_documents, vocab_size = (int(header.get(name, -1)) for name in ("num_documents", "vocab_size"))
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): {REMEDY}") from None
+            raise ValueError(f"{path} is truncated or corrupt ({' '.join(str(error).split())}): {REMEDY}") from None
         if header.get("format") != FORMAT or header.get("version") != str(VERSION):
             raise ValueError(f"{path} is not a token shard of version {VERSION}: {REMEDY}")
         if header.get("vocab_sha256") != vocab_sha256:
@@ -107,7 +107,7 @@ class Shard:
         self.block_size = BLOCK_BYTES // expected.itemsize
         self.num_tokens = shape[0] if len(shape) == 1 else -1
         if self._checksums.get_shape() != [-(-self.num_tokens // self.block_size)]:
-            raise ValueError(f"{self.path} is damaged (its checksums do not belong to its tokens): {REMEDY}")
+            raise ValueError(f"{self.path} is corrupt (its checksums do not belong to its tokens): {REMEDY}")
 
     def __len__(self) -> int:
         return self.num_tokens
@@ -124,6 +124,6 @@ class Shard:
         if len(wrong):
             place = (first + int(wrong[0])) * self.block_size
             raise ValueError(
-                f"{self.path} is damaged at tokens {place} to {place + self.block_size - 1} (wrong checksum): {REMEDY}"
+                f"{self.path} is corrupt at tokens {place} to {place + self.block_size - 1} (wrong checksum): {REMEDY}"
             )
         return blocks[start - first * self.block_size : stop - first * self.block_size]

@@ -37,7 +37,7 @@ def load_vocabulary(name_or_folder: str) -> Vocabulary:
     """Load "gpt2", "bytes", or the vocabulary of a folder with `tokenizer.json`; one of these two is known as such.
 
     Raises:
-        FileNotFoundError: it is no name, and there is no such folder or no `tokenizer.json` in it.
+        FileNotFoundError: it is not a name, and there is no such folder or no `tokenizer.json` in it.
         ValueError: tiktoken would not give its ids; the line names the file, the value and the way out.
     """
     if name_or_folder in NAMES:
@@ -111,7 +111,7 @@ def wrong_ids(rules: dict[str, Any], ids: dict[str, int]) -> Iterator[str]:
 
 
 def wrong_spellings(ids: dict[str, int]) -> Iterator[str]:
-    """Say which token is no row of bytes, and which byte is no token."""
+    """Say which token is not spelled in bytes, and which byte is not a token."""
     alphabet = byte_alphabet()
     for char, byte in alphabet.items():
         if char not in ids:
@@ -128,7 +128,7 @@ def wrong_merges(ids: dict[str, int], merges: list[tuple[str, ...]]) -> Iterator
     for merge in merges:
         token = "".join(merge)
         if len(merge) != 2 or not {*merge, token} <= ordinary.keys():
-            yield f"has the merge {list(merge)}, of what is no token"
+            yield f"has the merge {list(merge)}, of what is not a token"
         if ordinary[token] <= highest:
             yield f"has the merge {list(merge)}, whose token has another merge too, or an id below that of one before"
         highest = ordinary[token]

@@ -66,7 +66,7 @@ class TextSample:
             if size and quota.takes(size, share):
                 if not self.measured or kept.takes(size, share):
                     self.measured.append(block)
-                # It is no word, and its parts would be counted as words.
+                # It is not a word, and its parts would be counted as words.
                 yield from block.split(END_OF_TEXT)
 
     def _blocks(self, block_chars: int) -> Iterator[tuple[str, float]]:

@@ -24,7 +24,7 @@ class KeyedOrder:
         self.round_keys = [np.uint64(int.from_bytes(digest[:8], "big")) for digest in digests]
 
     def __getitem__(self, places: slice) -> np.ndarray:
-        """The indices at some places of the order, int64."""
+        """Return the indices at some places of the order, int64."""
         images = self._encrypt(np.arange(*places.indices(self.size), dtype=np.uint64))
         while (outside := images >= self.size).any():
             images[outside] = self._encrypt(images[outside])

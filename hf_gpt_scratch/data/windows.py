@@ -64,7 +64,7 @@ def read_blocks(
 
 
 def document_blocks(files: Sequence[Path], text_column: str) -> Iterator[str]:
-    """The documents of files in blocks, `<|endoftext|>` between two documents; rows without text are left out."""
+    """Yield the documents of files in blocks, `<|endoftext|>` between two documents; rows without text are skipped."""
     separator = ""
     for path in files:
         is_blank = begins = True

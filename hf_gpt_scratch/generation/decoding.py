@@ -44,7 +44,7 @@ class Decoding:
         TemperatureTopKLogitsProcessor(self.temperature, self.top_k)
 
     def first_seed(self) -> int:
-        """The seed, or a new one."""
+        """Return the seed, or a new one."""
         return secrets.randbits(31) if self.seed is None else self.seed
 
     def generation_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 
 
 
 def tutorial_tokens() -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """The tutorial's nine words, their ids [9] and scores [9]."""
+    """Return the tutorial's nine words, their ids [9] and scores [9]."""
     return list(TUTORIAL_TOKENS), torch.arange(len(TUTORIAL_TOKENS)), torch.tensor(TUTORIAL_LOGITS)
 
 

@@ -35,7 +35,7 @@ class DemoModel:
         )
 
     def draw_bars(self, prompt: str, temperature: float, top_k: int) -> Figure:
-        """The likeliest next tokens, as the model gives them and as temperature and top-k leave them.
+        """Draw the likeliest next tokens, as the model gives them and as temperature and top-k leave them.
 
         Raises:
             ValueError: temperature or top-k is impossible.
@@ -66,7 +66,7 @@ class DemoModel:
             yield text, f"done in {time.monotonic() - start:.1f} s; seed {sample.seed} gives this text again"
 
     def redraw_bars(self, prompt: str, temperature: float, top_k: int) -> Figure | dict:
-        """The same for what is being typed: the impossible changes nothing."""
+        """Draw the bars of what is being typed; impossible settings change nothing."""
         try:
             return self.draw_bars(prompt, temperature, top_k)
         except ValueError:

@@ -78,19 +78,19 @@ class GrowingLayer(DynamicLayer):
 
     keys: Any  # tensors, None before the first tokens
     values: Any
-    room: Any
+    buffer: Any
     views: Any
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Begin with no tokens and no room."""
+        """Begin with no tokens and no buffer."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        self.room, self.views = None, None
+        self.buffer, self.views = None, None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values [B, H, T, D]; return all of them [B, H, S, D], as views into the room."""
+        """Append keys and values [B, H, T, D]; return all of them [B, H, S, D], as views into the buffer."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # the backward pass needs what it saw
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
@@ -100,17 +100,17 @@ class GrowingLayer(DynamicLayer):
         # Other views than those handed out: the cache was cropped, or its rows were reordered.
         is_ours = self.views is not None and self.keys is self.views[0] and self.values is self.views[1]
         # PyTorch lets nothing be written into what was made under inference_mode(), once that has ended.
-        is_sealed = is_ours and self.room.is_inference() and not torch.is_inference_mode_enabled()
-        if not is_ours or is_sealed or stop > self.room.shape[-2]:
+        is_sealed = is_ours and self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if not is_ours or is_sealed or stop > self.buffer.shape[-2]:
             rows, heads, _, head_size = key_states.shape
-            room = key_states.new_empty(2, rows, heads, stop + SPARE_SLOTS, head_size)
-            room[0, :, :, :start], room[1, :, :, :start] = self.keys, self.values
-            self.room = room
+            buffer = key_states.new_empty(2, rows, heads, stop + SPARE_SLOTS, head_size)
+            buffer[0, :, :, :start], buffer[1, :, :, :start] = self.keys, self.values
+            self.buffer = buffer
         # Of narrow and unbind, because indexing takes longer.
-        places = self.room.narrow(-2, start, stop - start).unbind()
+        places = self.buffer.narrow(-2, start, stop - start).unbind()
         places[0].copy_(key_states)
         places[1].copy_(value_states)
-        self.views = self.keys, self.values = self.room.narrow(-2, 0, stop).unbind()
+        self.views = self.keys, self.values = self.buffer.narrow(-2, 0, stop).unbind()
         return self.views
 
 

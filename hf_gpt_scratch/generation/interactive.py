@@ -31,7 +31,7 @@ def run_session(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, deco
 
 
 def answer_lines(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
-    """Obey or continue one line after the other."""
+    """Run or continue one line after the other."""
     while True:
         try:
             line = input("> ")
@@ -44,12 +44,12 @@ def answer_lines(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dec
         if line.strip() == "/quit":
             return
         if line.startswith("/"):
-            decoding = obey(line, decoding)
+            decoding = run_command(line, decoding)
         else:
             continue_prompt(model, tokenizer, line, decoding)
 
 
-def obey(line: str, decoding: Decoding) -> Decoding:
+def run_command(line: str, decoding: Decoding) -> Decoding:
     """Do what a line such as "/temperature 0.8" says, and say what is wrong with any other."""
     name, *values = line[1:].split()
     name = name.replace("-", "_")
@@ -71,7 +71,7 @@ def obey(line: str, decoding: Decoding) -> Decoding:
 
 
 def parse(name: str, value: str) -> Any:
-    """The value of a setting."""
+    """Parse the value of a setting."""
     return None if value.lower() == "none" else PARSERS[name](value)
 
 
@@ -84,7 +84,7 @@ def continue_prompt(
     def stop(number: int, frame: FrameType | None) -> None:
         streamer.stopped = True
 
-    # Noted, and obeyed at the next token: an exception could come where a library drops it.
+    # Noted, and acted on at the next token: an exception could come where a library drops it.
     previous = signal.signal(signal.SIGINT, stop)
     try:
         generate_samples(model, tokenizer, [prompt], decoding, streamer=streamer)

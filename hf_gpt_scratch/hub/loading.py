@@ -115,14 +115,14 @@ def wrong_weights(report: dict[str, Any]) -> Iterator[str]:
 
 
 def wrong_values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Say which weights are not finite, which special tokens are no ids, and whether the tokenizer is another's."""
+    """Say which weights are not finite, which special tokens are not ids, and whether the tokenizer is another's."""
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         yield f"its weights are not finite in {name_some(broken)}"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(model.generation_config, name, None)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(token_id, int) for token_id in ids):
-            yield f"its generation_config.json has {name} {value!r}, which is no token id"
+            yield f"its generation_config.json has {name} {value!r}, which is not a token id"
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= model.config.vocab_size:
         yield f"its tokenizer has the token id {largest}, its model {model.config.vocab_size} embeddings"

@@ -129,7 +129,7 @@ class GPTScratchPastContext(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the library does; on a CPU with oneDNN, which reads large weights faster than `nn.Linear`."""
         configs = kwargs, vars(kwargs.get("generation_config") or self.generation_config)
-        is_compiled = any(one.get("compile_config") for one in configs)  # anew at each call, if layers are changed
+        is_compiled = any(one.get("compile_config") for one in configs)  # again at each call, if layers are changed
         can = self.device.type == "cpu" and not is_compiled and hasattr(torch, "get_autocast_dtype")
         linears = [one for one in self.modules() if can and type(one) is nn.Linear and "forward" not in vars(one)]
         large = [one for one in linears if one.weight.numel() >= 2**19]  # below, handing over costs more than it gains

@@ -121,7 +121,7 @@ def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> Train
 
 
 def vocabulary_of(settings: TrainingSettings, base: BaseModel | None) -> Vocabulary | None:
-    """Return the vocabulary of a run; None if it has the tokenizer of a base model that is no such vocabulary.
+    """Return the vocabulary of a run; None if it has the tokenizer of a base model that is not such a vocabulary.
 
     Raises:
         ValueError, OSError: see `load_vocabulary`.

@@ -129,7 +129,7 @@ def ending_seconds(run: Run) -> float:
     """Estimate the seconds from the last step to the end: evaluations, checkpoint, result and leaving."""
     progress, plan, settings = run.progress, run.evaluation_plan, run.settings
     since_evaluation = (progress.global_step - settings.eval_first_step) % (settings.eval_steps or run.num_steps)
-    # Training windows are scored too. The evaluation before the first step is no measure: it warms up.
+    # Training windows are scored too. The evaluation before the first step is not a measure: it warms up.
     a_window = progress.scoring_seconds or 2 * window_seconds(run) / run.accelerator.num_processes
     scored = plan.at_end + (plan.each if progress.global_step and not since_evaluation else 0)
     return leaving_seconds(progress.start_seconds) + progress.saving_seconds + scored * a_window

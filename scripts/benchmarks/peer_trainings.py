@@ -103,7 +103,7 @@ class LitgptPeer:
         measure(self.command(task, output, 4 * task.sizes["context"], seed=0))
 
     def command(self, task: PeerTask, output: Path, tokens: int, seed: int) -> list[Any]:
-        """Return the command; the tokens of the text are written anew by each, as a user's first run does."""
+        """Return the command; the tokens of the text are written again by each, as a user's first run does."""
         sizes, data = task.sizes, output / "data"
         shape = {"n_layer": sizes["layers"], "n_embd": sizes["width"], "n_head": sizes["heads"]}
         model = {"block_size": sizes["context"], **shape, **LITGPT_FORM}

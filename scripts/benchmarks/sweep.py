@@ -55,7 +55,7 @@ class Sweep(Benchmark):
         parser.add_argument("--chosen", action="store_true", help="add the run whose settings --minutes chooses")
 
     def run(self, arguments: "argparse.Namespace") -> Iterator[dict[str, Any]]:
-        """Train and score with each of the settings; ValueError: a run fails, or the words are no settings."""
+        """Train and score with each of the settings; ValueError: a run fails, or the words are not settings."""
         machine = self.describe_machine(arguments)
         names = [*arguments.settings, *([CHOSEN] if arguments.chosen else [])]
         with tempfile.TemporaryDirectory(prefix="hf_gpt_scratch-") as name:

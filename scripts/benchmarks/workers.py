@@ -122,7 +122,7 @@ def serve(make: str, options: str) -> None:
 
 
 def peak_memory_mib() -> float:
-    """The most that this process has held, in MiB."""
+    """Return the most memory that this process has held, in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 

@@ -54,7 +54,7 @@ def test_index_is_held_against_itself(prepared: tuple[Path, str], launch: Callab
     (folder / "index.json").write_text(json.dumps(index))
     result = launch("prepare_data.py", "--verify", folder)
     assert (result.returncode, result.stdout) == (1, "")
-    assert f"error: {folder}/index.json is damaged (num_tokens of train is -5, and its shards have" in result.stderr
+    assert f"error: {folder}/index.json is corrupt (num_tokens of train is -5, and its shards have" in result.stderr
 
 
 def test_file_named_again_is_read_once_and_one_to_validate_on_is_named(launch: Callable, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ MISTAKES = {
     "used folder": (["--source", "{tmp}/a.jsonl", "--output", "{tmp}"], "is not empty, it holds a.jsonl"),
     "no room for it": (["--source", "{tmp}/a.jsonl", "--output", "/proc/out"], "/proc/out: "),
     "nothing to verify": (["--verify", "{tmp}"], "holds no prepared data: make it with hf-gpt-scratch prepare"),
-    "damaged": (["--verify", "{tmp}/damaged"], "1 of the shards are damaged, the first: "),
+    "damaged": (["--verify", "{tmp}/damaged"], "1 of the shards are corrupt, the first: "),
     "no such dataset": (["--dataset", "nobody/nothing", "--output", "{tmp}/out"], "nobody/nothing"),
 }
 
@@ -176,7 +176,7 @@ def test_no_step_is_trained_on_a_damaged_shard(prepared: tuple[Path, str], launc
     path.write_bytes(content)
     result = launch("train.py", *TINY, "--train_data", copy, "--output_dir", tmp_path / "run", "--max_steps", 60)
     assert result.returncode == 1
-    assert "train-00001.safetensors is damaged at tokens 0 to 2047 (wrong checksum)" in result.stderr
+    assert "train-00001.safetensors is corrupt at tokens 0 to 2047 (wrong checksum)" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -55,8 +55,8 @@ def test_the_command_writes_a_whole_folder(
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     with torch.no_grad():
         expected = stock(torch.tensor([ids])).logits[0].numpy()
-    assert np.abs(OnnxModel(output / "onnx" / "model.onnx").whole(ids) - expected).max() <= 2e-5
-    eight_bits = np.abs(OnnxModel(output / "onnx" / "model_quantized.onnx").whole(ids) - expected).max()
+    assert np.abs(OnnxModel(output / "onnx" / "model.onnx").text_logits(ids) - expected).max() <= 2e-5
+    eight_bits = np.abs(OnnxModel(output / "onnx" / "model_quantized.onnx").text_logits(ids) - expected).max()
     assert 1e-4 < eight_bits < 0.1 * np.abs(expected).max()
 
     if changes.get("vocab_size") == 400:

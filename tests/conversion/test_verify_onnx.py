@@ -120,7 +120,7 @@ def test_a_fault_of_the_cache_alone_is_found(folders: tuple[Path, Path], changed
 
     folder = changed("model.onnx", new_before_old)
     ids = [3, 1, 4, 1, 5]
-    whole = [OnnxModel(one / "onnx" / "model.onnx").whole(ids) for one in (folders[1], folder)]
+    whole = [OnnxModel(one / "onnx" / "model.onnx").text_logits(ids) for one in (folders[1], folder)]
     assert np.array_equal(*whole)
     with pytest.raises(ValueError, match="logits of model.onnx differ by"):
         prove(folders[0], folder)

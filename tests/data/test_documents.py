@@ -114,7 +114,7 @@ BAD_LINES = {
     b'{"text": null}': "has null as 'text', and no text",
     b'{"text": 5}': "has a number as 'text', and no text",
     b'{"text": ["a"]}': "has a list as 'text', and no text",
-    b'["text"]': "is no object with 'text', but a list",
+    b'["text"]': "is not an object with 'text', but a list",
     b'{"text": "half \\ud83d a pair"}': "holds half a surrogate pair",
 }
 

@@ -111,7 +111,7 @@ def test_damage_after_opening_is_found_by_the_window_that_reads_it(written: Fold
     content[-100] ^= 1  # the tensor of tokens is the last or the one before
     with path.open("r+b") as file:
         file.write(content)
-    with pytest.raises(ValueError, match=r"train-00001\.safetensors is damaged at tokens \d+ to \d+"):
+    with pytest.raises(ValueError, match=r"train-00001\.safetensors is corrupt at tokens \d+ to \d+"):
         [windows[index] for index in range(len(windows))]
     assert len(verify_folder(folder)) == 1
 
@@ -163,12 +163,12 @@ def leave_unfinished(folder: Path) -> None:
 BAD_FOLDERS = {
     "no index": (lambda folder: (folder / INDEX_NAME).unlink(), "holds no prepared data"),
     "unfinished": (leave_unfinished, "is not finished: give hf-gpt-scratch prepare the same options again"),
-    "index no JSON": (lambda folder: (folder / INDEX_NAME).write_text("{"), "is damaged"),
-    "index no object": (lambda folder: (folder / INDEX_NAME).write_text("[]"), "is damaged"),
+    "index no JSON": (lambda folder: (folder / INDEX_NAME).write_text("{"), "is truncated or corrupt"),
+    "index no object": (lambda folder: (folder / INDEX_NAME).write_text("[]"), "is truncated or corrupt"),
     "index not ours": (change_index(lambda index: index.update(format="x")), "is of another version"),
     "index of MosaicML": (
         lambda folder: (folder / INDEX_NAME).write_text('{"shards": [], "version": 2}'),
-        "is damaged: make the folder again",
+        "is truncated or corrupt: make the folder again",
     ),
     "vocabulary": (change_index(lambda index: index["vocabulary"].update(sha256="0")), "is of another vocabulary"),
     "way out": (
@@ -177,22 +177,22 @@ BAD_FOLDERS = {
     ),
     "count": (
         change_index(lambda index: index["splits"]["train"]["shards"][1].update(num_tokens=7)),
-        "index.json is damaged .num_tokens of train is 10007, and its shards have 7013",
+        "index.json is corrupt .num_tokens of train is 10007, and its shards have 7013",
     ),
     "dropped shard": (
         change_index(lambda index: index["splits"]["train"]["shards"].pop()),
-        "index.json is damaged .num_tokens of train is 10007, and its shards have 9003; num_documents of train is 6",
+        "index.json is corrupt .num_tokens of train is 10007, and its shards have 9003; num_documents of train is 6",
     ),
     "NaN": (
         change_index(lambda index: index["splits"]["train"].update(num_tokens=math.nan)),
         "num_tokens of train is nan",
     ),
-    "negative": (move_tokens(-5), "index.json is damaged .num_tokens of train-00000.safetensors is -5"),
-    "no whole number": (move_tokens(7.0), "index.json is damaged .num_tokens of train is 10007.0"),
+    "negative": (move_tokens(-5), "index.json is corrupt .num_tokens of train-00000.safetensors is -5"),
+    "no whole number": (move_tokens(7.0), "index.json is corrupt .num_tokens of train is 10007.0"),
     "moved": (move_tokens(7), "train-00000.safetensors is not the shard that index.json describes"),
     "separator": (
         change_index(lambda index: index.update(separator=0)),
-        "index.json is damaged .separator is 0, not 50256",
+        "index.json is corrupt .separator is 0, not 50256",
     ),
     "size": (
         change_index(lambda index: index["vocabulary"].update(size=50000)),

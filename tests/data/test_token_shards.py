@@ -86,7 +86,7 @@ def test_truncated_or_lengthened_file_is_refused(written: tuple[Path, np.ndarray
     path, _ = written
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + bytes(change))
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is truncated or corrupt"):
         Shard(path)
 
 

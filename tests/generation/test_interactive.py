@@ -16,7 +16,7 @@ import torch
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.generation.decoding import Decoding, generate_text
-from hf_gpt_scratch.generation.interactive import continue_prompt, obey
+from hf_gpt_scratch.generation.interactive import continue_prompt, run_command
 from hf_gpt_scratch.hub.loading import load_model_and_tokenizer
 from hf_gpt_scratch.hub.repository import build_repository
 
@@ -151,7 +151,7 @@ def test_an_interrupt_that_a_library_drops_stops_all_the_same(
     ],
 )
 def test_commands_change_settings(line: str, expected: dict) -> None:
-    assert obey(line, Decoding(top_k=3)) == Decoding(**{"top_k": 3, **expected})
+    assert run_command(line, Decoding(top_k=3)) == Decoding(**{"top_k": 3, **expected})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_commands_change_settings(line: str, expected: dict) -> None:
     ],
 )
 def test_other_lines_change_nothing(line: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert obey(line, Decoding()) == Decoding()
+    assert run_command(line, Decoding()) == Decoding()
     assert answer in capsys.readouterr().out
 
 

@@ -160,7 +160,7 @@ def test_a_file_cut_off_is_refused(folder: Path, file: str) -> None:
     [
         ("generation_config.json", b'{"eos_token_id": ', "generation_config.json is not valid JSON"),
         ("generation_config.json", b"", "generation_config.json is not valid JSON"),
-        ("generation_config.json", b'{"eos_token_id": "x"}', "has eos_token_id 'x', which is no token id"),
+        ("generation_config.json", b'{"eos_token_id": "x"}', "has eos_token_id 'x', which is not a token id"),
         ("tokenizer_config.json", b"[]", "tokenizer_config.json is not valid JSON"),
         ("tokenizer.json", b"\xff", "tokenizer.json is not valid JSON"),
         ("config.json", b"\xef\xbb\xbf{}", "config.json begins with a byte order mark"),

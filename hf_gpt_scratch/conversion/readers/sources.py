@@ -25,7 +25,7 @@ class Source:
     reader: str
     hint: str | None = None  # name of the format, if the settings say it
     settings: dict[str, Any] = field(default_factory=dict)  # hparams.json, config.json or model_args; empty for none
-    dropped: dict[str, str] = field(default_factory=dict)  # what is no tensor of a model, with the reason
+    dropped: dict[str, str] = field(default_factory=dict)  # what is not a tensor of a model, with the reason
     files: list[Path] = field(default_factory=list)  # that make it up
 
 

@@ -19,7 +19,7 @@ def checkpoint_errors(path: Path, place: str = "") -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged{place} ({error}): get it again") from None
+        raise CheckpointError(f"{path} is truncated or corrupt{place} ({error}): get it again") from None
 
 
 def find_checkpoint_prefix(path: str | Path) -> Path:

@@ -48,7 +48,7 @@ def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dic
     """
     import torch
 
-    _refuse_damage(path)
+    _refuse_corruption(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the kind depends on what the file holds
@@ -78,15 +78,15 @@ def open_torch_checkpoint(path: Path) -> tuple[TorchTensors, dict[str, Any], dic
     return TorchTensors(state_dict), model_args if isinstance(model_args, dict) else {}, others
 
 
-def _refuse_damage(path: Path) -> None:
+def _refuse_corruption(path: Path) -> None:
     """Compare the CRC32 of each part of the file; torch.load does not, and would load a flipped bit as a weight."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            corrupt = archive.testzip()
     except zipfile.BadZipFile:
         raise ValueError(
             f"{path} is not a file of torch.save, or is truncated: fetch it again; "
             "a file of torch before 1.6 must be saved again with a later one"
         ) from None
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged in {damaged} (its CRC32 does not fit): fetch it again")
+    if corrupt is not None:
+        raise ValueError(f"{path} is corrupt in {corrupt} (its CRC32 does not fit): fetch it again")

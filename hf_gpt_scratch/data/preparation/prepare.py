@@ -163,7 +163,7 @@ class Preparation:
                 self.note()
 
     def placed_pieces(self) -> Iterator[tuple[tuple[int, str], Piece]]:
-        """All pieces with their number and split; those that are in a shard already come without content."""
+        """Yield all pieces with their number and split; those that are in a shard already come without content."""
         number = 0
         for source in self.sources:
             split = None

@@ -36,30 +36,30 @@ def find_finished_shards(folder: Path, plan: dict[str, Any], num_workers: int, s
         shards = {split: saved["shards"][split] for split in SPLITS}
         is_same = saved["plan"] == plan
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{note} is damaged: remove {folder} and prepare again") from None
+        raise ValueError(f"{note} is truncated or corrupt: remove {folder} and prepare again") from None
     if not is_same and any(shards.values()):
         raise FileExistsError(
             f"{folder} was begun with other sources or settings: give the same command, or name another folder"
         )
     for finished in shards.values():
-        drop_damaged(folder, finished, num_workers, say)
+        drop_corrupt(folder, finished, num_workers, say)
     if any(shards.values()):
         say(f"going on after {sum(map(len, shards.values()))} finished shards")
     return shards
 
 
-def drop_damaged(folder: Path, shards: list[dict[str, Any]], num_workers: int, say: Callable[[str], None]) -> None:
+def drop_corrupt(folder: Path, shards: list[dict[str, Any]], num_workers: int, say: Callable[[str], None]) -> None:
     """Forget the first shard that is missing or does not have its hash, and those after it."""
 
-    def is_whole(shard: dict[str, Any]) -> bool:
+    def is_intact(shard: dict[str, Any]) -> bool:
         path = folder / shard["file"]
         return path.is_file() and file_sha256(path) == shard["sha256"]
 
     with ThreadPoolExecutor(num_workers) as threads:
-        are_whole = list(threads.map(is_whole, shards))
-    if False in are_whole:
-        first = are_whole.index(False)
-        say(f"{folder / shards[first]['file']} is missing or damaged: made again from there")
+        are_intact = list(threads.map(is_intact, shards))
+    if False in are_intact:
+        first = are_intact.index(False)
+        say(f"{folder / shards[first]['file']} is missing or corrupt: made again from there")
         del shards[first:]
 
 

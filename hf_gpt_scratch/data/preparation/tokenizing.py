@@ -47,7 +47,7 @@ def encode_in_order(
 
 
 def encode_batch(batch: list[tuple[Place, Piece]], encoding: tiktoken.Encoding, special: bool) -> list[Encoded]:
-    """The work of one thread."""
+    """Encode the pieces of one batch."""
 
     def encode(piece: Piece) -> np.ndarray | None:
         if isinstance(piece.content, str):
@@ -58,7 +58,7 @@ def encode_batch(batch: list[tuple[Place, Piece]], encoding: tiktoken.Encoding, 
 
 
 def batched_by_length(pieces: Iterable[tuple[Place, Piece]]) -> Iterator[list[tuple[Place, Piece]]]:
-    """Lists of pieces that have at least `BATCH_CHARS` together, but for the last."""
+    """Yield lists of pieces that have at least `BATCH_CHARS` together, but for the last."""
     batch: list[tuple[Place, Piece]] = []
     length = 0
     for place, piece in pieces:

@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{MANIFEST} is damaged") from None
+        raise ValueError(f"{MANIFEST} is truncated or corrupt") from None
     for name in names:
         if name in ("", ".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise ValueError(f"{MANIFEST} names {name!r}, which is not a file of this folder")
@@ -58,7 +58,7 @@ def find_corruption(folder: Path) -> str | None:
     try:
         for name, expected in read_manifest(folder)["files"].items():
             if file_sha256(folder / name) != expected:
-                return f"{name} is damaged"
+                return f"{name} is corrupt"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:

@@ -87,7 +87,7 @@ def check_static_cache(plan: Plan) -> Outcome:
     from torch._dynamo.utils import counters
 
     model = build(plan)
-    # Of one length: each length of the cache would be compiled anew.
+    # Of one length: each length of the cache would be compiled again.
     ids = torch.cat([row[:, :4] for row in prompts(model.device)])
     expected = greedy(model, ids)
     config = compile_config(plan.decode_mode, fullgraph=True)

@@ -58,7 +58,7 @@ def measured_step(name: str, plan: Plan, task: Task) -> Callable[[], dict[str, A
     It returns `losses` of the first steps in nats per token, `peak_bytes` of steps without the start,
     `tokens_per_second`, and the FLOP/s of `model` and of a bf16 `product` beside it.
     """
-    flops = model_flops(task)  # first: whatever transformers has compiled is compiled anew once another model is built
+    flops = model_flops(task)  # first: what transformers has compiled is compiled again once another model is built
     step = build_step(name, plan, task)
     # A few batches that are there already: moving tokens is not part of a step.
     batches = [draw_tokens(task, number) for number in range(NUM_LOSSES)]

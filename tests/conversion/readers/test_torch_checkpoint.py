@@ -86,7 +86,7 @@ def test_every_flipped_bit_of_the_values_is_seen(tmp_path: Path) -> None:
     assert entry.file_size == 2000
     for position in range(start, start + 2000, 97):
         path.write_bytes(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
-        with pytest.raises(ValueError, match="is damaged in .*data/0 "):
+        with pytest.raises(ValueError, match="is corrupt in .*data/0 "):
             open_torch_checkpoint(path)
 
 

@@ -103,8 +103,8 @@ def test_names_are_those_that_transformers_js_gives(built: tuple) -> None:
 
 def test_the_error_past_the_context_says_so(built: tuple) -> None:
     ours, _ = built
-    assert ours.whole(ids(1, CONTEXT)[0].tolist()).shape == (CONTEXT, 29)
+    assert ours.text_logits(ids(1, CONTEXT)[0].tolist()).shape == (CONTEXT, 29)
     with pytest.raises(
         onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="text_past_the_context_of_12_tokens"
     ):
-        ours.whole(ids(1, CONTEXT + 1)[0].tolist())
+        ours.text_logits(ids(1, CONTEXT + 1)[0].tolist())

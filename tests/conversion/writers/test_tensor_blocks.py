@@ -69,7 +69,7 @@ def test_a_damaged_matrix_is_told(tmp_path: Path) -> None:
     content[-1] ^= 1
     data.write_bytes(content)
     plan = MappingPlan([Row("x", ("y",), Layout.CONV1D)], {"y": (30, 10)})
-    with pytest.raises(CheckpointError, match="is damaged at x .its checksum is"):
+    with pytest.raises(CheckpointError, match="is truncated or corrupt at x .its checksum is"):
         list(tensor_blocks(plan, open_tensor_bundle(tmp_path)))
 
 

@@ -292,7 +292,7 @@ def test_damaged_shard_of_a_broken_run_is_made_again(
     shards = sorted((tmp_path / "out").glob("train-*"))
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
     said = finish_and_compare(tmp_path / "out", sources, unbroken)
-    assert "train-00001.safetensors is missing or damaged" in said[0]
+    assert "train-00001.safetensors is missing or corrupt" in said[0]
 
 
 def test_source_that_changed_since_is_refused(corpus: list[Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_damaged_shard_and_those_after_it_are_made_again(begun: Path, damage) ->
     damage(begun / "train-00001.safetensors")
     said = []
     assert len(find_finished_shards(begun, PLAN, 1, said.append)["train"]) == 1
-    assert "train-00001.safetensors is missing or damaged: made again from there" in said[0]
+    assert "train-00001.safetensors is missing or corrupt: made again from there" in said[0]
 
 
 def test_other_plan_is_refused_once_there_is_a_shard(begun: Path) -> None:
@@ -55,7 +55,7 @@ def test_other_plan_is_refused_once_there_is_a_shard(begun: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"plan": 1}', '{"plan": 1, "shards": {"train": []}}'])
 def test_damaged_note_is_named(begun: Path, content: str) -> None:
     (begun / UNFINISHED_NAME).write_text(content)
-    with pytest.raises(ValueError, match=r"unfinished\.json is damaged: remove"):
+    with pytest.raises(ValueError, match=r"unfinished\.json is truncated or corrupt: remove"):
         find_finished_shards(begun, PLAN, 1, print)
 
 

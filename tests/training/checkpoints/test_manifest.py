@@ -55,7 +55,7 @@ def test_damaged_manifest_never_counts(folder: Path, content: bytes | None) -> N
     (folder / MANIFEST).unlink()
     if content is not None:
         (folder / MANIFEST).write_bytes(content)
-    assert find_corruption(folder) == f"{MANIFEST} is {'missing' if content is None else 'damaged'}"
+    assert find_corruption(folder) == f"{MANIFEST} is {'missing' if content is None else 'truncated or corrupt'}"
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ".", "", "a/b", "..\\secret", "C:\\secret"])

@@ -420,7 +420,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     newest.write_bytes(newest.read_bytes()[:-1])
     train(TrainingSettings(**{**settings.to_dict(), "resume": True}))
     output = capsys.readouterr().out
-    assert "step-00000006 is left out: model.safetensors is damaged" in output
+    assert "step-00000006 is left out: model.safetensors is corrupt" in output
     assert "step-00000003" in output
     assert step_losses(settings.output_dir) == expected
 
