@@ -1,5 +1,6 @@
 """The configuration of a converted model, from the shapes of its tensors and its own settings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -126,11 +127,13 @@ def _their_name(names: Mapping[str, str], ours: str) -> str:
 
 
 def _wrong_values(names: Mapping[str, str], stated: Mapping[str, Any]) -> list[str]:
-    """Name the settings whose value has the wrong type or is unknown to our model."""
+    """Name the settings whose value our configuration would refuse; its own rules would import transformers."""
 
     def is_right(key: str, value: Any) -> bool:
-        if key in ("dropout", "layer_norm_eps", "initializer_range"):
+        if key == "dropout":
             return type(value) in (int, float) and 0 <= value < 1
+        if key in ("layer_norm_eps", "initializer_range"):
+            return type(value) in (int, float) and 0 < value < math.inf
         if key in ("tie_word_embeddings", "use_cache", "qkv_bias"):
             return isinstance(value, bool)
         if key == "hidden_act":

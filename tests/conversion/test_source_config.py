@@ -1,12 +1,14 @@
 """Proves that a config is built from shapes and settings only where they agree, and that nothing is guessed."""
 
+import math
 from typing import Any
 
 import pytest
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
 from hf_gpt_scratch.conversion.mapping import GPT2, OPENAI, TUTORIAL
-from hf_gpt_scratch.conversion.source_config import build_config, sizes_from_shapes
+from hf_gpt_scratch.conversion.source_config import ACTIVATIONS, SETTINGS, build_config, sizes_from_shapes
+from hf_gpt_scratch.model.configuration_gpt_scratch import check_field
 from tests.conversion.bundle_writer import gpt2_shapes
 from tests.conversion.foreign_models import TutorialGPT
 
@@ -92,6 +94,8 @@ def test_a_tensor_without_which_there_is_no_config_is_named(name: str) -> None:
         ({"activation_function": "swish7"}, "activation_function is 'swish7'"),
         ({"activation_function": ["gelu"]}, r"activation_function is \['gelu'\]"),
         ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon is '1e-5'"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0$"),
+        ({"initializer_range": 0.0}, "initializer_range is 0.0$"),
         ({"resid_pdrop": 1.5}, "resid_pdrop is 1.5"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
         ({"n_inner": 32}, "n_inner is 32 in the settings, 20 in the tensors"),
@@ -103,6 +107,31 @@ def test_gpt2_that_ours_cannot_be_is_refused(changes: dict, message: str) -> Non
     assert build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS).config["intermediate_size"] == 20
     with pytest.raises(ValueError, match=message):
         build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS | changes)
+
+
+# Our model computes more activations than GPT-2's have names here, and no checkpoint may name a token of negative id.
+STRICTER = {"hidden_act", "bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+@pytest.mark.parametrize("field", SETTINGS["gpt2"])
+def test_what_is_refused_is_what_the_configuration_refuses(field: str) -> None:
+    """The rules stand in two places, because a conversion does not import transformers."""
+    ours = SETTINGS["gpt2"][field]
+    own = GPT2_SETTINGS.get(field, 20)
+    for value in (own, 0, -1, 1, 0.5, 0.0, -0.5, 1.0, 1e-5, 20, 1.5, math.inf, math.nan, "x", "gelu", True, [], [1]):
+        try:
+            check_field(ours, ACTIVATIONS.get(value, value) if isinstance(value, str) else value)
+            is_refused = False
+        except ValueError:
+            is_refused = True
+        try:
+            build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS | {field: value})
+        except ValueError as error:
+            found = f"{field} is {value!r}"
+            is_named = str(error).endswith((found, f"{found};")) or f"{found};" in str(error)
+        else:
+            is_named = False
+        assert is_named == is_refused or (is_named and ours in STRICTER), value
 
 
 def test_decisions_are_noted() -> None:
