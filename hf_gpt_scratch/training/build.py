@@ -65,7 +65,6 @@ from hf_gpt_scratch.training.checkpoints.output_folder import (
 from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume, with_its_warmup
 from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
-from hf_gpt_scratch.training.cpu.threads import choose_threads
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.freezing import freeze
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
@@ -152,11 +151,9 @@ def prepare_run(
     samplers = Parts(*(cast(StepSampler, loader.batch_sampler) for loader in loaders))
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
-    cpu_speedups = enable_cpu_speedups(model, settings, accelerator)
     prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     try_step(prepared_model, settings, accelerator)
-    if line := choose_threads(prepared_model, settings, accelerator):
-        print(line, flush=True)
+    cpu_speedups = enable_cpu_speedups(prepared_model, settings, accelerator)
     speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
     history = History(Path(settings.output_dir) / "history.jsonl", writes=accelerator.is_main_process)
     return Run(

@@ -229,7 +229,9 @@ class TrainingSettings:
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
     )
     cpu_speedups: bool = setting(
-        True, "faster attention with dropout on a CPU; off: PyTorch's own, which draws other numbers"
+        True,
+        "faster attention with dropout, and fewer threads where those are faster, on a CPU; off: PyTorch's own, which "
+        "draws other numbers",
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     optimizer_in_backward: bool = setting(

@@ -30,8 +30,7 @@ def choose_threads(model: nn.Module, settings: TrainingSettings, accelerator: Ac
     Returns:
         A line about the choice; None if there was none.
     """
-    is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-    if not is_alone or VARIABLE in os.environ or torch.get_num_threads() == 1:
+    if accelerator.num_processes > 1 or VARIABLE in os.environ or torch.get_num_threads() == 1:
         return None
     if settings.resume and (state := recorded_state(settings)) is not None:
         if 0 < state.num_threads < torch.get_num_threads():

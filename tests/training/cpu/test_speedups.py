@@ -55,6 +55,7 @@ def test_which_runs_have_which(changes: dict, accelerator: dict, enabled: list[s
     cpu = {"mixed_precision": "no", "is_fsdp2": False, "device": torch.device("cpu")}
     cpu["distributed_type"] = DistributedType.NO
     state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    cpu |= {"num_processes": 2, "unwrap_model": lambda prepared: prepared}
     assert enable_cpu_speedups(model, settings, SimpleNamespace(**cpu | accelerator, state=state)) == enabled
     assert (model.config._attn_implementation == NAME) is any("attention" in line for line in enabled)
     assert NAME not in model.config.to_json_string()

@@ -93,6 +93,21 @@ def test_a_number_that_was_asked_for_and_that_of_a_large_model_stay(
     assert (torch.get_num_threads(), line is None) == ((2, True) if reason else (1, False))
 
 
+@pytest.mark.parametrize("cpu_speedups", [True, False])
+def test_the_flag_of_the_cpu_speedups_leaves_all_threads(
+    tiny_settings: Callable[..., TrainingSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cpu_speedups: bool,
+) -> None:
+    """The control is the same run with them."""
+    monkeypatch.setattr(threads, "compute_gradients", lambda *_: work_of({2: 0.010, 1: 0.001})())
+    torch.set_num_threads(2)
+    train(tiny_settings(max_steps=1, warmup_steps=0, cpu_speedups=cpu_speedups))
+    assert ("threads: 1 of 2" in capsys.readouterr().out) == cpu_speedups
+    assert torch.get_num_threads() == (1 if cpu_speedups else 2)
+
+
 def test_measuring_changes_nothing_of_the_run(tiny_settings: Callable[..., TrainingSettings]) -> None:
     torch.set_num_threads(2)
     settings = tiny_settings(dropout=0.1)
