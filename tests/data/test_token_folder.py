@@ -198,7 +198,7 @@ BAD_FOLDERS = {
         change_index(lambda index: index["vocabulary"].update(size=50000)),
         "vocabulary.size is 50000, not 50257",
     ),
-    "no skipped": (change_index(lambda index: index.pop("skipped")), "index.json is damaged"),
+    "no skipped": (change_index(lambda index: index.pop("skipped")), "index.json is truncated or corrupt"),
     "swapped shards": (swap_shards, "train-00000.safetensors is not the shard that index.json describes"),
     "no shard": (lambda folder: (folder / "train-00002.safetensors").unlink(), "train-00002.safetensors"),
 }
