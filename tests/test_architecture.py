@@ -34,7 +34,7 @@ ARROWS = {
     "generation": {"model", "data", "runtime", "plots"},
     "hub": {"model", "data", "runtime", "registration", ""},
     "conversion": {"data", "runtime", ""},
-    "training": {"model", "data", "evaluation", "generation", "hub", "runtime", "plots", "registration", ""},
+    "training": {"model", "data", "evaluation", "hub", "runtime", "plots", "registration", ""},
     "registration": {"model"},
     "interpretability": {"registration"},
     "commands": {"conversion", "data", "evaluation", "generation", "hub", "plots", "runtime", "training", ""},
@@ -169,6 +169,53 @@ def test_every_module_has_its_test() -> None:
                 relative = path.relative_to(folder)
                 test = PROVED_BY.get(relative.as_posix(), f"{relative.parent}/test_{relative.name}")
                 assert (ROOT / "tests" / test).is_file(), f"{path} has no tests/{test}"
+
+
+# Tests of roads through many modules, by folder, and of one duty of a module that has a test file of its own.
+ROADS = {"browser", "ecosystem", "engines", "loopback_hub", "scripts", "sharing", "training/resilience", "versions"}
+OF_A_DUTY = {
+    "benchmarks/gpu/test_rehearsal.py",
+    "commands/test_installed_wheel.py",
+    "conversion/test_convert_and_share.py",
+    "model/test_heads.py",
+    "model/test_import_does_nothing.py",
+    "model/test_past_context.py",
+    "test_architecture.py",
+    "test_readme.py",
+    "test_readme_road.py",
+    "test_words.py",
+    "test_works_table.py",
+    "training/test_norm_type.py",
+    "training/test_tutorial_recipe.py",
+}
+
+
+def test_every_test_file_has_its_module() -> None:
+    tests = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    alone = {
+        path.as_posix()
+        for path in tests
+        if path.parent.as_posix() not in ROADS
+        and not any((root / path.with_name(path.name[5:])).is_file() for root in (PACKAGE, BENCHMARKS.parent))
+    }
+    assert alone == OF_A_DUTY
+
+
+def test_modules_live_in_rooms() -> None:
+    loose = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert loose == {"__main__.py", "evaluation.py", "plots.py", "registration.py"}
+
+
+def test_a_hyperparameter_of_the_model_touches_three_files() -> None:
+    """Beside them TransformerLens has to be told of `norm_type`, since it computes with the weights alone.
+
+    The stock export and ONNX refuse what GPT-2 cannot be by comparing it with the defaults, whatever its name.
+    """
+    files = {
+        path.relative_to(PACKAGE).as_posix() for path in MODULES if "norm_type" in path.read_text(encoding="utf-8")
+    }
+    of_model = {f"model/{name}_gpt_scratch.py" for name in ("configuration", "modeling")}
+    assert files - {"interpretability/transformer_lens.py"} == of_model | {"training/settings.py"}
 
 
 def test_what_travels_with_a_model_is_read_in_one_sitting() -> None:
