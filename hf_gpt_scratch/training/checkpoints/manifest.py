@@ -3,20 +3,13 @@
 It is written last and carries a hash of itself, so a folder without it, or with a changed one, does not count.
 """
 
-import hashlib
-import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import file_sha256, read_json, write_json
+from hf_gpt_scratch.runtime.files import file_sha256, read_sealed_json, write_sealed_json
 
 
 MANIFEST = "manifest.json"
-
-
-def digest(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's content, independent of white space and order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -27,8 +20,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         facts: JSON-ready; written beside the hashes.
     """
     files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-    content = {**facts, "files": files}
-    write_json(folder / MANIFEST, {**content, "sha256": digest(content)}, sort_keys=False)
+    write_sealed_json(folder / MANIFEST, {**facts, "files": files})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -39,9 +31,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it was changed, or names a file outside the folder.
     """
     try:
-        content = read_json(folder / MANIFEST)
-        if content.pop("sha256") != digest(content):
-            raise ValueError("hash mismatch")
+        content = read_sealed_json(folder / MANIFEST)
         names = list(content["files"])
     except FileNotFoundError:
         raise
