@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.data.compressed_files import PACKED, is_packed
+from hf_gpt_scratch.data.compressed_files import is_packed
 from hf_gpt_scratch.data.datatrove import read_datatrove
 from hf_gpt_scratch.data.documents import (
     DatasetName,
@@ -65,12 +65,6 @@ class Source:
 
 def silent(line: str) -> None:
     """Say nothing."""
-
-
-def ending_of(path: Path) -> str:
-    """Return the end of a name in lower case, such as ".txt" or ".jsonl.gz"."""
-    suffix = path.suffix.lower()
-    return path.with_suffix("").suffix.lower() + suffix if suffix in PACKED else suffix
 
 
 def kind_of(path: Path) -> str | None:
@@ -172,7 +166,8 @@ def search_folder(folder: Path, kinds: Collection[str], endings: str, say: Calla
             refuse_unreadable(path)
             taken.append(path)
         elif path.with_suffix("").suffix.lower() != ".ds":  # the index and the metadata of datatrove's tokens
-            passed_over[ending_of(path) or "without an ending"] += 1
+            ending = "".join(path.suffixes[-2:] if is_packed(path) else [path.suffix])  # such as ".csv" or ".csv.gz"
+            passed_over[ending.lower() or "without an ending"] += 1
     others = ", ".join(f"{count} {ending}" for ending, count in sorted(passed_over.items()))
     if not taken:
         raise ValueError(

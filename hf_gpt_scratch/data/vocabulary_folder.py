@@ -17,6 +17,7 @@ from hf_gpt_scratch.data.vocabulary import (
     named_vocabulary,
 )
 from hf_gpt_scratch.data.vocabulary_proof import unproved_merges
+from hf_gpt_scratch.runtime.files import model_of_run
 
 
 FILE_NAME = "tokenizer.json"
@@ -50,7 +51,7 @@ def load_vocabulary(name_or_folder: str) -> Vocabulary:
         )
     path = folder / FILE_NAME
     if not path.is_file():
-        hint = f"did you mean {folder / 'model'}?" if (folder / "model" / FILE_NAME).is_file() else REMEDY
+        hint = f"did you mean {model}?" if (model := model_of_run(folder, FILE_NAME)) else REMEDY
         raise FileNotFoundError(f"{folder} holds no {FILE_NAME}, so it is not a vocabulary: {hint}")
     return parse_vocabulary(path.read_bytes(), str(path))
 

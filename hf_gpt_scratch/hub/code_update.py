@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import clear_unfinished, json_text, write_file, write_json
+from hf_gpt_scratch.runtime.files import clear_unfinished, json_text, model_of_run, write_file, write_json
 from hf_gpt_scratch.runtime.remote_code import AUTO_MAP, CODE_FILES, is_code, read_code
 
 
@@ -62,8 +62,7 @@ def update_folder(folder: Path) -> tuple[list[str], list[str]]:
     """
     config_file, tokenizer_config = folder / "config.json", folder / "tokenizer_config.json"
     if not config_file.is_file():
-        model = folder / "model"
-        hint = f": did you mean {model}?" if (model / "config.json").is_file() else ""
+        hint = f": did you mean {model}?" if (model := model_of_run(folder)) else ""
         raise FileNotFoundError(f"cannot update {folder}: it holds no config.json, so it is not a model folder{hint}")
     old_config = config_file.read_bytes()
     config = update_config(

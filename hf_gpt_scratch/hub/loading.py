@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hf_gpt_scratch import registration as registration  # what loads without trust_remote_code
 from hf_gpt_scratch.hub.pushable_files import corrupt_files
 from hf_gpt_scratch.runtime.cli import name_some
+from hf_gpt_scratch.runtime.files import model_of_run
 from hf_gpt_scratch.runtime.out_of_memory import is_out_of_memory
 
 
@@ -69,7 +70,7 @@ def refuse_absent(name_or_path: str) -> None:
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            hint = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+            hint = f": did you mean {model}?" if (model := model_of_run(folder)) else ""
             raise FileNotFoundError(f"{folder} holds no config.json, so it is not a model folder{hint}")
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise FileNotFoundError(

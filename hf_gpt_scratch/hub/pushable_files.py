@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_gpt_scratch.runtime.files import read_json
+from hf_gpt_scratch.runtime.files import model_of_run, read_json
 from hf_gpt_scratch.runtime.remote_code import CODE_FILES, is_code
 
 
@@ -50,8 +50,8 @@ def check_folder(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"cannot push {folder}: there is no such folder")
     if not folder.is_dir():
         raise NotADirectoryError(f"cannot push {folder}: it is a file, name the folder that holds it")
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
-        raise ValueError(f"cannot push {folder}: it is the output folder of a run: push {folder / 'model'}")
+    if model := model_of_run(folder):
+        raise ValueError(f"cannot push {folder}: it is the output folder of a run: push {model}")
     paths = sorted(folder.iterdir())
     problems = foreign_files(paths)
     if not problems:

@@ -61,7 +61,8 @@ def build_repository(
         write_file(unfinished / "README.md", render_card(model, folder.name, card))
         for picture in card.pictures:
             shutil.copyfile(picture, unfinished / picture.name)
-        umask = current_umask()
+        umask = os.umask(0)  # the permissions that new files do not get
+        os.umask(umask)
         for file in unfinished.iterdir():
             file.chmod(0o666 & ~umask)  # safetensors makes files that only the user may read
         if replace and folder.is_dir():
@@ -99,10 +100,3 @@ def settle_tokenizer(folder: Path) -> None:
             with suppress(ValueError):
                 content["model"]["merges"] = join_merges(content["model"]["merges"])
                 write_file(file, json.dumps(content, indent=2, ensure_ascii=False))
-
-
-def current_umask() -> int:
-    """Return the permissions that new files do not get."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

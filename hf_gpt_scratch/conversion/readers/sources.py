@@ -9,7 +9,7 @@ from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, WEI
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
 from hf_gpt_scratch.conversion.readers.tf_paths import find_checkpoint_prefix
-from hf_gpt_scratch.runtime.files import read_json
+from hf_gpt_scratch.runtime.files import model_of_run, read_json
 
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -75,8 +75,8 @@ def find_weights(path: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found[:8])
         raise ValueError(f"{path} holds several checkpoints ({names}): give the one that is meant")
-    if (path / "model" / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is the output folder of a run: give {path / 'model'}")
+    if model := model_of_run(path):
+        raise FileNotFoundError(f"{path} is the output folder of a run: give {model}")
     raise FileNotFoundError(
         f"{path} holds no checkpoint: no model.ckpt.index, no model.safetensors, no .pth, .pt or .bin file"
     )

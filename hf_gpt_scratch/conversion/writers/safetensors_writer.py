@@ -85,7 +85,12 @@ def write_model(
         paths = [folder / WEIGHTS_FILE]
     else:
         paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-        write_index(folder / INDEX_FILE, dict(zip(paths, shards, strict=True)), dtype)
+        metadata = {
+            "total_parameters": sum(map(math.prod, shapes.values())),
+            "total_size": sum(num_bytes(shape, dtype) for shape in shapes.values()),
+        }
+        weight_map = {name: path.name for path, shard in zip(paths, shards, strict=True) for name in shard}
+        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
     places: dict[str, tuple[Path, int]] = {}
     left = {name: num_bytes(shape, dtype) for name, shape in shapes.items()}
     for path, shard in zip(paths, shards, strict=True):
@@ -105,13 +110,3 @@ def write_model(
     if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
     return paths
-
-
-def write_index(path: Path, shards: Mapping[Path, Mapping[str, Shape]], dtype: str) -> None:
-    """Write which tensor is in which file, as transformers does."""
-    shapes = [shape for shard in shards.values() for shape in shard.values()]
-    num_parameters = sum(math.prod(shape) for shape in shapes)
-    total_size = sum(num_bytes(shape, dtype) for shape in shapes)
-    weight_map = {name: file.name for file, shard in shards.items() for name in shard}
-    metadata = {"total_parameters": num_parameters, "total_size": total_size}
-    write_json(path, {"metadata": metadata, "weight_map": weight_map})
