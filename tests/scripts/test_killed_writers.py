@@ -1,7 +1,8 @@
 """Proves for each kind of writer that it is durable, and that a signal leaves nothing half written.
 
 The kinds: checkpoint, repository with its card, settings, history and loss plot (train.py), tokens and their index and
-note (prepare_data.py), figure (plot_decoding.py), converted folder (convert_gpt2.py), code update (push_to_hub.py).
+note (prepare_data.py), figure (plot_decoding.py), converted folder, also with ONNX files (convert_gpt2.py), code
+update (push_to_hub.py), vocabulary (train_tokenizer.py; train.py with --minutes), unfinished model (--push_steps).
 Downloads are killed where they have a server: released files in tests/conversion/download, the sample text in
 tests/data/test_sample_texts.py. A push writes nothing here; tests/sharing kills it.
 
@@ -162,11 +163,34 @@ def writers(folder: Path, model: Path) -> dict[str, Writer]:
             f"run/checkpoints/.step-00000003{MARK}/*.safetensors",
             ("--resume",),
         ),
+        "vocabulary": Writer(
+            ["train_tokenizer.py", "--source", text, "--vocab_size", 400, "--output", folder / "vocabulary"],
+            folder / "vocabulary",
+            f".vocabulary{MARK}/*",
+        ),
+        "chosen": Writer(
+            ["train.py", "--minutes", "1", "--output_dir", folder / "run"],
+            folder / "run" / "model",
+            f"run/.vocabulary{MARK}/*",
+            ("--resume",),
+        ),
+        "onnx": Writer(
+            ["convert_gpt2.py", "--export-onnx", "--from-dir", model, "--output", folder / "web", "--no-verify"],
+            folder / "web",
+            f".web{MARK}/onnx/*",
+        ),
+        # The push fails, since nothing answers, and the run goes on; a result takes the place of the unfinished one.
+        "unfinished": Writer(
+            ["train.py", *TRAIN, "--output_dir", folder / "run", "--push_to_hub", "ann/model", "--push_steps", "1"],
+            folder / "run" / "model",
+            f"run/.unfinished-model{MARK}/*.safetensors",
+            ("--resume",),
+        ),
         "code": Writer(["push_to_hub.py", "--update-code", old], old / "config.json", f"../old/.*{MARK}"),
     }
 
 
-OTHERS = ["shards", "figures", "checkpoint", "code"]
+OTHERS = ["shards", "figures", "checkpoint", "vocabulary", "chosen", "onnx", "unfinished", "code"]
 KINDS = ["export", "run", *OTHERS]
 
 
@@ -208,7 +232,7 @@ def test_end_in_mid_write(
         return
     else:
         assert code == 128 + number
-        expected = "stopped by signal" if kind in ("run", "checkpoint") else f"ended by {number.name}"
+        expected = "stopped by signal" if kind in ("run", "checkpoint", "unfinished") else f"ended by {number.name}"
         assert errors.splitlines()[-1].startswith(expected)
         assert not list(tmp_path.rglob(f"*{MARK}*"))
 
@@ -284,6 +308,10 @@ def test_what_is_renamed_into_place_is_on_the_disk_before(
                 "shards": ["unfinished.json", "train-00001.safetensors", "index.json"],
                 "figures": ["bars.png"],
                 "export": ["config.json", "stock"],
+                "vocabulary": ["tokenizer.json", "vocabulary"],
+                "chosen": ["vocabulary"],
+                "onnx": ["web"],
+                "unfinished": ["unfinished-model"],
             }.items()
             for name in names
         ),
