@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_gpt_scratch import __version__
+from tests.loopback_hub import LoopbackHub
 
 
 pytestmark = pytest.mark.commands
@@ -46,12 +47,11 @@ def start(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment = inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-    def start(*words: object) -> subprocess.CompletedProcess:
+    def start(*words: object, **variables: str) -> subprocess.CompletedProcess:
         program = python.parent / str(words[0])
         command = [program, *map(str, words[1:])]
-        result = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-        )
+        options = {"cwd": folder, "env": environment | variables, "stdin": subprocess.DEVNULL, "timeout": 300}
+        result = subprocess.run(command, capture_output=True, text=True, **options)
         assert result.returncode == 0, result.stderr
         return result
 
@@ -103,6 +103,55 @@ def test_what_is_done_with_a_trained_model(start: Start) -> None:
     assert "drawn to decoding.png" in drawn.stdout
     exported = start("hf-gpt-scratch", "convert", "--export-stock", "--from-dir", model, "--output", "stock")
     assert "verified: largest difference of a value 0" in exported.stdout
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_model_is_pushed_and_read_back(start: Start, hub: LoopbackHub, tmp_path: Path) -> None:
+    variables = hub.environment(tmp_path / "home", hub.token_of("alice"))
+    pushed = start("hf-gpt-scratch", "push", "runs/two/model", "alice/toy", **variables)
+    assert pushed.stdout.startswith(f"pushed to alice/toy: commit {hub.repo('alice/toy').branches['main']}, sent ")
+    written = start(
+        "hf-gpt-scratch",
+        "generate",
+        "--model",
+        "alice/toy",
+        "--prompt",
+        "The lamp",
+        "--max-new-tokens",
+        3,
+        **variables,
+    )
+    assert written.stdout.startswith("The lamp")
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_demo_writes_a_text(python: Path, start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("gradio_client")
+    # It runs until it is ended, and its client is of the same environment.
+    ask = (
+        "import re, subprocess, sys\n"
+        "from gradio_client import Client\n"
+        "command = [sys.argv[1], 'demo', '--model', 'runs/two/model']\n"
+        "demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)\n"
+        "try:\n"
+        "    url = next(found[0] for line in demo.stdout if (found := re.search(r'http://[\\d.:]+', line)))\n"
+        "    client = Client(url, verbose=False)\n"
+        "    print(client.predict('The lamp', 1.0, 5, 3, 123, api_name='/write')[0])\n"
+        "finally:\n"
+        "    demo.terminate()\n"
+        "    demo.wait()\n"
+    )
+    assert start("python", "-c", ask, python.parent / "hf-gpt-scratch").stdout.startswith("The lamp")
+
+
+def test_a_vocabulary_is_made_and_trained_with(start: Start, python: Path) -> None:
+    (assets,) = python.parents[1].glob("lib/python*/site-packages/hf_gpt_scratch/assets")
+    text = assets / "sample_text.txt"
+    made = start("hf-gpt-scratch", "train-tokenizer", "--source", text, "--vocab_size", 300, "--output", "mine").stdout
+    assert made.splitlines()[0].startswith("300 tokens: ")
+    assert made.endswith(f"train with it: hf-gpt-scratch train --train_file {text} --vocabulary mine\n")
+    options = ["--train_file", text, "--vocabulary", "mine", "--output_dir", "runs/own"]
+    assert "processes 1" in start("hf-gpt-scratch", "train", *TINY, *options).stdout
 
 
 def test_prepared_tokens_are_trained_on_without_a_launcher_and_its_noise(start: Start, python: Path) -> None:
