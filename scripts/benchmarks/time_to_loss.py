@@ -97,7 +97,7 @@ def train_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str] 
 
 
 def run_nanogpt(copied: Path, seed: int, threads: int, recipe: dict[str, str]) -> Measurement:
-    """Run nanoGPT's recipe into `out-SEED`, what it prints into a file `log` there, and compile all anew."""
+    """Run nanoGPT's recipe into `out-SEED`, what it prints into a file `log` there, with nothing compiled before."""
     script, out = copied / "train.py", copied / f"out-{seed}"
     out.mkdir()
     seeded = copied / "train_seeded.py"

@@ -95,8 +95,8 @@ def with_its_warmup(run: Run, path: Path) -> Run:
     Evaluations and checkpoints are as far apart as suits its steps now. A run of fewer steps is left as it is: it is
     refused.
     """
-    warmup_steps = read_state(path).settings.get("warmup_steps", run.settings.warmup_steps)
-    if warmup_steps >= run.num_steps:
+    warmup_steps = read_state(path).settings.get("warmup_steps")
+    if warmup_steps is None or warmup_steps >= run.num_steps:
         return run
     return replace(run, settings=replace(run.settings, warmup_steps=warmup_steps))
 
