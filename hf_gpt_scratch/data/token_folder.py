@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_gpt_scratch.data.token_shards import FORMAT, REMEDY, VERSION, Shard
-from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
-from hf_gpt_scratch.runtime.files import file_sha256, read_sealed_json
+from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256, Vocabulary, named_vocabulary
+from hf_gpt_scratch.runtime.files import file_sha256, read_json
 
 
 INDEX_NAME = "index.json"
@@ -22,7 +22,7 @@ def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing prepared in it, or it is not finished.
-        ValueError: the index is truncated or corrupt, or of another version or vocabulary.
+        ValueError: the index is damaged, or of another version or vocabulary.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
@@ -30,21 +30,52 @@ def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, 
             raise FileNotFoundError(f"{folder} is not finished: give hf-gpt-scratch prepare the same options again")
         raise FileNotFoundError(f"{folder} holds no prepared data: make it with hf-gpt-scratch prepare")
     try:
-        index = read_sealed_json(path)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is truncated or corrupt, or of an older version: {REMEDY}") from None
-    if (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        index = read_json(path)
+        known = index["format"] == FORMAT and index["version"] == VERSION
+        of_tokens = index["vocabulary"]
+        vocab_sha256 = of_tokens["sha256"]
+        shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+        files, _ = [shard["file"] for shard in shards], [shard["sha256"] for shard in shards]
+        faults = wrong_facts(index, named_vocabulary("gpt2") if vocab_sha256 == VOCAB_SHA256 else vocabulary)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is truncated or corrupt: {REMEDY}") from None
+    if not known:
         raise ValueError(f"{path} is of another version than {VERSION}: {REMEDY}")
-    found = index["vocabulary"]
-    if vocabulary is not None and found["sha256"] != vocabulary.sha256:
+    if vocabulary is not None and vocab_sha256 != vocabulary.sha256:
+        size = f"{of_tokens['size']:,} tokens, " if isinstance(of_tokens.get("size"), int) else ""
         raise ValueError(
-            f"{path} is of another vocabulary, {found['name']} ({found['size']:,} tokens, sha256 {found['sha256']}), "
-            f"and not of {vocabulary}: name its own with --vocabulary, or {REMEDY}"
+            f"{path} is of another vocabulary, {of_tokens.get('name')} ({size}sha256 {vocab_sha256}), and not of "
+            f"{vocabulary}: name its own with --vocabulary, or {REMEDY}"
         )
-    files = [shard["file"] for split in index["splits"].values() for shard in split["shards"]]
-    if outside := [name for name in files if Path(name).name != name]:
+    if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
         raise ValueError(f"{path} names the file {outside[0]!r}: the shards must lie beside the index")
+    if faults:
+        raise ValueError(f"{path} is corrupt ({'; '.join(faults)}): {REMEDY}")
     return index
+
+
+def wrong_facts(index: dict[str, Any], vocabulary: Vocabulary | None) -> list[str]:
+    """List what an index says that is not true of any folder or of its vocabulary, or not of the shards it names."""
+    separator, size = index["separator"], index["vocabulary"]["size"]
+    faults = []
+    if vocabulary is not None:
+        for name, found, expected in (
+            ("separator", separator, vocabulary.end_of_text_id),
+            ("vocabulary.size", size, vocabulary.size),
+        ):
+            if found != expected:
+                faults.append(f"{name} is {found!r}, not {expected}")
+    counts = {"separator": separator, "vocabulary.size": size}
+    counts |= {name: index["skipped"][name] for name in ("empty_documents", "bad_rows")}
+    for split, facts in index["splits"].items():
+        for name in ("num_tokens", "num_documents"):
+            of_shards = {shard["file"]: shard[name] for shard in facts["shards"]}
+            counts |= {f"{name} of {split}": facts[name]}
+            counts |= {f"{name} of {file}": count for file, count in of_shards.items()}
+            if facts[name] != sum(of_shards.values()):
+                faults.append(f"{name} of {split} is {facts[name]!r}, and its shards have {sum(of_shards.values())}")
+    # A bool is an int for Python.
+    return faults + [f"{name} is {count!r}" for name, count in counts.items() if type(count) is not int or count < 0]
 
 
 def open_shard(folder: Path, entry: dict[str, Any], vocab_sha256: str) -> Shard:

@@ -108,29 +108,6 @@ def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> N
     write_file(path, json_text(content, sort_keys))
 
 
-def content_sha256(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of a JSON object, independent of white space and order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a hash of itself, atomically."""
-    write_json(path, {**content, "sha256": content_sha256(content)}, sort_keys=False)
-
-
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed_json` wrote.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it was changed, or has no hash of itself.
-    """
-    content = read_json(path)
-    if content.pop("sha256", None) != content_sha256(content):
-        raise ValueError(f"{path} does not have the hash that it states")
-    return content
-
-
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically; text as UTF-8.
 

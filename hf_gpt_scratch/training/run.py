@@ -19,7 +19,7 @@ from hf_gpt_scratch.data.vocabulary import Vocabulary
 from hf_gpt_scratch.data.windows import StepSampler, TokenWindows, draw_like_torch_loader, epoch_order_seed
 from hf_gpt_scratch.evaluation import bits_per_byte
 from hf_gpt_scratch.runtime.environment import describe_device, describe_processor, key_versions
-from hf_gpt_scratch.runtime.files import content_sha256, write_file
+from hf_gpt_scratch.runtime.files import write_file
 from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel
@@ -30,7 +30,7 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from hf_gpt_scratch.training.checkpoints.manifest import find_corruption
+from hf_gpt_scratch.training.checkpoints.manifest import digest, find_corruption
 from hf_gpt_scratch.training.command_line import settings_json
 from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
@@ -236,6 +236,6 @@ class Run:
 def model_sha256(config: PreTrainedConfig) -> str:
     """Hash everything that decides what the weights of a model compute."""
     values = {name: getattr(config, name) for name in (*HASHED, *FRESH_ARCHITECTURE)}
-    return content_sha256(
+    return digest(
         {name: value for name, value in values.items() if name in HASHED or value != FRESH_ARCHITECTURE[name]}
     )

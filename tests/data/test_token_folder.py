@@ -13,7 +13,7 @@ from hf_gpt_scratch.data.token_folder import INDEX_NAME, UNFINISHED_NAME, Sharde
 from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, save_shard
 from hf_gpt_scratch.data.vocabulary import VOCAB_SHA256
 from hf_gpt_scratch.data.windows import IGNORE_INDEX, PADDING_WINDOW, TokenWindows, build_loader, epoch_order_seed
-from hf_gpt_scratch.runtime.files import file_sha256, write_sealed_json
+from hf_gpt_scratch.runtime.files import file_sha256
 
 
 Folder = tuple[Path, np.ndarray]
@@ -32,12 +32,12 @@ def write_folder(folder: Path, tokens: np.ndarray, shard_tokens: int) -> None:
     index = {
         "format": FORMAT,
         "version": VERSION,
-        "vocabulary": {"name": "gpt2", "size": 50257, "sha256": VOCAB_SHA256},
+        "vocabulary": {"size": 50257, "sha256": VOCAB_SHA256},
         "separator": 50256,
         "splits": {"train": {**totals, "shards": shards}},
         "skipped": {"empty_documents": 0, "bad_rows": 0, "first_bad_row": None},
     }
-    write_sealed_json(folder / INDEX_NAME, index)
+    (folder / INDEX_NAME).write_text(json.dumps(index))
 
 
 @pytest.fixture
@@ -128,26 +128,27 @@ def test_whole_folder_is_verified_byte_by_byte(written: Folder) -> None:
     assert "train-00002.safetensors is missing" in lines[1]
 
 
-def change_index(change: Callable[[dict], None], seal: bool = True) -> Callable[[Path], None]:
-    """Change what an index says, with a hash that fits or with the old one."""
-
+def change_index(change: Callable[[dict], None]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         index = json.loads((folder / INDEX_NAME).read_text())
         change(index)
-        if seal:
-            del index["sha256"]
-            write_sealed_json(folder / INDEX_NAME, index)
-        else:
-            (folder / INDEX_NAME).write_text(json.dumps(index))
+        (folder / INDEX_NAME).write_text(json.dumps(index))
 
     return apply
 
 
-def move_tokens(index: dict) -> None:
-    """Have the first shard 7 tokens, and the second the others of both: the total stays."""
-    first, second = index["splits"]["train"]["shards"][:2]
-    second["num_tokens"] += first["num_tokens"] - 7
-    first["num_tokens"] = 7
+def move_tokens(count: float) -> Callable[[Path], None]:
+    """Have the first shard so many tokens, and the second the others of both: the total stays."""
+
+    def change(index: dict) -> None:
+        first, second = index["splits"]["train"]["shards"][:2]
+        second["num_tokens"] += first["num_tokens"] - count
+        first["num_tokens"] = count
+        index["splits"]["train"]["num_tokens"] = sum(
+            shard["num_tokens"] for shard in index["splits"]["train"]["shards"]
+        )
+
+    return change_index(change)
 
 
 def swap_shards(folder: Path) -> None:
@@ -167,7 +168,7 @@ BAD_FOLDERS = {
     "index not ours": (change_index(lambda index: index.update(format="x")), "is of another version"),
     "index of MosaicML": (
         lambda folder: (folder / INDEX_NAME).write_text('{"shards": [], "version": 2}'),
-        "is truncated or corrupt, or of an older version: make the folder again",
+        "is truncated or corrupt: make the folder again",
     ),
     "vocabulary": (change_index(lambda index: index["vocabulary"].update(sha256="0")), "is of another vocabulary"),
     "way out": (
@@ -175,24 +176,29 @@ BAD_FOLDERS = {
         "names the file '../x': the shards must lie beside the index",
     ),
     "count": (
-        change_index(lambda index: index["splits"]["train"]["shards"][1].update(num_tokens=7), seal=False),
-        "index.json is truncated or corrupt, or of an older version: make the folder again",
+        change_index(lambda index: index["splits"]["train"]["shards"][1].update(num_tokens=7)),
+        "index.json is corrupt .num_tokens of train is 10007, and its shards have 7013",
     ),
     "dropped shard": (
-        change_index(lambda index: index["splits"]["train"]["shards"].pop(), seal=False),
-        "is truncated or corrupt",
+        change_index(lambda index: index["splits"]["train"]["shards"].pop()),
+        "index.json is corrupt .num_tokens of train is 10007, and its shards have 9003; num_documents of train is 6",
     ),
     "NaN": (
-        change_index(lambda index: index["splits"]["train"].update(num_tokens=math.nan), seal=False),
-        "is truncated or corrupt",
+        change_index(lambda index: index["splits"]["train"].update(num_tokens=math.nan)),
+        "num_tokens of train is nan",
     ),
-    "separator": (change_index(lambda index: index.update(separator=0), seal=False), "is truncated or corrupt"),
-    "no skipped": (change_index(lambda index: index.pop("skipped"), seal=False), "is truncated or corrupt"),
-    "no hash": (
-        change_index(lambda index: index.pop("sha256"), seal=False),
-        "or of an older version: make",
+    "negative": (move_tokens(-5), "index.json is corrupt .num_tokens of train-00000.safetensors is -5"),
+    "no whole number": (move_tokens(7.0), "index.json is corrupt .num_tokens of train is 10007.0"),
+    "moved": (move_tokens(7), "train-00000.safetensors is not the shard that index.json describes"),
+    "separator": (
+        change_index(lambda index: index.update(separator=0)),
+        "index.json is corrupt .separator is 0, not 50256",
     ),
-    "moved": (change_index(move_tokens), "train-00000.safetensors is not the shard that index.json describes"),
+    "size": (
+        change_index(lambda index: index["vocabulary"].update(size=50000)),
+        "vocabulary.size is 50000, not 50257",
+    ),
+    "no skipped": (change_index(lambda index: index.pop("skipped")), "index.json is truncated or corrupt"),
     "swapped shards": (swap_shards, "train-00000.safetensors is not the shard that index.json describes"),
     "no shard": (lambda folder: (folder / "train-00002.safetensors").unlink(), "train-00002.safetensors"),
 }

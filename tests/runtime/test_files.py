@@ -22,10 +22,8 @@ from hf_gpt_scratch.runtime.files import (
     model_of_run,
     name_file_in_errors,
     read_json,
-    read_sealed_json,
     write_file,
     write_json,
-    write_sealed_json,
 )
 
 
@@ -95,19 +93,6 @@ def test_json_comes_back_and_is_written_as_transformers_does(tmp_path: Path) -> 
     write_json(path, content)
     assert read_json(path) == content
     assert path.read_text(encoding="utf-8").splitlines()[1:3] == ['  "a": {', '    "word": "Bäume"']
-
-
-def test_sealed_json_is_refused_once_it_is_changed(tmp_path: Path) -> None:
-    path = tmp_path / "index.json"
-    content = {"b": [1, 2.5, None], "a": {"word": "Bäume"}}
-    write_sealed_json(path, content)
-    assert read_sealed_json(path) == content
-    path.write_text(path.read_text(encoding="utf-8").replace("  ", " "), encoding="utf-8")
-    assert read_sealed_json(path) == content, "white space says nothing"
-    for changed in ({**read_json(path), "b": [1, 2.5, 0]}, content):
-        write_json(path, changed)
-        with pytest.raises(ValueError, match="does not have the hash that it states"):
-            read_sealed_json(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"[1]", b"3"])

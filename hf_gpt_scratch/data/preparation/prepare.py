@@ -31,7 +31,7 @@ from hf_gpt_scratch.data.token_folder import INDEX_NAME, read_index
 from hf_gpt_scratch.data.token_shards import FORMAT, VERSION, token_dtype
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.vocabulary import Vocabulary, named_vocabulary
-from hf_gpt_scratch.runtime.files import clear_unfinished, write_sealed_json
+from hf_gpt_scratch.runtime.files import clear_unfinished, write_json
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Preparation:
                 "first_bad_row": self.skipped.first,
             },
         }
-        write_sealed_json(self.folder / INDEX_NAME, index)
+        write_json(self.folder / INDEX_NAME, index, sort_keys=False)
         forget_progress(self.folder)
         return index
 

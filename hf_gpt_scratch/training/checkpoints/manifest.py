@@ -3,13 +3,20 @@
 It is written last and carries a hash of itself, so a folder without it, or with a changed one, does not count.
 """
 
+import hashlib
+import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_gpt_scratch.runtime.files import file_sha256, read_sealed_json, write_sealed_json
+from hf_gpt_scratch.runtime.files import file_sha256, read_json, write_json
 
 
 MANIFEST = "manifest.json"
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's content, independent of white space and order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -20,7 +27,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         facts: JSON-ready; written beside the hashes.
     """
     files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-    write_sealed_json(folder / MANIFEST, {**facts, "files": files})
+    content = {**facts, "files": files}
+    write_json(folder / MANIFEST, {**content, "sha256": digest(content)}, sort_keys=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -31,7 +39,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it was changed, or names a file outside the folder.
     """
     try:
-        content = read_sealed_json(folder / MANIFEST)
+        content = read_json(folder / MANIFEST)
+        if content.pop("sha256") != digest(content):
+            raise ValueError("hash mismatch")
         names = list(content["files"])
     except FileNotFoundError:
         raise

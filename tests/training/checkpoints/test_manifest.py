@@ -1,13 +1,14 @@
 """Proves that a manifest vouches for every bit of a folder, its own included, and never for a file elsewhere."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.runtime.files import write_sealed_json
 from hf_gpt_scratch.training.checkpoints.manifest import (
     MANIFEST,
+    digest,
     find_corruption,
     read_manifest,
     unexpected_files,
@@ -61,7 +62,7 @@ def test_damaged_manifest_never_counts(folder: Path, content: bytes | None) -> N
 def test_name_outside_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_text("x")
     content = {"files": {name: "0" * 64}}
-    write_sealed_json(folder / MANIFEST, content)
+    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": digest(content)}))
     assert find_corruption(folder) == f"{MANIFEST} names {name!r}, which is not a file of this folder"
 
 

@@ -11,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from hf_gpt_scratch.runtime.files import content_sha256
 from hf_gpt_scratch.training.checkpoints import resume as resume_module
 from hf_gpt_scratch.training.checkpoints.checkpoint import SavedState, random_state
-from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
+from hf_gpt_scratch.training.checkpoints.manifest import MANIFEST, digest, read_manifest, write_manifest
 from hf_gpt_scratch.training.checkpoints.resume import incompatibilities, nondeterminism_warnings, restore_draws
 from hf_gpt_scratch.training.loop import train
 from hf_gpt_scratch.training.progress import Progress
@@ -161,7 +160,7 @@ def test_checkpoint_of_before_a_hyperparameter_is_of_the_same_run(
     config = json.loads((Path(settings.output_dir) / "model" / "config.json").read_text())
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act")
     names += ("qkv_bias", "tie_word_embeddings", "vocab_size", "intermediate_size", "layer_norm_eps")
-    facts["model_sha256"] = content_sha256({name: config[name] for name in names})
+    facts["model_sha256"] = digest({name: config[name] for name in names})
     (checkpoint / MANIFEST).unlink()
     write_manifest(checkpoint, facts)
     resumed_run(settings, 8, tmp_path / "resumed")
