@@ -224,12 +224,12 @@ def take_the_old_name(path: str) -> dict:
 
         def __init__(self) -> None:
             super().__init__(inner.config)
-            self.generation_config = inner.generation_config
+            self.inner, self.generation_config = inner, inner.generation_config
             self.calls: list = []
 
         def call(self, input_ids, cache, mask, positions):
             self.calls.append([input_ids.shape[1], cache is not None])
-            return inner(input_ids, mask, positions, past_key_values=cache, use_cache=True)
+            return self.inner(input_ids, mask, positions, past_key_values=cache, use_cache=True)
 
     class OldName(Wrapper):
         def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
