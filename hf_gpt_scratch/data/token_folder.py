@@ -22,7 +22,7 @@ def read_index(folder: Path, vocabulary: Vocabulary | None = None) -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing prepared in it, or it is not finished.
-        ValueError: the index is damaged, or of another version or vocabulary.
+        ValueError: the index is truncated or corrupt, or of another version or vocabulary.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
@@ -83,7 +83,7 @@ def open_shard(folder: Path, entry: dict[str, Any], vocab_sha256: str) -> Shard:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is damaged, or not the one that the index describes; the line names it.
+        ValueError: it is truncated or corrupt, or not the one that the index describes; the line names it.
     """
     shard = Shard(folder / entry["file"], vocab_sha256)
     if (shard.num_tokens, shard.num_documents) != (entry["num_tokens"], entry["num_documents"]):
@@ -103,7 +103,7 @@ class ShardedTokens:
 
     Raises:
         OSError: the folder or a shard is not there.
-        ValueError: the folder has no such split, is of another vocabulary, or a file of it is damaged; the line names
+        ValueError: the folder has no such split, is of another vocabulary, or a file of it is corrupt; the line names
             it.
     """
 
