@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gpt_scratch.data.pieces import cut_text
 from hf_gpt_scratch.data.token_folder import ShardedTokens
-from hf_gpt_scratch.data.tokenizer import text_to_token_ids
+from hf_gpt_scratch.data.tokenizer import load_encoding, text_to_token_ids
 from hf_gpt_scratch.data.vocabulary import Vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import known_vocabulary
 from hf_gpt_scratch.data.windows import IGNORE_INDEX, TokenWindows
 from hf_gpt_scratch.model.linear_cross_entropy import use_fused_loss
 
@@ -223,8 +224,10 @@ def tokenize_in_pieces(
         pieces = (piece for piece, _ in cut_text(blocks, PIECE_CHARS))
     else:
         pieces = iter(["".join(blocks)])
+    vocabulary = known_vocabulary(tokenizer)
+    encoding = tokenizer if vocabulary is None else load_encoding(vocabulary)  # the same ids, several times as fast
     for piece in pieces:
-        yield text_to_token_ids(piece, tokenizer)[0], len(piece.encode("utf-8"))
+        yield text_to_token_ids(piece, encoding)[0], len(piece.encode("utf-8"))
 
 
 def splits_like_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -280,6 +281,16 @@ def test_cuts_that_do_not_look_at_the_text_would_change_its_tokens() -> None:
     tokenizer = build_tokenizer(8)
     pieces = [token for start in range(0, len(TEXT), 20) for token in tokenizer.encode(TEXT[start : start + 20])]
     assert pieces != tokenizer.encode(TEXT)
+
+
+def test_proved_vocabulary_is_encoded_by_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer(8)
+    expected = tokenizer.encode(TEXT)
+    monkeypatch.setattr(type(tokenizer), "encode", Mock(side_effect=AssertionError))
+    assert [int(number) for part, _ in evaluation.tokenize_in_pieces([TEXT], tokenizer) for number in part] == expected
+    tokenizer.add_tokens(["lamp"])  # the control: no longer proved
+    with pytest.raises(AssertionError):
+        list(evaluation.tokenize_in_pieces([TEXT], tokenizer))
 
 
 def test_other_tokenizers_get_a_text_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_gpt_scratch.data.vocabulary import (
     END_OF_TEXT,
@@ -18,6 +18,10 @@ from hf_gpt_scratch.data.vocabulary import (
 )
 from hf_gpt_scratch.data.vocabulary_proof import unproved_merges
 from hf_gpt_scratch.runtime.files import model_of_run
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 FILE_NAME = "tokenizer.json"
@@ -79,6 +83,18 @@ def parse_vocabulary(content: bytes | str, place: str) -> Vocabulary:
         raise ValueError(f"{place} {problem}, so tiktoken would give other ids: {REMEDY}")
     tokens = sorted(ids, key=ids.__getitem__)
     return known or Vocabulary(hash_rules(tokens, merges), OWN, tuple(tokens), tuple(merges), ids[END_OF_TEXT])
+
+
+def known_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary | None:
+    """Return the vocabulary of a tokenizer, if tiktoken gives the same ids for every text, or None."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    try:
+        vocabulary = parse_vocabulary(backend.to_str(), "the tokenizer")
+    except ValueError:
+        return None
+    return vocabulary if vocabulary.end_of_text_id == tokenizer.eos_token_id else None
 
 
 def wrong_settings(rules: dict[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.vocabulary import NAMES, Vocabulary, named_vocabulary
-from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary, parse_vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import known_vocabulary, load_vocabulary
 from hf_gpt_scratch.hub.loading import load_model_and_tokenizer, refuse_absent
 from hf_gpt_scratch.training.settings import ARCHITECTURE, TrainingSettings
 
@@ -78,18 +78,6 @@ def read_base_model(settings: TrainingSettings) -> BaseModel | None:
             f"it after model.resize_token_embeddings({largest + 1})"
         )
     return BaseModel(config, tokenizer, known_vocabulary(tokenizer))
-
-
-def known_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
-    """Return the vocabulary of a tokenizer, if tiktoken gives the same ids for every text, or None."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    try:
-        vocabulary = parse_vocabulary(backend.to_str(), "the tokenizer")
-    except ValueError:
-        return None
-    return vocabulary if vocabulary.end_of_text_id == tokenizer.eos_token_id else None
 
 
 def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> TrainingSettings:
