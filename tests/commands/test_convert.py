@@ -225,7 +225,7 @@ def test_corrupted_inputs_are_refused_in_one_line_or_harmless(good: dict[str, Pa
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("openai", edit(DATA, flip(0.5, 3)), "damaged"),
+        ("openai", edit(DATA, flip(0.5, 3)), "corrupt"),
         ("openai", edit(INDEX, lambda _: HTML), "index"),
         ("openai", edit_json("hparams.json", n_layer=3), "n_layer is 3 in the settings, 2 in the tensors"),
         ("gpt2", edit_json("config.json", model_type="llama"), "'llama' model"),
