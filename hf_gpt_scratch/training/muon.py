@@ -93,13 +93,19 @@ class MuonWithAdamW(Optimizer):
         muon_groups: groups of matrices, each a dict of `params` and `weight_decay`.
         adamw_groups: groups of all other parameters, the same.
         lr: learning rate of all groups.
+        momentum: decay of Muon's mean of the gradients.
         **adamw: further arguments of AdamW.
     """
 
     def __init__(
-        self, muon_groups: list[dict[str, Any]], adamw_groups: list[dict[str, Any]], lr: float, **adamw: Any
+        self,
+        muon_groups: list[dict[str, Any]],
+        adamw_groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        **adamw: Any,
     ) -> None:
-        self.muon = StackedMuon(muon_groups, lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.muon = StackedMuon(muon_groups, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(adamw_groups, lr=lr, **adamw)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
 

@@ -37,7 +37,7 @@ def build_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> Optim
     hidden = {id(parameter) for layer in model.model.layers for parameter in layer.parameters() if parameter.ndim == 2}
     muon_groups = groups([parameter for parameter in decay if id(parameter) in hidden], [], settings)
     adamw_groups = groups([parameter for parameter in decay if id(parameter) not in hidden], no_decay, settings)
-    return MuonWithAdamW(muon_groups, adamw_groups, lr=settings.learning_rate, **adamw)
+    return MuonWithAdamW(muon_groups, adamw_groups, settings.learning_rate, settings.muon_momentum, **adamw)
 
 
 def groups(
@@ -49,10 +49,11 @@ def groups(
 
 
 def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> float:
-    """Compute the learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
+    """Compute the learning rate of optimizer step `step`, counted from 0: linear warm-up, then its course.
 
     A pure function of the step: there is no scheduler whose state could be lost or stepped once per process. The
-    cosine is that of arXiv:1608.03983 without restarts; after its `num_steps` the rate stays the lowest.
+    cosine is that of arXiv:1608.03983 without restarts, the straight line that of arXiv:2502.15938; after `num_steps`
+    the rate stays the lowest.
     """
     warmup_steps, lowest = settings.warmup_steps or 0, settings.min_learning_rate or 0.0
     if settings.minutes is not None:  # fewer steps than were expected may fit
@@ -62,8 +63,8 @@ def learning_rate_at(step: int, num_steps: int, settings: TrainingSettings) -> f
     if settings.lr_scheduler_type == "constant":
         return settings.learning_rate
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
-    amplitude = (settings.learning_rate - lowest) / 2
-    return lowest + amplitude * (1 + math.cos(math.pi * progress))
+    part = 1 - progress if settings.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return lowest + (settings.learning_rate - lowest) * part
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -179,9 +179,9 @@ class TrainingSettings:
     )
     learning_rate: NonNegativeFloat = setting(1.5e-3, "peak learning rate")
     min_learning_rate: NonNegativeFloat | None = setting(
-        None, "learning rate at the end of the cosine; none: a tenth of learning_rate"
+        None, "learning rate at the end of a cosine or linear course; none: a tenth of learning_rate"
     )
-    lr_scheduler_type: Literal["cosine", "constant"] = setting("cosine", "course of the rate after warm-up")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = setting("cosine", "course of the rate after warm-up")
     warmup_steps: NonNegativeInt | None = setting(
         None, "optimizer steps of linear warm-up; none: 20, or half of a run of fewer than 40 steps"
     )
@@ -190,6 +190,7 @@ class TrainingSettings:
     optim: Literal["adamw_torch_fused", "adamw_torch", "muon"] = setting(
         "adamw_torch_fused", "AdamW in one kernel or step by step, or Muon for the matrices of the layers"
     )
+    muon_momentum: UnitFloat = setting(0.95, "decay of Muon's momentum, at least 0 and below 1")
     adam_beta1: UnitFloat = setting(0.9, "decay of AdamW's first moment, at least 0 and below 1")
     adam_beta2: UnitFloat = setting(0.999, "decay of AdamW's second moment, at least 0 and below 1")
     adam_epsilon: NonNegativeFloat = setting(1e-8, "added to the root of AdamW's second moment")

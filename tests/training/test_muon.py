@@ -44,19 +44,20 @@ def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(tiny_config: GPTS
         assert decay[id(parameter)] == (0.3 if name.endswith(("proj.weight", "lm_head.weight")) else 0.0), name
 
 
-def test_updates_of_matrices_are_orthogonal_and_of_adamws_size(tiny_config: GPTScratchConfig) -> None:
+@pytest.mark.parametrize("decay", [0.95, 0.8])
+def test_updates_of_matrices_are_orthogonal_and_of_adamws_size(tiny_config: GPTScratchConfig, decay: float) -> None:
     """Against the momentum of two gradients by hand and its singular vectors, not against an iteration."""
     torch.manual_seed(0)
     model = GPTScratchForCausalLM(tiny_config)
-    optimizer = build_optimizer(model, TrainingSettings(optim="muon", weight_decay=0.2))
+    optimizer = build_optimizer(model, TrainingSettings(optim="muon", muon_momentum=decay, weight_decay=0.2))
     set_learning_rate(optimizer, 0.01)
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     gradients = two_steps(model, optimizer)
     for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.2.self_attn.v_proj.weight"):
         weight, momentum = before[name], torch.zeros_like(before[name])
         for gradient in (step[name] for step in gradients):
-            momentum = 0.95 * momentum + 0.05 * gradient
-            left, _, right = torch.linalg.svd(0.05 * gradient + 0.95 * momentum, full_matrices=False)
+            momentum = decay * momentum + (1 - decay) * gradient
+            left, _, right = torch.linalg.svd((1 - decay) * gradient + decay * momentum, full_matrices=False)
             weight = weight * (1 - 0.01 * 0.2) - 0.01 * 0.2 * max(weight.shape) ** 0.5 * left @ right
         expected = (weight - before[name]).flatten()
         moved = (dict(model.named_parameters())[name].detach().double() - before[name]).flatten()

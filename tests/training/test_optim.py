@@ -1,10 +1,11 @@
 """Proves the schedule against its formula and transformers', and the decay groups against the model's leaves."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from hf_gpt_scratch.training.optim import build_optimizer, learning_rate_at, set_learning_rate
@@ -30,6 +31,19 @@ def test_cosine_equals_the_schedule_of_transformers() -> None:
         assert learning_rate_at(step, 50, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
         optimizer.step()
         scheduler.step()
+
+
+def test_linear_equals_the_schedule_of_transformers() -> None:
+    """From the peak on, with a minimum of 0; and by hand with another one, after a warm-up."""
+    settings = TrainingSettings(learning_rate=3e-4, min_learning_rate=0.0, warmup_steps=0, lr_scheduler_type="linear")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 0, 50)
+    for step in range(50):
+        assert learning_rate_at(step, 50, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+    ending = replace(settings, min_learning_rate=1e-4, warmup_steps=10)
+    assert [learning_rate_at(step, 50, ending) for step in (10, 30, 50, 70)] == pytest.approx([3e-4, 2e-4, 1e-4, 1e-4])
 
 
 def test_constant_schedule_and_no_warm_up() -> None:
