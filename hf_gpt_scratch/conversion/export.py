@@ -11,12 +11,12 @@ import numpy as np
 from hf_gpt_scratch.conversion.cards import UNKNOWN_LICENSE, render_stock_card
 from hf_gpt_scratch.conversion.convert import OutputOptions, write_proved
 from hf_gpt_scratch.conversion.mapping import GPT2, Layout, Row, target_shapes
-from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape, free_pages
+from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, Shape
 from hf_gpt_scratch.conversion.readers.safetensors_reader import STORED, SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import OURS, Source, open_source
 from hf_gpt_scratch.conversion.source_config import DEFAULTS, HEADS, SETTINGS, SIZES
 from hf_gpt_scratch.conversion.writers.repository_files import transformers_version, write_generation_config
-from hf_gpt_scratch.conversion.writers.tensor_blocks import BLOCK_BYTES, row_blocks
+from hf_gpt_scratch.conversion.writers.tensor_blocks import row_blocks
 from hf_gpt_scratch.data.tokenizer_files import write_tokenizer
 from hf_gpt_scratch.data.vocabulary import END_OF_TEXT_ID, named_vocabulary
 from hf_gpt_scratch.runtime import remote_code
@@ -89,16 +89,10 @@ def stock_blocks(
         arrays = [tensors[target] for target in row.targets if target in tensors]
         if not arrays:
             yield name, np.zeros(shapes[name], np.float32)
-        elif row.layout is Layout.LINEAR:
-            for array in arrays:
-                yield from ((name, block) for block in row_blocks(array))
-        else:  # matrices [out, in] become [in, n * out]
-            step = max(1, BLOCK_BYTES // sum(array[:, :1].nbytes for array in arrays))
-            for start in range(0, arrays[0].shape[1], step):
-                columns = [array[:, start : start + step].T for array in arrays]
-                yield name, np.ascontiguousarray(np.concatenate(columns, axis=1))
-                for array in arrays:
-                    free_pages(array)
+        else:
+            joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            # Matrices [n * out, in] become [in, n * out].
+            yield from ((name, block) for block in row_blocks(joined if row.layout is Layout.LINEAR else joined.T))
 
 
 def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

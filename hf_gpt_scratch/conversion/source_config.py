@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_gpt_scratch.conversion.gpt2_sizes import GPT2_SIZES
 from hf_gpt_scratch.conversion.mapping import EMBEDDING, MLP_IN, POSITIONS, Format, Layout, Shape, canonical_names
@@ -43,13 +43,6 @@ DEFAULTS = {field: value for field, value in remote_code.DEFAULTS.items() if fie
 HEADS_OF_WIDTH = {size.hidden_size: size.num_attention_heads for size in GPT2_SIZES.values()}
 
 
-class SourceConfig(NamedTuple):
-    """Configuration of a checkpoint, as the fields of GPTScratchConfig, and decisions that the user should know."""
-
-    config: dict[str, Any]
-    notes: list[str]
-
-
 def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Read the sizes of a model off its tensors; ValueError says which one is missing or not a matrix."""
     names = {short: name for name, short in canonical_names(format_, shapes).items()}
@@ -69,9 +62,10 @@ def sizes_from_shapes(format_: Format, shapes: Mapping[str, Shape]) -> dict[str,
 
 def build_config(
     format_: Format, shapes: Mapping[str, Shape], settings: Mapping[str, Any], num_heads: int | None = None
-) -> SourceConfig:
+) -> tuple[dict[str, Any], list[str]]:
     """Build the configuration from the shapes and the settings of a checkpoint, and the number of heads that is given.
 
+    Returns the fields of GPTScratchConfig, and notes of decisions that the user should know.
     ValueError names in one line all contradictions between them, each value that our model cannot follow, or that
     nothing says how many heads there are.
     """
@@ -101,7 +95,7 @@ def build_config(
     rates = {settings.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")}
     if format_.name == "gpt2" and len(rates) > 1:
         notes.append(f"GPT-2 had three dropout probabilities, ours has one: resid_pdrop, {config['dropout']}, is kept")
-    return SourceConfig(config, notes)
+    return config, notes
 
 
 def count_heads(format_: Format, width: int, stated: int | None, given: int | None) -> int:

@@ -40,7 +40,7 @@ def test_sizes_are_read_off_the_tensors() -> None:
 @pytest.mark.parametrize("size", GPT2_SIZES.values(), ids=lambda size: size.name)
 def test_heads_of_a_released_width_are_known(size: Any) -> None:
     shapes = gpt2_shapes(hidden_size=size.hidden_size, num_layers=1, vocab_size=11, context_length=6)
-    assert build_config(OPENAI, shapes, {}).config["num_attention_heads"] == size.num_attention_heads
+    assert build_config(OPENAI, shapes, {})[0]["num_attention_heads"] == size.num_attention_heads
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_heads_of_a_released_width_are_known(size: Any) -> None:
     ],
 )
 def test_wrong_hparams_are_refused(changes: dict, message: str) -> None:
-    assert build_config(OPENAI, SHAPES, HPARAMS).config["num_attention_heads"] == 12
+    assert build_config(OPENAI, SHAPES, HPARAMS)[0]["num_attention_heads"] == 12
     with pytest.raises(ValueError, match=message) as refusal:
         build_config(OPENAI, SHAPES, HPARAMS | changes)
     assert "\n" not in str(refusal.value)
 
 
 def test_number_of_heads_can_be_given() -> None:
-    assert build_config(OPENAI, SHAPES, {}, 6).config["num_attention_heads"] == 6
-    assert build_config(OPENAI, SHAPES, HPARAMS | {"n_head": 6}, 6).config["num_attention_heads"] == 6
+    assert build_config(OPENAI, SHAPES, {}, 6)[0]["num_attention_heads"] == 6
+    assert build_config(OPENAI, SHAPES, HPARAMS | {"n_head": 6}, 6)[0]["num_attention_heads"] == 6
     with pytest.raises(ValueError, match="--n_head 6 contradicts n_head=12"):
         build_config(OPENAI, SHAPES, HPARAMS, 6)
     with pytest.raises(ValueError, match="width of 768 cannot be cut into 7 heads"):
@@ -104,7 +104,7 @@ def test_a_tensor_without_which_there_is_no_config_is_named(name: str) -> None:
     ],
 )
 def test_gpt2_that_ours_cannot_be_is_refused(changes: dict, message: str) -> None:
-    assert build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS).config["intermediate_size"] == 20
+    assert build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS)[0]["intermediate_size"] == 20
     with pytest.raises(ValueError, match=message):
         build_config(GPT2, GPT2_SHAPES, GPT2_SETTINGS | changes)
 
@@ -135,10 +135,10 @@ def test_what_is_refused_is_what_the_configuration_refuses(field: str) -> None:
 
 
 def test_decisions_are_noted() -> None:
-    found = build_config(
+    config, notes = build_config(
         GPT2, GPT2_SHAPES, GPT2_SETTINGS | {"resid_pdrop": 0.2, "bos_token_id": 1, "eos_token_id": 11}
     )
-    assert found.config["dropout"] == 0.2
-    assert (found.config["bos_token_id"], found.config["eos_token_id"]) == (1, None)
-    assert any("three dropout probabilities" in note for note in found.notes)
-    assert any("eos_token_id 11 is outside the vocabulary" in note for note in found.notes)
+    assert config["dropout"] == 0.2
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, None)
+    assert any("three dropout probabilities" in note for note in notes)
+    assert any("eos_token_id 11 is outside the vocabulary" in note for note in notes)

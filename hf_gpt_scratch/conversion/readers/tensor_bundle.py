@@ -10,7 +10,7 @@ https://protobuf.dev/programming-guides/encoding/.
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -85,22 +85,6 @@ class BundleEntry:
         return tuple(part for _, part in self.slices) or (self,)
 
 
-def parse_entry(name: str, message: bytes, num_shards: int) -> BundleEntry:
-    """Read an entry of the index; ValueError says that it contradicts itself."""
-    values = message_values(message)
-    dims = [dim for shape in values.get(2, []) for dim in message_values(shape).get(2, [])]
-    shape = tuple(number_in(message_values(dim), 1) for dim in dims)
-    shard_id, offset, size, crc32c = (number_in(values, field) for field in (3, 4, 5, 6))
-    entry = BundleEntry(number_in(values, 1), shape, shard_id, offset, size, crc32c)
-    if entry.shard_id >= num_shards:
-        raise ValueError(f"{name} lies in data file {entry.shard_id} of {num_shards}")
-    dtype = NUMPY_DTYPES.get(entry.dtype)
-    fits = dtype is None or 7 in values or math.prod(shape) * dtype.itemsize == entry.size
-    if not fits or any(dim >= 2**31 for dim in shape):
-        raise ValueError(f"{name} has {entry.size} bytes and the shape {list(shape)}")
-    return entry
-
-
 def ordered_number(number: int) -> bytes:
     """Encode a number of a slice's key: as many one bits at the front as there are bytes, which sorts by value."""
     count = number.bit_length() // 7 + 1
@@ -120,21 +104,30 @@ def find_slice(name: str, shape: tuple[int, ...], message: int | bytes) -> tuple
     return key, tuple(place)
 
 
-def parse_variable(name: str, table: Mapping[bytes, bytes], num_shards: int) -> BundleEntry:
-    """Read the entry of a variable and those of its slices; ValueError says that they contradict each other."""
-    entry = parse_entry(name, table[name.encode()], num_shards)
+def parse_entry(name: str, key: bytes, table: Mapping[bytes, bytes], num_shards: int) -> BundleEntry:
+    """Read an entry of the index, with those of its slices; ValueError says that they contradict each other."""
+    values = message_values(table[key])
+    dims = [dim for shape in values.get(2, []) for dim in message_values(shape).get(2, [])]
+    shape = tuple(number_in(message_values(dim), 1) for dim in dims)
+    number, shard_id, offset, size, crc32c = (number_in(values, field) for field in (1, 3, 4, 5, 6))
+    if shard_id >= num_shards:
+        raise ValueError(f"{name} lies in data file {shard_id} of {num_shards}")
+    dtype = NUMPY_DTYPES.get(number)
+    fits = dtype is None or 7 in values or math.prod(shape) * dtype.itemsize == size
+    if not fits or any(dim >= 2**31 for dim in shape):
+        raise ValueError(f"{name} has {size} bytes and the shape {list(shape)}")
     slices = []
-    for message in message_values(table[name.encode()]).get(7, []):
-        key, place = find_slice(name, entry.shape, message)
-        if key not in table:
+    for message in values.get(7, []):
+        part_key, place = find_slice(name, shape, message)
+        if part_key not in table:
             raise ValueError(f"a slice of {name} is missing")
-        part = parse_entry(f"a slice of {name}", table[key], num_shards)
-        if (part.dtype, part.shape) != (entry.dtype, tuple(one.stop - one.start for one in place)):
+        part = parse_entry(f"a slice of {name}", part_key, table, num_shards)
+        if (part.dtype, part.shape) != (number, tuple(one.stop - one.start for one in place)):
             raise ValueError(f"a slice of {name} has another dtype or shape than the index says")
         slices.append((place, part))
-    if slices and not fill_exactly([place for place, _ in slices], entry.shape):
-        raise ValueError(f"the slices of {name} do not fill its shape {list(entry.shape)}")
-    return replace(entry, slices=tuple(slices))
+    if slices and not fill_exactly([place for place, _ in slices], shape):
+        raise ValueError(f"the slices of {name} do not fill its shape {list(shape)}")
+    return BundleEntry(number, shape, shard_id, offset, size, crc32c, tuple(slices))
 
 
 def fill_exactly(places: list[Place], shape: tuple[int, ...]) -> bool:
@@ -165,7 +158,7 @@ def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
             if is_big_endian or min_consumer > BUNDLE_VERSION:
                 raise NotImplementedError("it is big-endian or of a later version of the format")
             names = [key.decode("utf-8") for key in table if not key.startswith(b"\0")]  # those are of slices
-            return num_shards, {name: parse_variable(name, table, num_shards) for name in names}
+            return num_shards, {name: parse_entry(name, name.encode(), table, num_shards) for name in names}
     except NotImplementedError as error:
         raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
 
@@ -221,25 +214,8 @@ def verify_checksum(path: Path, entry: BundleEntry) -> None:
             if not part:
                 raise ValueError(f"{left} bytes are missing")
             crc, left = google_crc32c.extend(crc, part), left - len(part)
-    compare_checksum(crc, entry)
-
-
-def compare_checksum(crc: int, entry: BundleEntry) -> None:
-    """Raise ValueError if this is not the checksum of the index."""
     if mask(crc) != entry.crc32c:
         raise ValueError(f"its checksum is {mask(crc):08x}, the index says {entry.crc32c:08x}")
-
-
-def check_data_files(data_files: dict[int, Path], entries: dict[str, BundleEntry]) -> None:
-    """Raise CheckpointError unless every data file is there and ends with its last tensor."""
-    ends = dict.fromkeys(data_files, 0)
-    for part in (part for entry in entries.values() for part in entry.parts):
-        ends[part.shard_id] = max(ends[part.shard_id], part.offset + part.size)
-    for shard_id, path in data_files.items():
-        with checkpoint_errors(path):
-            size = path.stat().st_size
-        if size != ends[shard_id]:
-            raise CheckpointError(f"{path} has {size} bytes, its index says {ends[shard_id]}: get both again")
 
 
 def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
@@ -253,7 +229,13 @@ def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
     """
     prefix = find_checkpoint_prefix(path)
     num_shards, entries = read_index(Path(f"{prefix}.index"))
-    shard_ids = sorted({part.shard_id for entry in entries.values() for part in entry.parts})
-    data_files = {i: Path(f"{prefix}.data-{i:05d}-of-{num_shards:05d}{ending}") for i in shard_ids}
-    check_data_files(data_files, entries)
+    ends = defaultdict[int, int](int)  # of the last tensor in each data file
+    for part in (part for entry in entries.values() for part in entry.parts):
+        ends[part.shard_id] = max(ends[part.shard_id], part.offset + part.size)
+    data_files = {i: Path(f"{prefix}.data-{i:05d}-of-{num_shards:05d}{ending}") for i in sorted(ends)}
+    for shard_id, path in data_files.items():
+        with checkpoint_errors(path):
+            size = path.stat().st_size
+        if size != ends[shard_id]:
+            raise CheckpointError(f"{path} has {size} bytes, its index says {ends[shard_id]}: get both again")
     return TensorBundle(data_files, entries)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
-from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
+from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED
 from hf_gpt_scratch.runtime.files import name_file_in_errors, write_json
 
 
@@ -55,19 +56,6 @@ def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str,
     return {name: (path, 8 + len(text) + end) for name, end in ends.items()}
 
 
-def split_into_shards(shapes: Mapping[str, Shape], dtype: str, max_shard_size: int) -> list[dict[str, Shape]]:
-    """Fill one file after the other; a tensor above `max_shard_size` bytes gets a file of its own."""
-    shards: list[dict[str, Shape]] = [{}]
-    size = 0
-    for name, shape in shapes.items():
-        if shards[-1] and size + num_bytes(shape, dtype) > max_shard_size:
-            shards.append({})
-            size = 0
-        shards[-1][name] = shape
-        size += num_bytes(shape, dtype)
-    return shards
-
-
 def write_model(
     folder: Path,
     shapes: Mapping[str, Shape],
@@ -80,21 +68,16 @@ def write_model(
     `blocks` are (name, next values), C-contiguous float32 or float16: together all values of `shapes`, each in order.
     ValueError: a value is too large for the dtype; OSError: the disk is full or cannot be written.
     """
-    shards = split_into_shards(shapes, dtype, max_shard_size)
-    if len(shards) == 1:
-        paths = [folder / WEIGHTS_FILE]
-    else:
-        paths = [folder / f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-        metadata = {
-            "total_parameters": sum(map(math.prod, shapes.values())),
-            "total_size": sum(num_bytes(shape, dtype) for shape in shapes.values()),
-        }
-        weight_map = {name: path.name for path, shard in zip(paths, shards, strict=True) for name in shard}
-        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
-    places: dict[str, tuple[Path, int]] = {}
     left = {name: num_bytes(shape, dtype) for name, shape in shapes.items()}
-    for path, shard in zip(paths, shards, strict=True):
-        places |= begin_file(path, shard, dtype)
+    shards = split_state_dict_into_shards_factory(
+        left, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    if shards.is_sharded:
+        metadata = shards.metadata | {"total_parameters": sum(map(math.prod, shapes.values()))}
+        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": shards.tensor_to_filename})
+    places: dict[str, tuple[Path, int]] = {}
+    for file, names in shards.filename_to_tensors.items():
+        places |= begin_file(folder / file, {name: shapes[name] for name in names}, dtype)
     for name, values in blocks:
         try:
             stored = cast(values, dtype)
@@ -109,4 +92,4 @@ def write_model(
         left[name] -= stored.nbytes
     if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
-    return paths
+    return [folder / file for file in shards.filename_to_tensors]

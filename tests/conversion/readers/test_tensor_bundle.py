@@ -464,6 +464,6 @@ def test_without_the_checksums_the_same_damage_is_silent(handmade_checkpoint, tm
     """The control: the corpus of flipped bits is one that only a checksum sees."""
     folder = copy_of(handmade_checkpoint, tmp_path)
     expected, data = contents(open_tensor_bundle(folder)), the_files(folder)[1][0]
-    monkeypatch.setattr(tensor_bundle, "compare_checksum", lambda crc, entry: None)
+    monkeypatch.setattr(tensor_bundle, "verify_checksum", lambda path, entry: None)
     changes = flips(data.read_bytes(), 150, random.Random(2))
     assert damaged(folder, data, changes, open_tensor_bundle, expected) == ["wrong"] * 150

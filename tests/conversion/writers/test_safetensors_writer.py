@@ -1,5 +1,6 @@
 """Proves that our writer and reader agree with the safetensors library, and rounding with torch, for every value."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
-from hf_gpt_scratch.conversion.writers.safetensors_writer import (
-    cast,
-    split_into_shards,
-    write_model,
-)
+from hf_gpt_scratch.conversion.writers.safetensors_writer import cast, write_model
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], dtype: str, max_shard_size: int = 10**9) -> Path:
@@ -69,10 +66,15 @@ def test_wrong_number_of_values_does_not_pass(tmp_path: Path) -> None:
             write_model(folder, {"short": (4,), "next": (2,)}, blocks, "float32", 10**9)
 
 
-def test_shards_are_filled_in_order() -> None:
+def test_shards_are_those_of_transformers(tmp_path: Path) -> None:
+    """Filled in order; a tensor above the limit has a file of its own."""
     shapes = {str(n): (size,) for n, size in enumerate([10, 10, 30, 5, 5])}
-    shards = split_into_shards(shapes, "float32", 80)
-    assert [list(shard) for shard in shards] == [["0", "1"], ["2"], ["3", "4"]]
+    blocks = [(name, np.ones(shape, np.float32)) for name, shape in shapes.items()]
+    paths = write_model(tmp_path, shapes, blocks, "float32", 80)
+    assert [path.name for path in paths] == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert sorted(list(load_file(path)) for path in paths) == [["0", "1"], ["2"], ["3", "4"]]
+    metadata = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]
+    assert metadata == {"total_parameters": 60, "total_size": 240}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
