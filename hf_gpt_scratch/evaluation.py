@@ -175,13 +175,10 @@ def evaluate_text(
     """Score every token of a text, in windows of `block_size` tokens (none: the context of the model).
 
     `batch_size` of them are scored at once (none: as many as have 4,096 tokens). The text is preceded by the model's
-    first token, so that its own first token is predicted too; the windows do not overlap, but for the last, which
-    reaches back for context (as lm-evaluation-harness scores rolling windows). A text in blocks is not held in memory,
-    where the tokenizer allows it: see `tokenize_in_pieces`. `show_progress` is told after each batch about how many
-    bytes are scored.
-
-    Raises:
-        ValueError: the windows are longer than the context of the model, or the text is empty.
+    first token, so that its own first token is predicted too; for the windows see `window_batches`. A text in blocks
+    is not held in memory, where the tokenizer allows it: see `tokenize_in_pieces`. `show_progress` is told after each
+    batch about how many bytes are scored. ValueError: the windows are longer than the context of the model, or the
+    text is empty.
     """
     context = model.config.max_position_embeddings
     block_size = block_size or context
@@ -199,16 +196,27 @@ def evaluate_text(
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         num_scored = 0
-        for stretch in cut_into_stretches(parts(), batch_size * block_size, block_size):
-            # A plain loader, which fills up no batch; with a generator of its own it draws from nobody's.
-            for batch in DataLoader(TokenWindows(stretch, block_size), batch_size, generator=torch.Generator()):
-                yield {name: tensor.to(model.device) for name, tensor in batch.items()}
-                num_scored += int((batch["shift_labels"] != IGNORE_INDEX).sum())
-                show_progress(num_bytes * num_scored // num_tokens)
+        for batch in window_batches(parts(), block_size, batch_size):
+            yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+            num_scored += int((batch["shift_labels"] != IGNORE_INDEX).sum())
+            show_progress(num_bytes * num_scored // num_tokens)
 
     use_fused_loss(model)
     total = sum_losses(model, batches(), skip_logits="skip_logits" in inspect.signature(model.forward).parameters)
     return TextEvaluation(total.mean, total.num_tokens, num_bytes)
+
+
+def window_batches(
+    parts: Iterable[torch.Tensor], block_size: int, batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of windows of a row of token ids that comes in parts.
+
+    The windows do not overlap, but for the last, which reaches back for context, as lm-evaluation-harness scores
+    rolling windows.
+    """
+    for stretch in cut_into_stretches(parts, batch_size * block_size, block_size):
+        # A plain loader, which fills up no batch; with a generator of its own it draws from nobody's.
+        yield from DataLoader(TokenWindows(stretch, block_size), batch_size, generator=torch.Generator())
 
 
 def tokenize_in_pieces(

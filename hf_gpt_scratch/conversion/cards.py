@@ -56,19 +56,13 @@ def render_stock_card(name: str, report: Mapping[str, Any]) -> str:
     return f"{card}\n"
 
 
-PROVED_ONNX = """
-The logits of `model.onnx` are compared with the same forward pass in float64, of a whole text, and token by token with
-the cache, in a batch with a padded text. No 8-bit weight is further than one step of its scale from its value.
-""".strip()
-
-
 def render_onnx(onnx: Mapping[str, Any]) -> str:
     """Render how the ONNX files are used, and what was proved of them."""
     parts = [render("onnx"), render_hashes("File", onnx["files"])]
     if verification := onnx["verification"]:
         rows = ["| ONNX | |", "|---|---|"]
         rows += [f"| {what.replace('_', ' ')} | {value:.4g} |" for what, value in verification.items()]
-        parts[1:1] = [PROVED_ONNX, "\n".join(rows)]
+        parts[1:1] = [render("onnx_proof"), "\n".join(rows)]
     return "\n\n" + "\n\n".join(parts)
 
 

@@ -122,7 +122,7 @@ def _settle_head(format_: Format, source: Source, names: Mapping[str, str], conf
         # Without a head in the file the model ties it, but for the tutorial's, which always has one.
         config["tie_word_embeddings"] = format_.name != "tutorial" and said is not False
         return {}
-    is_tied = _are_equal(source.tensors, names[head], embedding)
+    is_tied = np.array_equal(source.tensors[names[head]], source.tensors[embedding])
     if said and not is_tied:
         raise ValueError(
             f"{names[head]} differs from {embedding}, though config.json ties them: "
@@ -130,13 +130,6 @@ def _settle_head(format_: Format, source: Source, names: Mapping[str, str], conf
         )
     config["tie_word_embeddings"] = is_tied = is_tied and said is not False
     return {head: "it equals the token embedding, and the head is tied"} if is_tied else {}
-
-
-def _are_equal(tensors: NamedTensors, first: str, second: str) -> bool:
-    if tensors.shapes[first] != tensors.shapes[second]:
-        return False
-    one, other = tensors[first], tensors[second]
-    return all(np.array_equal(one[n : n + 4096], other[n : n + 4096]) for n in range(0, len(one), 4096))
 
 
 def _settle_zero_biases(
@@ -237,10 +230,7 @@ def write_proved(
     }
     if how.verify:
         how.say("verifying: every value, and logits of the folder loaded in a fresh process")
-        report["verification"] = verify_folder(
-            folder, weights, source.tensors, OURS if stock else report["format"], report["config"], report["dtype"],
-            stock=stock, text=text,
-        )  # fmt: skip
+        report["verification"] = verify_folder(folder, weights, source.tensors, report, stock=stock, text=text)
     (folder / "LICENSE").write_text(license_text, encoding="utf-8")
     report["files"] = describe_files(sorted(folder.iterdir()))
     (folder / "README.md").write_text(render_card(report), encoding="utf-8")

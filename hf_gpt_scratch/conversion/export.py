@@ -120,11 +120,7 @@ def export_stock(path: str | Path, output: str | Path, **options: Any) -> dict[s
     """Write our model as transformers' GPT2LMHeadModel, atomically and verified.
 
     `path` is our repository folder, `options` are fields of `OutputOptions`; returns the report, as
-    `convert_checkpoint` does.
-
-    Raises:
-        ValueError: GPT-2 cannot be this model, or the proof fails; one line.
-        OSError: a file is missing or cannot be written.
+    `convert_checkpoint` does, and raises the same errors, ValueError also where GPT-2 cannot be this model.
     """
     how = OutputOptions(**options)
     with atomic_folder(Path(output)) as folder:

@@ -221,17 +221,12 @@ def detect_format(shapes: Mapping[str, Shape], hint: str | None = None) -> Forma
         kinds = "; ".join(format_.title for format_ in FORMATS.values())
         raise ValueError(f"these tensors are of no format that is known ({kinds}): {name_some(sorted(shapes))}")
     if best in ("gpt2", "nanogpt"):
-        return NANOGPT if _has_linear_layout(shapes) else GPT2
+        # nanoGPT's fused projection is [3C, C]; transformers, with the same names, has [C, 3C].
+        fused = [shape for name, shape in shapes.items() if name.endswith("attn.c_attn.weight") and len(shape) == 2]
+        return NANOGPT if sum(shape[0] == 3 * shape[1] for shape in fused) > len(fused) / 2 else GPT2
     if best == "tutorial" and any(name.endswith(".att.qkv.weight") for name in shapes):
         return FUSED_TUTORIAL
     return FORMATS[best]
-
-
-def _has_linear_layout(shapes: Mapping[str, Shape]) -> bool:
-    """Return True for nanoGPT, whose fused projection is [3C, C]; transformers, with the same names, has [C, 3C]."""
-    fused = [shape for name, shape in shapes.items() if name.endswith("attn.c_attn.weight") and len(shape) == 2]
-    linear = sum(shape[0] == 3 * shape[1] for shape in fused)
-    return linear > len(fused) / 2
 
 
 def target_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -3,8 +3,6 @@
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,8 @@ MAX_FILE_BYTES = 2**31 - 2**20  # of a file in protobuf, less its nodes
 def export_onnx(path: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
     """Write the stock export with ONNX files in float32 and with 8-bit weights, atomically and verified.
 
-    The arguments are those of `export_stock`. `generation_config.json` says that a text ends with the context.
-
-    Raises:
-        ValueError: GPT-2 cannot be this model, it is too large for an ONNX file, a package is missing, or the proof
-            fails; one line.
-        OSError: a file is missing or cannot be written.
+    Arguments and errors are those of `export_stock`; ValueError also says that the model is too large for an ONNX
+    file, or that a package is missing. `generation_config.json` says that a text ends with the context.
     """
     if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"--export_onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -88,17 +82,10 @@ def write_files(folder: Path, config: dict[str, Any]) -> None:
     to_quantize = folder / "onnx" / "to_quantize.onnx"
     to_quantize.write_bytes(model.SerializeToString())
     del model
-    with without_warnings():
+    logging.disable(logging.WARNING)  # the quantizer advises preprocessing, which is for graphs of other exporters
+    try:
         # Unsigned weights: the kernels of older processors saturate at sums of products of signed ones.
         quantize_dynamic(to_quantize, folder / QUANTIZED_FILE, per_channel=True, weight_type=QuantType.QUInt8)
-    to_quantize.unlink()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Keep the quantizer from advising preprocessing, which is for the graphs of other exporters."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
     finally:
         logging.disable(logging.NOTSET)
+    to_quantize.unlink()

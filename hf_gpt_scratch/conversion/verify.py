@@ -290,19 +290,18 @@ def verify_folder(
     folder: Path,
     weights: list[Path],
     tensors: Mapping[str, np.ndarray],
-    format_name: str,
-    config: Mapping[str, Any],
-    dtype: str,
+    report: Mapping[str, Any],
     *,
     stock: bool = False,
     text: str | None = None,
 ) -> dict[str, Any]:
     """Prove a written folder equal to the tensors of its source, and return the figures for the report.
 
-    With `stock` the folder is in the layout of transformers' GPT-2 and has to load without code of its own. Logits are
-    compared and losses computed on `text` too, which needs a tokenizer in the folder. ValueError says in one line what
-    is not equal.
+    `report` has format, config and dtype. With `stock` our model is in the folder in the layout of transformers'
+    GPT-2, which has to load without code of its own. Logits are compared and losses computed on `text` too, which
+    needs a tokenizer in the folder. ValueError says in one line what is not equal.
     """
+    format_name, config, dtype = "gpt_scratch" if stock else report["format"], report["config"], report["dtype"]
     plain = SourceWeights(tensors, format_name, config["vocab_size"])
     rounded = SourceWeights(tensors, format_name, config["vocab_size"], round_to(dtype))
     expected = expected_tensors(plain, config, "gpt2" if stock else "gpt_scratch")

@@ -61,13 +61,18 @@ def build_repository(
         write_file(unfinished / "README.md", render_card(model, folder.name, card))
         for picture in card.pictures:
             shutil.copyfile(picture, unfinished / picture.name)
-        umask = os.umask(0)  # the permissions that new files do not get
-        os.umask(umask)
-        for file in unfinished.iterdir():
-            file.chmod(0o666 & ~umask)  # safetensors makes files that only the user may read
+        set_permissions(unfinished)
         if replace and folder.is_dir():
             copy_others(folder, unfinished, kept)
     return folder
+
+
+def set_permissions(folder: Path) -> None:
+    """Give files the permissions of new ones: safetensors makes such that only the user may read."""
+    umask = os.umask(0)  # the permissions that new files do not get
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
 
 
 def copy_others(old: Path, new: Path, kept: Collection[str]) -> None:

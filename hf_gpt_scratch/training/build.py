@@ -147,11 +147,10 @@ def prepare_run(
 ) -> Run:
     """Build loaders, model and optimizer, have Accelerate prepare them, and try a step where it may not work."""
     accelerator.gradient_accumulation_steps = settings.gradient_accumulation_steps
-    loaders = build_loaders(settings, texts, accelerator)
-    samplers = Parts(*(cast(StepSampler, loader.batch_sampler) for loader in loaders))
+    built = build_loaders(settings, texts, accelerator)
     model = build_model(settings, accelerator.process_index)
     optimizer = build_optimizer(model, settings)
-    prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
+    prepared_model, prepared_optimizer, *loaders = accelerator.prepare(model, optimizer, *built)
     try_step(prepared_model, settings, accelerator)
     cpu_speedups = enable_cpu_speedups(prepared_model, settings, accelerator)
     speed = measure_speed(prepared_model, prepared_optimizer.optimizer, settings, accelerator)
@@ -165,7 +164,7 @@ def prepare_run(
         # Accelerate's wrapper looks for an installed package at each step, and only a gradient scaler needs it.
         optimizer=prepared_optimizer if accelerator.scaler is not None else prepared_optimizer.optimizer,
         loaders=Parts(*loaders),
-        samplers=samplers,
+        samplers=Parts(*(cast(StepSampler, loader.batch_sampler) for loader in built)),
         evaluation_plan=plan_evaluations(settings, num_steps, len(texts.validation), accelerator.num_processes),
         expected_steps=num_steps,
         speed=speed,

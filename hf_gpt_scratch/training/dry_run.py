@@ -56,13 +56,12 @@ def dry_run(settings: TrainingSettings, begun: float | None = None) -> list[str]
     with tempfile.TemporaryDirectory() as folder:
         if settings.choose:
             settings = choose_settings(settings, process_state(settings), Path(folder, VOCABULARY_FOLDER))
-        return look(settings, stopwatch)
+        base = read_base_model(settings)
+        return look(with_base_model(settings, base), base, stopwatch)
 
 
-def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
+def look(asked: TrainingSettings, base: BaseModel | None, stopwatch: Stopwatch) -> list[str]:
     """Describe a run whose settings are decided. Collective: call on every process."""
-    base = read_base_model(settings)
-    asked = with_base_model(settings, base)
     texts = build_texts(asked, base)
     accelerator = build_accelerator(asked)
     num_processes, targets = accelerator.num_processes, texts.train.num_targets
@@ -85,9 +84,8 @@ def look(settings: TrainingSettings, stopwatch: Stopwatch) -> list[str]:
             num_steps = max(1, int(60 * settings.minutes * peak * num_processes * steps_an_epoch / (flops * targets)))
             settings = with_fitting_batch(asked, len(texts.train), num_processes).with_num_steps(num_steps)
         plan = plan_evaluations(settings, num_steps, len(texts.validation), num_processes)
-        # A forward pass has a third of a step's operations.
-        computed = targets * num_steps / steps_an_epoch + plan.num_scored * settings.window_size / 3
-        time = least_time(computed * flops, peak * num_processes, settings.minutes)
+        trained, scored = targets * num_steps / steps_an_epoch, plan.num_scored * settings.window_size
+        time = least_time(trained, scored, flops, peak * num_processes, settings.minutes)
     windows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
     lines = [
         f"device {describe_device(accelerator.device)}, processes {num_processes}",
@@ -148,11 +146,12 @@ def measured_time(run: Run) -> str:
     )
 
 
-def least_time(flops: float, peak: float, minutes: float | None) -> str:
-    """Describe the least time of training and evaluations, at an MFU of 100 %, or what the minutes allow."""
+def least_time(trained: float, scored: float, token_flops: float, peak: float, minutes: float | None) -> str:
+    """Describe the least time of tokens trained on and scored, at an MFU of 100 %, or what the minutes allow."""
     at_peak = f"{peak / 1e9:,.0f} GFLOP/s"
     if minutes is not None:
         return f"time {minutes:g} minutes; the steps are the most that they allow, at a peak of {at_peak}"
+    flops = (trained + scored / 3) * token_flops  # a forward pass has a third of a step's operations
     seconds = flops / peak
     time = timedelta(seconds=round(seconds)) if seconds >= 1 else f"{seconds:.2g} s"
     return (

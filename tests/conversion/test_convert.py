@@ -24,7 +24,6 @@ from hf_gpt_scratch.conversion.mapping import OPENAI, QKV, Format, Row
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import open_source
 from hf_gpt_scratch.conversion.verify import SourceWeights, compare_values, expected_tensors
-from hf_gpt_scratch.conversion.writers import tensor_blocks
 from tests.conversion.bundle_writer import gpt2_shapes, gpt2_tensors, write_bundle
 from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw, to_stock
 
@@ -104,15 +103,15 @@ def test_each_fault_is_seen(fault: str, openai: Path, tmp_path: Path, monkeypatc
         faulty = with_fault(swapped(f"{QKV[0]}weight", f"{QKV[1]}weight"))
         monkeypatch.setattr(convert, "detect_format", lambda shapes, hint: faulty)
     else:
-        original = tensor_blocks.move_blocks
+        original = convert.tensor_blocks
 
-        def move_blocks(tensors, move, plan):
-            for target, values in original(tensors, move, plan):
+        def tensor_blocks(plan, tensors):
+            for target, values in original(plan, tensors):
                 is_transposed = fault == "transpose" and target.endswith("o_proj.weight")
                 is_lost = fault == "bias" and target.endswith("k_proj.bias")
                 yield target, np.ascontiguousarray(values.T) if is_transposed else 0 * values if is_lost else values
 
-        monkeypatch.setattr(tensor_blocks, "move_blocks", move_blocks)
+        monkeypatch.setattr(convert, "tensor_blocks", tensor_blocks)
     report = convert_checkpoint(openai, tmp_path / "faulty", verify=False)
     source = SourceWeights(open_source(openai).tensors, "openai", 29)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from hf_gpt_scratch.conversion import convert
 from hf_gpt_scratch.conversion.convert import convert_checkpoint
 from hf_gpt_scratch.conversion.readers.safetensors_reader import SafetensorsFiles
 from hf_gpt_scratch.conversion.readers.sources import open_source
@@ -25,7 +26,6 @@ from hf_gpt_scratch.conversion.verify import (
     round_to,
     verify_folder,
 )
-from hf_gpt_scratch.conversion.writers import tensor_blocks
 from tests.conversion.bundle_writer import gpt2_tensors, write_bundle
 from tests.conversion.foreign_models import NanoGPT, TutorialGPT, draw
 
@@ -162,12 +162,12 @@ def test_logits_show_what_values_cannot(fault: dict, converted: tuple[Path, Path
 def test_a_failed_verification_leaves_nothing(
     converted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = tensor_blocks.move_blocks
+    original = convert.tensor_blocks
 
     def slightly_wrong(*arguments: object) -> Iterator[tuple[str, np.ndarray]]:
         return ((name, values * np.float32(1.0001)) for name, values in original(*arguments))
 
-    monkeypatch.setattr(tensor_blocks, "move_blocks", slightly_wrong)
+    monkeypatch.setattr(convert, "tensor_blocks", slightly_wrong)
     with pytest.raises(ValueError, match="verification failed: model.embed_tokens.weight differs"):
         convert_checkpoint(converted[0], tmp_path / "out", num_heads=4)
     assert not list(tmp_path.iterdir())
@@ -183,10 +183,11 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_needs_the_package_does_not_pass(converted: tuple[Path, Path], tmp_path: Path) -> None:
     source, config = open_source(converted[0]), json.loads((converted[1] / "config.json").read_text())
+    report = {"format": "openai", "config": config, "dtype": "float32"}
     folder = tmp_path / "folder"
     shutil.copytree(converted[1], folder)
     weights = [folder / "model.safetensors"]
-    result = verify_folder(folder, weights, source.tensors, "openai", config, "float32")
+    result = verify_folder(folder, weights, source.tensors, report)
     assert result["class"] == "GPTScratchForCausalLM"
     assert result["tied"] is True
     assert result["max_logit_difference"]["float64"]["fixed"] < 1e-12
@@ -195,7 +196,7 @@ def test_a_folder_that_needs_the_package_does_not_pass(converted: tuple[Path, Pa
     code = folder / "modeling_gpt_scratch.py"
     code.write_text(code.read_text() + "\nimport importlib\nimportlib.import_module('hf_gpt_scratch')\n")
     with pytest.raises(ValueError, match=r"does not load \(ModuleNotFoundError: .*hf_gpt_scratch"):
-        verify_folder(folder, weights, source.tensors, "openai", config, "float32")
+        verify_folder(folder, weights, source.tensors, report)
 
 
 def test_activations_and_rounding() -> None:

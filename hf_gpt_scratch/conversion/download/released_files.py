@@ -26,7 +26,7 @@ from hf_gpt_scratch.conversion.download.transfer import (
 )
 from hf_gpt_scratch.conversion.gpt2_sizes import DATA_FILE, HPARAMS_FILE, INDEX_FILE, MIRROR_URLS, OPENAI_URL, GPT2Size
 from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle, read_index
-from hf_gpt_scratch.runtime.files import flush, update_hash
+from hf_gpt_scratch.runtime.files import file_sha256, flush, update_hash
 
 
 def download_gpt2(
@@ -123,7 +123,7 @@ class Download:
 
     def check_space(self) -> None:
         """Raise OSError if the disk is too small for the missing files, as far as their bytes are known."""
-        needed = sum((self.size.files[name] or 0) - size_of(self.part(name)) for name in self.missing())
+        needed = sum((self.size.files[name] or 0) - size_of(self.folder / f"{name}.part") for name in self.missing())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(f"{self.folder} has {free} bytes free and {needed} are needed: free some, or go elsewhere")
@@ -134,13 +134,9 @@ class Download:
         url = without_secrets(file_url(self.bases[0], self.size, name))
         return f"{url} ({num_bytes} bytes)" if num_bytes else url
 
-    def part(self, name: str) -> Path:
-        """Return where a file lies while it is not complete."""
-        return self.folder / f"{name}.part"
-
     def fetch(self, session: requests.Session, name: str) -> None:
         """Fetch one file from the first mirror that gives it; OSError names what to fetch by hand."""
-        part, num_bytes, verify = self.part(name), self.size.files[name], partial(self.verify, name)
+        part, num_bytes, verify = self.folder / f"{name}.part", self.size.files[name], partial(self.verify, name)
         reasons = []
         with tqdm(desc=name, total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
 
@@ -171,9 +167,10 @@ class Download:
         num_bytes = self.size.files[name]
         if num_bytes not in (None, size_of(path)):
             raise BadResponse(f"it has {size_of(path)} bytes instead of {num_bytes}")
-        if md5 and md5 != base64.b64encode(digest(path, "md5")).decode():
+        # MD5 finds damage and does not prove the origin.
+        if md5 and md5 != base64.b64encode(update_hash(path, hashlib.md5(usedforsecurity=False)).digest()).decode():
             raise BadResponse("it has another MD5 than the server said")
-        found, pinned = digest(path, "sha256").hex(), self.size.sha256.get(name)
+        found, pinned = file_sha256(path), self.size.sha256.get(name)
         if pinned is None:
             self.check_content(name, path)
             self.log(f"{name}: {size_of(path)} bytes, sha256 {found}")
@@ -198,8 +195,3 @@ class Download:
         with path.open("rb") as file:
             if name != DATA_FILE and file.read(1) == b"<":
                 raise BadResponse("it is a page of HTML or XML")
-
-
-def digest(path: Path, algorithm: str) -> bytes:
-    """Return a file's hash; MD5 finds damage and does not prove the origin."""
-    return update_hash(path, hashlib.new(algorithm, usedforsecurity=False)).digest()

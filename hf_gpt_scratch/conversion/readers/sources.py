@@ -6,9 +6,8 @@ from typing import Any
 
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
 from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, WEIGHTS_FILE, open_safetensors
-from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
+from hf_gpt_scratch.conversion.readers.tensor_bundle import find_checkpoint_prefix, open_tensor_bundle
 from hf_gpt_scratch.conversion.readers.tf_checkpoint import open_tf_checkpoint
-from hf_gpt_scratch.conversion.readers.tf_paths import find_checkpoint_prefix
 from hf_gpt_scratch.runtime.files import model_of_run, read_json
 
 

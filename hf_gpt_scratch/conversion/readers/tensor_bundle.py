@@ -8,8 +8,11 @@ https://protobuf.dev/programming-guides/encoding/.
 """
 
 import math
+import os
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +22,6 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.leveldb_table import Cursor, mask, parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
 
 
 READ_BYTES = 256 << 10
@@ -36,6 +38,23 @@ NUMPY_DTYPES: dict[int, np.dtype] = {
 OTHER_DTYPES = {7: "string", 14: "bfloat16", 20: "resource", 21: "variant"}
 
 Place = tuple[slice, ...]  # of a slice in its variable
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, incomplete or of a kind that is not read here; the message is one line."""
+
+
+@contextmanager
+def checkpoint_errors(path: Path, place: str = "") -> Iterator[None]:
+    """Say in one line that a file cannot be read, also of a kind that only TensorFlow reads, or is damaged."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except NotImplementedError as error:
+        raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt{place} ({error}): get it again") from None
 
 
 def message_values(message: int | bytes) -> dict[int, list[int | bytes]]:
@@ -78,11 +97,6 @@ class BundleEntry:
     size: int
     crc32c: int  # masked
     slices: tuple[tuple[Place, "BundleEntry"], ...] = ()
-
-    @property
-    def parts(self) -> tuple["BundleEntry", ...]:
-        """The entries that have bytes: those of the slices, or itself."""
-        return tuple(part for _, part in self.slices) or (self,)
 
 
 def ordered_number(number: int) -> bytes:
@@ -147,20 +161,17 @@ def read_index(path: Path) -> tuple[int, dict[str, BundleEntry]]:
     Raises:
         CheckpointError: it is damaged or of a kind that is not read here.
     """
-    try:
-        with checkpoint_errors(path):
-            table = parse_table(path.read_bytes())
-            if b"" not in table:
-                raise ValueError("it has no header")
-            header = message_values(table.pop(b""))
-            num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
-            min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
-            if is_big_endian or min_consumer > BUNDLE_VERSION:
-                raise NotImplementedError("it is big-endian or of a later version of the format")
-            names = [key.decode("utf-8") for key in table if not key.startswith(b"\0")]  # those are of slices
-            return num_shards, {name: parse_entry(name, name.encode(), table, num_shards) for name in names}
-    except NotImplementedError as error:
-        raise CheckpointError(f"{path} is not read without TensorFlow ({error}): use the reader that has it") from None
+    with checkpoint_errors(path):
+        table = parse_table(path.read_bytes())
+        if b"" not in table:
+            raise ValueError("it has no header")
+        header = message_values(table.pop(b""))
+        num_shards, is_big_endian = number_in(header, 1), number_in(header, 2)
+        min_consumer = max(number_in(message_values(version), 2) for version in header.get(3, [b""]))
+        if is_big_endian or min_consumer > BUNDLE_VERSION:
+            raise NotImplementedError("it is big-endian or of a later version of the format")
+        names = [key.decode("utf-8") for key in table if not key.startswith(b"\0")]  # those are of slices
+        return num_shards, {name: parse_entry(name, name.encode(), table, num_shards) for name in names}
 
 
 class TensorBundle(NamedTensors):
@@ -218,6 +229,52 @@ def verify_checksum(path: Path, entry: BundleEntry) -> None:
         raise ValueError(f"its checksum is {mask(crc):08x}, the index says {entry.crc32c:08x}")
 
 
+def find_checkpoint_prefix(path: str | Path) -> Path:
+    """Return the part that the names of a checkpoint's files have in common, such as `124M/model.ckpt`.
+
+    Args:
+        path: a folder, the prefix itself, one of the files that begin with it, or the `checkpoint` file that names it.
+
+    Raises:
+        CheckpointError, FileNotFoundError: there is no checkpoint, or several and no file that names one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint" if (path / "checkpoint").is_file() else only_index(path)
+    if path.name == "checkpoint" and path.is_file():
+        return read_checkpoint_file(path)
+    prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+    if not Path(f"{prefix}.index").is_file():
+        raise FileNotFoundError(
+            f"there is no {prefix}.index: give the folder of a TensorFlow checkpoint, or its prefix"
+        )
+    return prefix
+
+
+def only_index(folder: Path) -> Path:
+    """Return the one .index file of a folder."""
+    found = sorted(folder.glob("*.index"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no TensorFlow checkpoint: give the folder with model.ckpt.index")
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds {len(found)} checkpoints: give one of them, such as {found[0]}")
+    return found[0]
+
+
+def read_checkpoint_file(path: Path) -> Path:
+    """Return the prefix that a `checkpoint` file names; an absolute one is first looked for beside it."""
+    with checkpoint_errors(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r'^model_checkpoint_path: *"([^"]+)"', text, re.MULTILINE)
+    if found is None:
+        raise CheckpointError(f"{path} names no checkpoint: give the .index file instead")
+    stated, beside = path.parent / found[1], path.with_name(re.split(r"[/\\]", found[1])[-1])
+    for prefix in (beside, stated) if os.path.isabs(found[1]) else (stated, beside):
+        if Path(f"{prefix}.index").is_file():
+            return prefix
+    raise CheckpointError(f"{path} names {found[1]!r}, which is not there: give the .index file instead")
+
+
 def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
     """Open the checkpoint that `find_checkpoint_prefix` finds; what it holds is verified when it is asked for.
 
@@ -230,8 +287,9 @@ def open_tensor_bundle(path: str | Path, ending: str = "") -> TensorBundle:
     prefix = find_checkpoint_prefix(path)
     num_shards, entries = read_index(Path(f"{prefix}.index"))
     ends = defaultdict[int, int](int)  # of the last tensor in each data file
-    for part in (part for entry in entries.values() for part in entry.parts):
-        ends[part.shard_id] = max(ends[part.shard_id], part.offset + part.size)
+    for entry in entries.values():
+        for part in [part for _, part in entry.slices] or [entry]:
+            ends[part.shard_id] = max(ends[part.shard_id], part.offset + part.size)
     data_files = {i: Path(f"{prefix}.data-{i:05d}-of-{num_shards:05d}{ending}") for i in sorted(ends)}
     for shard_id, path in data_files.items():
         with checkpoint_errors(path):

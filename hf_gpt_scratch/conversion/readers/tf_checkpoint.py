@@ -11,8 +11,13 @@ import numpy as np
 
 from hf_gpt_scratch.conversion.readers.leveldb_table import parse_table
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
-from hf_gpt_scratch.conversion.readers.tensor_bundle import NUMPY_DTYPES, skip_reason
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError, checkpoint_errors, find_checkpoint_prefix
+from hf_gpt_scratch.conversion.readers.tensor_bundle import (
+    NUMPY_DTYPES,
+    CheckpointError,
+    checkpoint_errors,
+    find_checkpoint_prefix,
+    skip_reason,
+)
 
 
 class TFCheckpoint(NamedTensors):
@@ -62,11 +67,7 @@ def import_tensorflow() -> ModuleType:
 
 
 def open_tf_checkpoint(path: str | Path) -> TFCheckpoint:
-    """Open a checkpoint through TensorFlow.
-
-    Raises:
-        ValueError: TensorFlow is not installed; for others see `open_tensor_bundle`.
-    """
+    """Open a checkpoint through TensorFlow; ValueError: it is not installed, and those of `open_tensor_bundle`."""
     prefix = find_checkpoint_prefix(path)
     index = Path(f"{prefix}.index")
     # Where a block is damaged, TensorFlow takes the index for ended.

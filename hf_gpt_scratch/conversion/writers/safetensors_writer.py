@@ -76,8 +76,8 @@ def write_model(
         metadata = shards.metadata | {"total_parameters": sum(map(math.prod, shapes.values()))}
         write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": shards.tensor_to_filename})
     places: dict[str, tuple[Path, int]] = {}
-    for file, names in shards.filename_to_tensors.items():
-        places |= begin_file(folder / file, {name: shapes[name] for name in names}, dtype)
+    for file_name, names in shards.filename_to_tensors.items():
+        places |= begin_file(folder / file_name, {name: shapes[name] for name in names}, dtype)
     for name, values in blocks:
         try:
             stored = cast(values, dtype)
@@ -92,4 +92,4 @@ def write_model(
         left[name] -= stored.nbytes
     if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
-    return [folder / file for file in shards.filename_to_tensors]
+    return [folder / file_name for file_name in shards.filename_to_tensors]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Row
+from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors, free_pages
 
 
@@ -14,21 +14,14 @@ BLOCK_BYTES = 1 << 20
 def tensor_blocks(plan: MappingPlan, tensors: NamedTensors) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (target, next values) for every target of a plan; each array is valid until the next one is asked for."""
     for move in plan.moves:
-        yield from move_blocks(tensors, move, plan)
+        values = tensors[move.source]
+        if move.layout is not Layout.LINEAR:
+            values = values.reshape(values.shape[-2:]).T  # [n * out, in]
+        for target, part in zip(move.targets, np.split(values, len(move.targets)), strict=True):
+            # Rows of a vocabulary beyond the target's are left out.
+            yield from ((target, block) for block in row_blocks(part[: plan.shapes[target][0]]))
     for name in plan.zeros:
         yield name, np.zeros(plan.shapes[name], np.float32)
-
-
-def move_blocks(tensors: NamedTensors, move: Row, plan: MappingPlan) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the targets of one source tensor; rows of a vocabulary beyond the target's are left out."""
-    values = tensors[move.source]
-    if move.layout is not Layout.LINEAR:
-        values = values.reshape(values.shape[-2:]).T  # [n * out, in]
-    part = len(values) // len(move.targets)
-    for index, target in enumerate(move.targets):
-        rows = min(part, plan.shapes[target][0])
-        for block in row_blocks(values[index * part : index * part + rows]):
-            yield target, block
 
 
 def row_blocks(values: np.ndarray) -> Iterator[np.ndarray]:

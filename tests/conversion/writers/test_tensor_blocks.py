@@ -8,8 +8,7 @@ import pytest
 
 from hf_gpt_scratch.conversion.mapping import Layout, MappingPlan, Row
 from hf_gpt_scratch.conversion.readers.named_tensors import NamedTensors
-from hf_gpt_scratch.conversion.readers.tensor_bundle import open_tensor_bundle
-from hf_gpt_scratch.conversion.readers.tf_paths import CheckpointError
+from hf_gpt_scratch.conversion.readers.tensor_bundle import CheckpointError, open_tensor_bundle
 from hf_gpt_scratch.conversion.writers import tensor_blocks as module
 from hf_gpt_scratch.conversion.writers.tensor_blocks import tensor_blocks
 from tests.conversion.bundle_writer import write_bundle
