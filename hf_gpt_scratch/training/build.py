@@ -63,12 +63,14 @@ from hf_gpt_scratch.training.checkpoints.output_folder import (
     clear_leftovers,
 )
 from hf_gpt_scratch.training.checkpoints.resume import expected_before, find_resumable, resume, with_its_warmup
-from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.cpu.speedups import enable_cpu_speedups
 from hf_gpt_scratch.training.distributed import complete_fsdp, on_main_process, refuse_deepspeed
 from hf_gpt_scratch.training.freezing import freeze
+from hf_gpt_scratch.training.minutes.choose_settings import choose_settings
+from hf_gpt_scratch.training.minutes.time_budget import expect_steps, fit_to_minutes, length_line, seconds_to_result
 from hf_gpt_scratch.training.optim import build_optimizer, reset_to_torch_defaults
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward, refuse_where_impossible
+from hf_gpt_scratch.training.peak_flops import measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.plan import (
     check_prompt,
     cut_line,
@@ -79,15 +81,14 @@ from hf_gpt_scratch.training.plan import (
 )
 from hf_gpt_scratch.training.precision import decide_precision
 from hf_gpt_scratch.training.preflight import check_attention, check_compiler, try_step
-from hf_gpt_scratch.training.reporting.card import describe_texts
+from hf_gpt_scratch.training.reporting.card_sections import describe_texts
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.reporting.hub_pushes import warn_early
 from hf_gpt_scratch.training.reporting.loss_plot import LossPlot
-from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.reporting.mfu import ModelFlops, flops_per_token
 from hf_gpt_scratch.training.run import Parts, Run, Texts
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.speed import Speed, measure_speed
-from hf_gpt_scratch.training.time_budget import expect_steps, fit_to_minutes, length_line, seconds_to_result
 
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_gpt_scratch.training.reporting.mfu import product_dtype
+from hf_gpt_scratch.training.peak_flops import product_dtype
 
 
 Result = TypeVar("Result")

@@ -17,16 +17,17 @@ from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.base_model import BaseModel, read_base_model, with_base_model
 from hf_gpt_scratch.training.build import build_accelerator, build_texts, prepare_run, process_state
 from hf_gpt_scratch.training.checkpoints.output_folder import VOCABULARY_FOLDER, refuse_used_folder
-from hf_gpt_scratch.training.chosen_settings import choose_settings
 from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
+from hf_gpt_scratch.training.minutes.choose_settings import choose_settings
+from hf_gpt_scratch.training.minutes.time_budget import fit_to_minutes, seconds_besides_steps, seconds_to_result
+from hf_gpt_scratch.training.peak_flops import measure_peak_flops, product_dtype
 from hf_gpt_scratch.training.plan import cut_line, evaluations_line, fit_to_text, plan_evaluations, with_fitting_batch
 from hf_gpt_scratch.training.preflight import check_attention
-from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.reporting.mfu import flops_per_token
 from hf_gpt_scratch.training.reporting.trackers import check_trackers
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
-from hf_gpt_scratch.training.time_budget import fit_to_minutes, seconds_besides_steps, seconds_to_result
 
 
 # Bytes that an allocator holds per byte in use, because blocks are freed in another order than they were taken:

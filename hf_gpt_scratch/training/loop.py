@@ -33,16 +33,16 @@ from hf_gpt_scratch.training.build import set_up
 from hf_gpt_scratch.training.checkpoints.checkpoint import random_state, restore_random_state
 from hf_gpt_scratch.training.checkpoints.output_folder import UNFINISHED_MODEL, FolderLock
 from hf_gpt_scratch.training.distributed import on_main_process, unshard, unsharded_model
+from hf_gpt_scratch.training.minutes.time_budget import note_start, note_step, seconds_besides_steps
 from hf_gpt_scratch.training.optim import learning_rate_at, set_learning_rate
 from hf_gpt_scratch.training.plan import batches_together
 from hf_gpt_scratch.training.preflight import is_compiled
-from hf_gpt_scratch.training.reporting.card import card_details
+from hf_gpt_scratch.training.reporting.card_sections import card_details
 from hf_gpt_scratch.training.reporting.progress_bar import StepDisplay, evaluation_bar, warn
 from hf_gpt_scratch.training.reporting.trackers import check_trackers, start_trackers
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import SignalCriterion, WorkStopped, agreed_signal, stop_at_signal, until_signal
-from hf_gpt_scratch.training.time_budget import note_start, note_step, seconds_besides_steps
 
 
 LOSSES = ("train_loss", "validation_loss", "standard_error")  # the last one only of a part of the text

@@ -16,7 +16,7 @@ from hf_gpt_scratch.training.activation_checkpointing import recompute_activatio
 from hf_gpt_scratch.training.freezing import freeze
 from hf_gpt_scratch.training.optim import build_optimizer
 from hf_gpt_scratch.training.optimizer_in_backward import StepsInBackward
-from hf_gpt_scratch.training.reporting.mfu import product_dtype
+from hf_gpt_scratch.training.peak_flops import product_dtype
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

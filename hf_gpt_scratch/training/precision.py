@@ -5,7 +5,7 @@ from accelerate import PartialState
 
 from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_state
 from hf_gpt_scratch.training.distributed import on_main_process
-from hf_gpt_scratch.training.reporting.mfu import measure_peak_flops
+from hf_gpt_scratch.training.peak_flops import measure_peak_flops
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

@@ -36,7 +36,7 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
 }
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
-# Settings that a run bounded by minutes may leave to `chosen_settings.py`; the rates belong together.
+# Settings that a run bounded by minutes may leave to `choose_settings.py`; the rates belong together.
 RATES = ("optim", "learning_rate", "min_learning_rate")
 CHOSEN_BY_MINUTES = (
     *("vocabulary", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),

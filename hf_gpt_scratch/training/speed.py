@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_gpt_scratch.evaluation import evaluation_mode
+from hf_gpt_scratch.training.peak_flops import synchronize
 from hf_gpt_scratch.training.plan import batches_together
 from hf_gpt_scratch.training.preflight import compute_gradients, is_compiled, micro_batch
-from hf_gpt_scratch.training.reporting.mfu import synchronize
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.stopping import largest
 

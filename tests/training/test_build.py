@@ -18,7 +18,7 @@ from hf_gpt_scratch.training import build, loop
 from hf_gpt_scratch.training.build import read_tokens
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
-from hf_gpt_scratch.training.reporting.card import describe_texts
+from hf_gpt_scratch.training.reporting.card_sections import describe_texts
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 

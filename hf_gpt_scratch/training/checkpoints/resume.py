@@ -19,8 +19,8 @@ from hf_gpt_scratch.training.checkpoints.checkpoint import (
     read_state,
 )
 from hf_gpt_scratch.training.distributed import on_main_process
+from hf_gpt_scratch.training.minutes.time_budget import note_start
 from hf_gpt_scratch.training.run import Run
-from hf_gpt_scratch.training.time_budget import note_start
 
 
 def find_resumable(run: Run) -> Path | None:

@@ -8,7 +8,7 @@ import torch
 from transformers.generation import CompileConfig
 
 from hf_gpt_scratch.runtime.environment import peak_memory
-from hf_gpt_scratch.training.reporting.mfu import synchronize
+from hf_gpt_scratch.training.peak_flops import synchronize
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:

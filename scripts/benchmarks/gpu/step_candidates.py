@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from hf_gpt_scratch.registration import GPTScratchConfig
-from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.peak_flops import measure_peak_flops, product_dtype
+from hf_gpt_scratch.training.reporting.mfu import flops_per_token
 from scripts.benchmarks.peer_models import NANOGPT_VOCAB_SIZE, VOCAB_SIZE, Task
 from scripts.benchmarks.training_steps import (
     NUM_LOSSES,

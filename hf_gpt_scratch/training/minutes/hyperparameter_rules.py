@@ -1,6 +1,7 @@
-"""The rules by which `--minutes` chooses settings: pure functions of the text's length and the computing.
+"""The rules of `--minutes` for layers, width, heads, vocabulary, context, dropout, batch and learning rate.
 
-They are fitted to recorded sweeps: scripts/benchmarks/results/README.md, "What the minutes choose".
+Pure functions of the text's length and the compute, which `choose_settings.py` measures. They are fitted to recorded
+sweeps: scripts/benchmarks/results/README.md, "What the minutes choose".
 """
 
 import math
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from hf_gpt_scratch.training.settings import HEAD_WIDTH, fitting_heads
 
 
-# The unit of computing of the rules: one core for a minute, at its speed in a large product.
+# The unit of compute of the rules: one core for a minute, at its speed in a large product.
 UNIT_FLOPS = 1e13
-# Exponents of DeepSeek LLM (arXiv:2401.02954, section 3.1), by which batch and rate follow the computing.
+# Exponents of DeepSeek LLM (arXiv:2401.02954, section 3.1), by which batch and rate follow the compute.
 BATCH_EXPONENT, RATE_EXPONENT = 0.3271, -0.1250
 UNIT_TOKENS, UNIT_RATE = 768, 0.02  # of a step
 UNIT_CONTEXT, CONTEXT_EXPONENT, MOST_CONTEXT = 64, 0.25, 1024
@@ -27,8 +28,8 @@ PASSES_TO_THE_BEST = 16  # from which on the validation loss may rise before the
 
 
 @dataclass(frozen=True)
-class Means:
-    """The text and the computing that a run has."""
+class Budget:
+    """The text and the compute that a run has."""
 
     num_bytes: int  # of the training text
     sample: str  # its beginning; of prepared tokens, nothing
@@ -36,20 +37,20 @@ class Means:
 
     @property
     def scale(self) -> float:
-        """The computing in `UNIT_FLOPS`."""
+        """The compute in `UNIT_FLOPS`."""
         return self.flops / UNIT_FLOPS
 
 
-def model_shape(means: Means, layers: int | None = None, heads: int = 1) -> tuple[int, int]:
+def model_shape(budget: Budget, layers: int | None = None, heads: int = 1) -> tuple[int, int]:
     """Return layers and width of the model that learns most of the text in so many FLOPs.
 
     Args:
-        means: of the run.
+        budget: of the run.
         layers: of the model; None: more for a wider one.
         heads: of a layer, by which the width can be divided.
     """
-    by_flops = math.sqrt(USED_SHARE * means.flops / (6 * TOKENS_OF_PARAMETER))
-    parameters = max(1.0, min(by_flops, PARAMETERS_OF_BYTE * means.num_bytes))
+    by_flops = math.sqrt(USED_SHARE * budget.flops / (6 * TOKENS_OF_PARAMETER))
+    parameters = max(1.0, min(by_flops, PARAMETERS_OF_BYTE * budget.num_bytes))
     widths = [width for width in range(1, MOST_WIDTH + 1) if width % math.lcm(width_of_head(width), heads) == 0]
     shapes = [(layers or layers_for(width), width) for width in widths or [heads]]
     return min(shapes, key=lambda shape: abs(math.log(12 * shape[0] * shape[1] ** 2 / parameters)))
@@ -72,13 +73,13 @@ def heads_for(width: int) -> int:
 
 
 def context_length(scale: float) -> int:
-    """Return the context of a model that is trained with this much computing, in `UNIT_FLOPS`: a power of two."""
+    """Return the context of a model that is trained with this much compute, in `UNIT_FLOPS`: a power of two."""
     return min(MOST_CONTEXT, UNIT_CONTEXT * 2 ** max(0, round(CONTEXT_EXPONENT * math.log2(scale))))
 
 
-def vocabulary_size(means: Means, layers: int, width: int) -> int:
+def vocabulary_size(budget: Budget, layers: int, width: int) -> int:
     """Return the tokens of a vocabulary that suits the length of the text and the model: a power of two."""
-    by_text = MEGABYTE_TOKENS * (means.num_bytes / 1e6) ** TOKENS_EXPONENT
+    by_text = MEGABYTE_TOKENS * (budget.num_bytes / 1e6) ** TOKENS_EXPONENT
     by_model = HEAD_SHARE * 12 * layers * width
     return min(MOST_TOKENS, max(LEAST_TOKENS, 2 ** int(math.log2(max(1.0, min(by_text, by_model))))))
 
@@ -90,10 +91,10 @@ def dropout_for(passes: float) -> float:
 
 
 def windows_a_step(scale: float, window_size: int) -> float:
-    """Return the windows of a step of a run with this much computing, in `UNIT_FLOPS`: larger steps, not only more."""
+    """Return the windows of a step of a run with this much compute, in `UNIT_FLOPS`: larger steps, not only more."""
     return UNIT_TOKENS * max(1.0, scale) ** BATCH_EXPONENT / window_size
 
 
 def peak_rate(scale: float) -> float:
-    """Return Muon's learning rate for this much computing, in `UNIT_FLOPS`, to two digits."""
+    """Return Muon's learning rate for this much compute, in `UNIT_FLOPS`, to two digits."""
     return float(f"{UNIT_RATE * max(1.0, scale) ** RATE_EXPONENT:.2g}")

@@ -16,11 +16,11 @@ from hf_gpt_scratch.training import build
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.minutes.time_budget import leaving_seconds
 from hf_gpt_scratch.training.progress import Progress
 from hf_gpt_scratch.training.run import Run
 from hf_gpt_scratch.training.settings import TrainingSettings
 from hf_gpt_scratch.training.speed import Speed
-from hf_gpt_scratch.training.time_budget import leaving_seconds
 from tests.training.histories import rows, step_losses
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hf_gpt_scratch.training.command_line import parse_settings
-from hf_gpt_scratch.training.reporting.card import card_details, describe_texts, loss_table
+from hf_gpt_scratch.training.reporting.card_sections import card_details, describe_texts, loss_table
 from hf_gpt_scratch.training.reporting.history import History
 from hf_gpt_scratch.training.settings import TrainingSettings
 
@@ -125,7 +125,7 @@ def test_a_name_cannot_break_the_table(tiny_settings: Callable[..., TrainingSett
     odd.write_text("text", encoding="utf-8")
     (text,) = describe_texts(tiny_settings(train_file=[str(odd)]))
     assert text["name"] == "a|b.txt"
-    from hf_gpt_scratch.training.reporting.card import data_table
+    from hf_gpt_scratch.training.reporting.card_sections import data_table
 
     assert "| training | a\\|b.txt | 4 |" in data_table({"texts": [text]})
 

@@ -20,11 +20,13 @@ from hf_gpt_scratch.data.vocabulary_training import TextSample, bytes_per_token,
 from hf_gpt_scratch.data.windows import find_text_files, split_blocks
 from hf_gpt_scratch.runtime.files import atomic_folder, write_file
 from hf_gpt_scratch.training.checkpoints.checkpoint import recorded_state
-from hf_gpt_scratch.training.choice_rules import (
+from hf_gpt_scratch.training.distributed import on_main_process
+from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
+from hf_gpt_scratch.training.minutes.hyperparameter_rules import (
     LEAST_WIDTH_IN_BF16,
     PASSES_TO_THE_BEST,
     USED_SHARE,
-    Means,
+    Budget,
     context_length,
     dropout_for,
     heads_for,
@@ -34,9 +36,8 @@ from hf_gpt_scratch.training.choice_rules import (
     vocabulary_size,
     windows_a_step,
 )
-from hf_gpt_scratch.training.distributed import on_main_process
-from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
-from hf_gpt_scratch.training.reporting.mfu import flops_per_token, measure_peak_flops
+from hf_gpt_scratch.training.peak_flops import measure_peak_flops
+from hf_gpt_scratch.training.reporting.mfu import flops_per_token
 from hf_gpt_scratch.training.settings import TrainingSettings
 
 
@@ -63,16 +64,16 @@ def choose_settings(settings: TrainingSettings, state: PartialState, folder: Pat
     def choose() -> dict[str, Any]:
         if begun := begun_with(settings, folder):
             return begun
-        means = measure_means(settings, state)
-        chosen = replace(settings, choose=None, **by_rules(settings, means, state.num_processes, folder))
-        passes = passes_over_text(chosen, means)
+        budget = measure_budget(settings, state)
+        chosen = replace(settings, choose=None, **apply_rules(settings, budget, state.num_processes, folder))
+        passes = passes_over_text(chosen, budget)
         by_passes: dict[str, Any] = {
             "dropout": dropout_for(passes),
             "load_best_model_at_end": passes >= PASSES_TO_THE_BEST,
         }
         chosen = replace(chosen, **{name: by_passes[name] for name in by_passes if name in (settings.choose or [])})
         chosen = fit_to_memory(chosen, settings.choose or [], state.device)
-        print("\n".join(describe(chosen, means, passes, state.num_processes)), flush=True)
+        print("\n".join(describe(chosen, budget, passes, state.num_processes)), flush=True)
         return {name: getattr(chosen, name) for name in settings.choose or []}
 
     return replace(settings, choose=None, **on_main_process(state, choose))
@@ -88,7 +89,7 @@ def begun_with(settings: TrainingSettings, folder: Path) -> dict[str, Any]:
     return begun
 
 
-def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
+def measure_budget(settings: TrainingSettings, state: PartialState) -> Budget:
     """Measure the speed of the devices, and read the training text."""
     # The precision in which a card is fast; the sweeps were on a CPU, in float32.
     dtype = torch.bfloat16 if state.device.type == "cuda" else torch.float32
@@ -105,23 +106,23 @@ def measure_means(settings: TrainingSettings, state: PartialState) -> Means:
             sample += block[: SAMPLE_CHARS - len(sample)]
     if not settings.peak_flops:  # the first moment may have been a bad one
         speed = max(speed, measure_peak_flops(state.device, dtype))
-    return Means(num_bytes, sample, 60 * (settings.minutes or 0.0) * speed * state.num_processes)
+    return Budget(num_bytes, sample, 60 * (settings.minutes or 0.0) * speed * state.num_processes)
 
 
-def by_rules(settings: TrainingSettings, means: Means, num_processes: int, folder: Path) -> dict[str, Any]:
+def apply_rules(settings: TrainingSettings, budget: Budget, num_processes: int, folder: Path) -> dict[str, Any]:
     """Return a value for each setting that is left open, and make the vocabulary if it is one of them."""
     open_settings = settings.choose or []
     width = settings.hidden_size or 1
     layers = None if "num_hidden_layers" in open_settings else settings.num_hidden_layers
     if "hidden_size" in open_settings:
         heads = 1 if "num_attention_heads" in open_settings else settings.num_attention_heads or 1
-        layers, width = model_shape(means, layers, heads)
+        layers, width = model_shape(budget, layers, heads)
     layers = layers or layers_for(width)
     context = settings.context
     if "max_position_embeddings" in open_settings:
-        context = max(context_length(means.scale), settings.block_size or 0)
+        context = max(context_length(budget.scale), settings.block_size or 0)
     windows, micro_batches = micro_batch(
-        settings, windows_a_step(means.scale, settings.block_size or context) / num_processes
+        settings, windows_a_step(budget.scale, settings.block_size or context) / num_processes
     )
     values = {
         "hidden_size": width,
@@ -131,12 +132,12 @@ def by_rules(settings: TrainingSettings, means: Means, num_processes: int, folde
         "per_device_train_batch_size": windows,
         "gradient_accumulation_steps": micro_batches,
         "optim": "muon",
-        "learning_rate": peak_rate(means.scale),
+        "learning_rate": peak_rate(budget.scale),
         "min_learning_rate": 0.0,
         "mixed_precision": "auto" if width >= LEAST_WIDTH_IN_BF16 else "no",
     }
     if "vocabulary" in open_settings:
-        values["vocabulary"] = make_vocabulary(means, vocabulary_size(means, layers, width), folder)
+        values["vocabulary"] = make_vocabulary(budget, vocabulary_size(budget, layers, width), folder)
     return {name: value for name, value in values.items() if name in open_settings}
 
 
@@ -149,24 +150,24 @@ def micro_batch(settings: TrainingSettings, windows: float) -> tuple[int, int]:
     return settings.per_device_train_batch_size, math.ceil(windows / settings.per_device_train_batch_size)
 
 
-def make_vocabulary(means: Means, num_tokens: int, folder: Path) -> str:
+def make_vocabulary(budget: Budget, num_tokens: int, folder: Path) -> str:
     """Train a vocabulary on the text, write it, and return the folder."""
     with tempfile.TemporaryDirectory() as name:
         sample = Path(name, "sample.txt")
-        write_file(sample, means.sample)
+        write_file(sample, budget.sample)
         vocabulary = train_vocabulary(TextSample([sample]), num_tokens)
     with atomic_folder(folder, replace=True) as made:
         write_tokenizer(made, vocabulary)
     return str(folder)
 
 
-def passes_over_text(chosen: TrainingSettings, means: Means) -> float:
+def passes_over_text(chosen: TrainingSettings, budget: Budget) -> float:
     """Estimate how often the training sees the text."""
-    tokens = USED_SHARE * means.flops / flops_per_token(sketch(chosen.model_config()), chosen.window_size)
-    measured = means.sample[:MEASURED_CHARS]
+    tokens = USED_SHARE * budget.flops / flops_per_token(sketch(chosen.model_config()), chosen.window_size)
+    measured = budget.sample[:MEASURED_CHARS]
     vocabulary = load_vocabulary(chosen.vocabulary or "gpt2")
     a_token = bytes_per_token([measured], vocabulary) if measured else BYTES_OF_PREPARED_TOKEN
-    return tokens * a_token / max(1, means.num_bytes)
+    return tokens * a_token / max(1, budget.num_bytes)
 
 
 def fit_to_memory(chosen: TrainingSettings, open_settings: Sequence[str], device: torch.device) -> TrainingSettings:
@@ -183,12 +184,12 @@ def fit_to_memory(chosen: TrainingSettings, open_settings: Sequence[str], device
     return chosen
 
 
-def describe(chosen: TrainingSettings, means: Means, passes: float, num_processes: int) -> list[str]:
+def describe(chosen: TrainingSettings, budget: Budget, passes: float, num_processes: int) -> list[str]:
     """Describe in three lines what was chosen, and why."""
     vocabulary = load_vocabulary(chosen.vocabulary or "gpt2")
     windows = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps * num_processes
     return [
-        f"--minutes {chosen.minutes:g} chooses by {means.num_bytes / 1e6:.3g} MB of text and the {means.flops:.2g} "
+        f"--minutes {chosen.minutes:g} chooses by {budget.num_bytes / 1e6:.3g} MB of text and the {budget.flops:.2g} "
         "FLOPs that products would do here in that time; a flag of yours replaces its part:",
         f"  {vocabulary.size:,} tokens ({vocabulary.name}), as suits the length of the text; "
         f"{chosen.num_hidden_layers} layers, {chosen.hidden_size} wide, context {chosen.max_position_embeddings}, the "

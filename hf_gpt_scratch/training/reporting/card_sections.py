@@ -1,4 +1,4 @@
-"""Describe a run in its model card, from the run's history."""
+"""The sections of a model card that describe a run, from its history; `hub/model_card.py` has the card itself."""
 
 import json
 import re

@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from hf_gpt_scratch.training import chosen_settings
-from hf_gpt_scratch.training.chosen_settings import fit_to_memory, micro_batch
 from hf_gpt_scratch.training.command_line import parse_settings
 from hf_gpt_scratch.training.dry_run import dry_run
 from hf_gpt_scratch.training.loop import train
+from hf_gpt_scratch.training.minutes import choose_settings
+from hf_gpt_scratch.training.minutes.choose_settings import fit_to_memory, micro_batch
 from hf_gpt_scratch.training.settings import CHOSEN_BY_MINUTES, RATES, TrainingSettings
 
 
@@ -75,11 +75,11 @@ def bounded(text: Path, **more: object) -> TrainingSettings:
 def test_size_is_not_decided_in_one_bad_moment(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for measured in ([1e9, 3e11], [3e11, 1e9]):
         left = iter(measured)
-        monkeypatch.setattr(chosen_settings, "measure_peak_flops", lambda *arguments, left=left: next(left))
-        means = chosen_settings.measure_means(
+        monkeypatch.setattr(choose_settings, "measure_peak_flops", lambda *arguments, left=left: next(left))
+        budget = choose_settings.measure_budget(
             replace(bounded(text, minutes=2), peak_flops=None), PartialState(cpu=True)
         )
-        assert means.flops == 120 * 3e11
+        assert budget.flops == 120 * 3e11
 
 
 def chosen_by_run(settings: TrainingSettings) -> dict:
@@ -109,7 +109,7 @@ def test_a_resumed_run_keeps_the_choice(text: Path, monkeypatch: pytest.MonkeyPa
     train(settings)
     begun = chosen_by_run(settings)
     moved = Path(settings.output_dir).rename(text.parent / "moved")
-    monkeypatch.setattr(chosen_settings, "model_shape", lambda means, layers, heads: (1, 32))
+    monkeypatch.setattr(choose_settings, "model_shape", lambda budget, layers, heads: (1, 32))
     more = bounded(text, minutes=0.2, output_dir=moved, resume=True)
     train(more)
     assert {name: chosen_by_run(more)[name] for name in CHOSEN_BY_MINUTES if name != "vocabulary"} == {
@@ -156,8 +156,8 @@ def test_a_step_is_split_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) 
     chosen = parse_settings(["--vocabulary", "bytes", "--hidden_size", "32", "--per_device_train_batch_size", "64"])
     device = torch.device("cpu")
     assert fit_to_memory(chosen, CHOSEN_BY_MINUTES, device) == chosen
-    needed = chosen_settings.estimate_memory(chosen.model_config(), chosen, device, "no")
-    monkeypatch.setattr(chosen_settings.psutil, "virtual_memory", lambda: type("Free", (), {"available": needed}))
+    needed = choose_settings.estimate_memory(chosen.model_config(), chosen, device, "no")
+    monkeypatch.setattr(choose_settings.psutil, "virtual_memory", lambda: type("Free", (), {"available": needed}))
     split = fit_to_memory(chosen, CHOSEN_BY_MINUTES, device)
     assert split.per_device_train_batch_size < 64
     assert split.per_device_train_batch_size * split.gradient_accumulation_steps == 64

@@ -1,0 +1,1 @@
+"""Runs that `--minutes` bounds: the settings chosen for them, and as many steps as fit."""
