@@ -16,36 +16,39 @@ from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespace:
     """Parse the words of the command line."""
     parser = OneLineParser(prog=prog, description="Turn a GPT-2 checkpoint into a repository folder, proved equal.")
-    parser.add_argument(
+    source = parser.add_argument_group("checkpoint")
+    source.add_argument(
         "--size", help="a released size, 124M, 355M, 774M or 1558M; downloaded unless --from_dir has it"
     )
-    parser.add_argument(
+    source.add_argument(
         "--from_dir", type=Path, help="folder or file of OpenAI's, transformers', tutorial's or nanoGPT's"
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder to make")
-    exports = parser.add_mutually_exclusive_group()
+    source.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
+    source.add_argument(
+        "--n_head", type=number(int, 1), help="number of attention heads, where the checkpoint does not say"
+    )
+    source.add_argument(
+        "--vocab_size", type=number(int, 1), help="cut padding: keep only so many rows of the vocabulary"
+    )
+    source.add_argument("--download_dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
+    source.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
+    result = parser.add_argument_group("result")
+    result.add_argument("--output", required=True, type=Path, help="folder to make")
+    exports = result.add_mutually_exclusive_group()
     for option, help_text in (
         ("--export_stock", "from our layout to transformers' GPT-2"),
         ("--export_onnx", "the same with ONNX files, for transformers.js"),
     ):
         exports.add_argument(option, dest="export", action="store_const", const=option, help=help_text)
-    parser.add_argument("--reader", choices=("bundle", "tensorflow"), help="of TensorFlow's files (default: bundle)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
-    parser.add_argument(
+    result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    result.add_argument(
         "--max_shard_size", type=num_bytes, default="5GB", help="largest weight file, such as 200MB (default: 5GB)"
     )
-    parser.add_argument(
-        "--n_head", type=number(int, 1), help="number of attention heads, where the checkpoint does not say"
-    )
-    parser.add_argument(
-        "--vocab_size", type=number(int, 1), help="cut padding: keep only so many rows of the vocabulary"
-    )
-    parser.add_argument("--download_dir", type=Path, help="where --size puts the files (default: gpt2/SIZE)")
-    parser.add_argument("--mirror", action="append", help="another store to download from; may be repeated")
-    parser.add_argument("--verify", action="store_true", default=True, help="prove the result (default)")
-    parser.add_argument("--no_verify", action="store_false", dest="verify", help="do not prove it")
-    parser.add_argument("--text", type=Path, help="UTF-8 file to compute losses on")
-    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the folder afterwards")
+    result.add_argument("--push_to_hub", metavar="USER/NAME", help="push the folder afterwards")
+    proof = parser.add_argument_group("verification")
+    proof.add_argument("--verify", action="store_true", default=True, help="prove the result (default)")
+    proof.add_argument("--no_verify", action="store_false", dest="verify", help="do not prove it")
+    proof.add_argument("--text", type=Path, help="UTF-8 file to compute losses on")
     return parser.parse_args(words)
 
 

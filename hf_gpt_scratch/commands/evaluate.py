@@ -13,14 +13,15 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser = OneLineParser(prog=prog, description="Print loss, perplexity and bits per byte of a model on a text.")
     model = add_model_options(parser)
     model.add_argument("--int8", action="store_true", help="score the int8 weights that generate --int8 uses")
-    parser.add_argument(
+    text = parser.add_argument_group("text")
+    text.add_argument(
         "--file", required=True, type=Path, help="UTF-8 text, JSON lines or parquet; a folder: all below it"
     )
-    add_text_column(parser)
-    parser.add_argument(
+    add_text_column(text)
+    text.add_argument(
         "--block_size", type=number(int, 1), help="tokens of a window; default: the context of the model"
     )
-    parser.add_argument(
+    text.add_argument(
         "--batch_size", type=number(int, 1), help="windows scored at once; default: as many as have 4,096 tokens"
     )
     return parser.parse_args(words)

@@ -15,24 +15,26 @@ def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespac
     parser = OneLineParser(prog=prog, description="Continue prompts; a single one is streamed.")
     model = add_model_options(parser)
     model.add_argument("--int8", action="store_true", help="int8 weights, on a CPU: faster, nearly the same text")
-    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts = parser.add_argument_group("prompts").add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompt", type=str, action="append", help="text to continue; empty: start from <|endoftext|>; repeat"
     )
     prompts.add_argument("--prompt_file", type=Path, help="UTF-8 file with a prompt in each line that is not empty")
     prompts.add_argument("--interactive", action="store_true", help="type prompts, change temperature and top_k")
-    parser.add_argument("--max_new_tokens", type=number(int, 1), default=25, help="tokens to add (default: 25)")
-    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: 0)")
-    add_top_k(parser)
-    parser.add_argument(
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--max_new_tokens", type=number(int, 1), default=25, help="tokens to add (default: 25)")
+    decoding.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: 0)")
+    add_top_k(decoding)
+    decoding.add_argument(
         "--seed", type=number(int, 0, 2**63), help="makes sampling repeatable; further samples count on from it"
     )
-    parser.add_argument("--num_samples", type=number(int, 1), help="samples of each prompt (default: 1)")
-    parser.add_argument(
+    decoding.add_argument(
         "--past_context", choices=["exact", "rolling"], default="exact",
         help="past the context, condition on the last window (exact, default), or roll on from half of it (faster)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each sample")
+    output = parser.add_argument_group("output")
+    output.add_argument("--num_samples", type=number(int, 1), help="samples of each prompt (default: 1)")
+    output.add_argument("--json", action="store_true", help="print a JSON object for each sample")
     return parser.parse_args(words)
 
 

@@ -26,12 +26,12 @@ def add_model_options(
     return group
 
 
-def add_top_k(parser: argparse.ArgumentParser) -> None:
+def add_top_k(parser: argparse._ActionsContainer) -> None:
     """Add `--top_k`."""
     parser.add_argument("--top_k", type=number(int, 0), help="keep so many likeliest tokens (default: all)")
 
 
-def add_text_column(parser: argparse.ArgumentParser) -> None:
+def add_text_column(parser: argparse._ActionsContainer) -> None:
     """Add `--text_column`."""
     parser.add_argument("--text_column", type=filled, help="key or column that holds the text (default: text)")
 

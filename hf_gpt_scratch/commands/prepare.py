@@ -31,37 +31,40 @@ from hf_gpt_scratch.runtime.cli import OneLineParser, number, refuse_unused, say
 def parse_arguments(words: Sequence[str], prog: str | None) -> argparse.Namespace:
     """Parse the words of the command line."""
     parser = OneLineParser(prog=prog, description="Turn texts into token shards that train --train_data reads.")
-    parser.add_argument(
+    source = parser.add_argument_group("documents")
+    source.add_argument(
         "--source", nargs="+", metavar="PATH",
         help="files .txt .md .jsonl .ndjson .parquet .ds, text and JSON lines also .gz or .zst, or folders of them",
     )  # fmt: skip
-    parser.add_argument(
+    source.add_argument(
         "--dataset", metavar="NAME", help="instead: a Hugging Face dataset, streamed; Hub or local path"
     )
-    parser.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
-    parser.add_argument("--dataset_split", help="its split to read (default: train)")
-    parser.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
-    parser.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
-    add_text_column(parser)
-    parser.add_argument(
-        "--vocabulary",
-        metavar="NAME",
-        help="gpt2 (default), bytes, or a folder made by hf-gpt-scratch train-tokenizer",
-    )
-    parser.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
-    parser.add_argument(
-        "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
-    )
-    parser.add_argument(
-        "--shard_tokens", type=number(int, 1, 2**40), help="tokens of a shard (default: 67108864, 128 MiB)"
-    )
-    parser.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenize (default: all cores)")
-    parser.add_argument(
+    source.add_argument("--dataset_config", help="configuration of that dataset, where it has several")
+    source.add_argument("--dataset_split", help="its split to read (default: train)")
+    source.add_argument("--dataset_revision", help="its branch or commit (default: the newest commit)")
+    add_text_column(source)
+    source.add_argument(
         "--bad_rows",
         choices=("stop", "skip"),
         help="rows that are not JSON or have no text: stop at the first (default), or count and skip them",
     )
-    parser.add_argument(
+    validation = parser.add_argument_group("validation")
+    validation.add_argument("--validation_source", nargs="+", metavar="PATH", help="files and folders to validate on")
+    validation.add_argument(
+        "--validation_fraction", type=number(float, 0, 1), help="instead: share of the documents to validate on"
+    )
+    result = parser.add_argument_group("tokens")
+    result.add_argument("--output", type=Path, help="folder to make, or to finish after an interruption")
+    result.add_argument(
+        "--vocabulary",
+        metavar="NAME",
+        help="gpt2 (default), bytes, or a folder made by hf-gpt-scratch train-tokenizer",
+    )
+    result.add_argument(
+        "--shard_tokens", type=number(int, 1, 2**40), help="tokens of a shard (default: 67108864, 128 MiB)"
+    )
+    result.add_argument("--num_workers", type=number(int, 1, 2**16), help="threads that tokenize (default: all cores)")
+    result.add_argument(
         "--verify", type=Path, metavar="FOLDER", help="only compare every byte of a folder with its index"
     )
     return parser.parse_args(words)

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from hf_gpt_scratch.runtime.cli import OneLineParser, refuse_unused
+from hf_gpt_scratch.runtime.cli import OneLineParser, refuse_unused, snake_case
 from hf_gpt_scratch.runtime.launching import settings_of_launcher
 from hf_gpt_scratch.training.settings import ARCHITECTURE, CHOSEN_BY_MINUTES, RATES, TrainingSettings
 
@@ -37,9 +37,21 @@ class SettingsParser(OneLineParser, HfArgumentParser):
         for kind, what in ((int, "a whole number"), (float, "a number"), (string_to_bool, "true or false")):
             self.register("type", kind, parser_of(kind, what))
 
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> argparse._ArgumentGroup:
+        """Add a group of flags; HfArgumentParser adds one for each dataclass that names it."""
+        group = SettingsGroup(self, *args, **kwargs)
+        self._action_groups.append(group)
+        return group
+
+
+class SettingsGroup(argparse._ArgumentGroup):
+    """A group of the flags that --help lists."""
+
     def add_argument(self, *names: Any, may_change_on_resume: bool = False, **kwargs: Any) -> argparse.Action:
-        """Add a flag; HfArgumentParser also hands on the metadata of a field that argparse does not know."""
-        return super().add_argument(*names, **kwargs)
+        """Add a flag; HfArgumentParser gives both spellings, and metadata of a field that argparse does not know."""
+        if kwargs.get("action") == "store_false":  # it gives them the help of the setting
+            kwargs |= {"help": f"turn {kwargs['dest']} off", "default": argparse.SUPPRESS}
+        return super().add_argument(*dict.fromkeys(map(snake_case, names)), **kwargs)
 
 
 def parser_of(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
@@ -145,8 +157,9 @@ def parse_settings(arguments: Sequence[str], prog: str | None = None) -> Trainin
 def build_parser(prog: str | None = None) -> SettingsParser:
     """Build the parser of all flags."""
     parser = SettingsParser(
-        TrainingSettings,
+        TrainingSettings.__bases__[::-1],
         prog=prog,
+        usage="%(prog)s [-h] [--recipe RECIPE] [--config CONFIG] [flags]",
         description="Pretrain a GPT on text. Without flags: a small one on the bundled story, in minutes.",
         allow_abbrev=False,
     )

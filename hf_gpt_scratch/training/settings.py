@@ -64,16 +64,11 @@ def setting(default: Any, help_text: str, may_change_on_resume: bool = False) ->
 
 
 @dataclass
-class TrainingSettings:
-    """The settings of a run: text, model, optimization, device, evaluation and results.
+class DataSettings:
+    """The texts to train and validate on, and their windows."""
 
-    Names are those of the model config and of transformers' TrainingArguments.
+    _argument_group_name = "data"  # HfArgumentParser shows the flags of a class under it
 
-    Raises:
-        ValueError: impossible or contradicting values, all of them in one line.
-    """
-
-    # text
     train_file: list[str] | None = setting(
         None,
         "texts to train on: files, or folders with .txt, .md, .jsonl, .ndjson and .parquet files, text and JSON lines "
@@ -98,8 +93,17 @@ class TrainingSettings:
         False, "no attention across <|endoftext|>: documents in one window do not see each other"
     )
     drop_last: bool = setting(False, "leave out the last window and step of an epoch if they are not full")
+    data_order: Literal["seeded", "torch_dataloader"] = setting(
+        "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
+    )
 
-    # model
+
+@dataclass
+class ModelSettings:
+    """Vocabulary, architecture and initial weights of the model, and its parts that are not trained."""
+
+    _argument_group_name = "model"
+
     vocabulary: str | None = setting(
         None,
         "gpt2: GPT-2's 50,257 tokens; bytes: one token for each byte; or a folder made by hf-gpt-scratch "
@@ -144,14 +148,19 @@ class TrainingSettings:
         "sdpa", "how attention is computed"
     )
     weight_init: Literal["gpt2", "torch"] = setting("gpt2", "fresh weights: GPT-2's, or PyTorch's layer defaults")
-
     freeze: list[str] | None = setting(
         None,
         "parts of the model that are not trained, by name, with * for any characters, such as model.embed_tokens or "
         "'model.layers.[0-3]'; none: all are trained",
     )
 
-    # optimization
+
+@dataclass
+class LengthSettings:
+    """The length of a run, and the settings that its minutes choose."""
+
+    _argument_group_name = "length of the run"
+
     num_train_epochs: PositiveInt = setting(
         10, "passes over the training text; more of them continue a run", may_change_on_resume=True
     )
@@ -171,6 +180,14 @@ class TrainingSettings:
         "command line those of them that are not given; the word none: no setting",
         may_change_on_resume=True,
     )
+
+
+@dataclass
+class OptimizationSettings:
+    """Batch, optimizer and learning rate, and the steps that must not be applied."""
+
+    _argument_group_name = "optimization"
+
     per_device_train_batch_size: PositiveInt = setting(
         2, "windows of a micro-batch on each device", may_change_on_resume=True
     )
@@ -206,11 +223,14 @@ class TrainingSettings:
         may_change_on_resume=True,
     )
     seed: Seed = setting(42, "of weights, window order and dropout")
-    data_order: Literal["seeded", "torch_dataloader"] = setting(
-        "seeded", "window order: from seed and epoch alone, or from the global generator as PyTorch's loader draws it"
-    )
 
-    # device
+
+@dataclass
+class DeviceSettings:
+    """The device, and the precision, speed and memory of a run on it."""
+
+    _argument_group_name = "device, precision, speed and memory"
+
     use_cpu: bool = setting(False, "train on the CPU even if there is a GPU")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = setting(
         None,
@@ -222,9 +242,6 @@ class TrainingSettings:
     )
     result_dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
         None, "dtype of the weights in the result; none: as they were trained", may_change_on_resume=True
-    )
-    ddp_timeout: Seconds = setting(
-        600, "seconds after which a process gives up waiting for the others", may_change_on_resume=True
     )
     chunked_loss: bool = setting(
         True, "compute the loss a chunk of tokens at a time, never all logits; off: as one product"
@@ -240,18 +257,21 @@ class TrainingSettings:
         "step each parameter in the backward pass to save memory; needs max_grad_norm 0 and one micro-batch",
         may_change_on_resume=True,
     )
+    torch_compile: bool = setting(False, "compile the model with torch.compile")
     peak_flops: Annotated[float, Range(1)] | None = setting(
         None, "FLOP/s of one device, for the MFU; none: measured with a matrix product", may_change_on_resume=True
     )
-    torch_compile: bool = setting(False, "compile the model with torch.compile")
+    ddp_timeout: Seconds = setting(
+        600, "seconds after which a process gives up waiting for the others", may_change_on_resume=True
+    )
 
-    # evaluation and results
-    dry_run: bool = setting(
-        False, "say sizes, steps, memory and time, and stop without writing anything", may_change_on_resume=True
-    )
-    output_dir: str = setting(
-        "runs/gpt-scratch", "new folder for everything the run writes", may_change_on_resume=True
-    )
+
+@dataclass
+class EvaluationSettings:
+    """Evaluations and samples during a run."""
+
+    _argument_group_name = "evaluation and samples"
+
     eval_steps: PositiveInt | None = setting(
         None,
         "optimizer steps between evaluations; none: 20, or a fiftieth of a longer run, or more where steps are small",
@@ -269,6 +289,20 @@ class TrainingSettings:
     eval_first_step: bool = setting(False, "count eval_steps from the first step, as the tutorial does")
     sample_prompt: str = setting("The lamp", "start of the sample written after every epoch")
     sample_tokens: NonNegativeInt = setting(40, "tokens of that sample, greedy; 0: no sample")
+
+
+@dataclass
+class CheckpointSettings:
+    """The output folder, its checkpoints, and the continuation from them."""
+
+    _argument_group_name = "output, checkpoints and resume"
+
+    output_dir: str = setting(
+        "runs/gpt-scratch", "new folder for everything the run writes", may_change_on_resume=True
+    )
+    dry_run: bool = setting(
+        False, "say sizes, steps, memory and time, and stop without writing anything", may_change_on_resume=True
+    )
     save_steps: NonNegativeInt | None = setting(
         None,
         "optimizer steps between checkpoints; 0: only at the end; none: 100, or more where steps are small",
@@ -279,6 +313,14 @@ class TrainingSettings:
         False, "save at each lowest validation loss too, keep that checkpoint, and build the result from it"
     )
     resume: bool = setting(False, "continue from the newest valid checkpoint in output_dir", may_change_on_resume=True)
+
+
+@dataclass
+class SharingSettings:
+    """Trackers of the run, and pushes to the Hub."""
+
+    _argument_group_name = "trackers and Hub"
+
     report_to: list[str] | None = setting(
         None,
         "trackers of Accelerate, such as tensorboard; all: those that are installed; none: no tracker",
@@ -299,6 +341,26 @@ class TrainingSettings:
     push_timeout: Seconds = setting(
         6 * 3600, "seconds after which a push is given up; the run continues", may_change_on_resume=True
     )
+
+
+@dataclass
+class TrainingSettings(
+    SharingSettings,
+    CheckpointSettings,
+    EvaluationSettings,
+    DeviceSettings,
+    OptimizationSettings,
+    LengthSettings,
+    ModelSettings,
+    DataSettings,
+):
+    """The settings of a run, those of all groups; a dataclass has the fields of its last base first.
+
+    Names are those of the model config and of transformers' TrainingArguments.
+
+    Raises:
+        ValueError: impossible or contradicting values, all of them in one line.
+    """
 
     def __post_init__(self) -> None:
         self._derive()

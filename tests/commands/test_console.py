@@ -24,6 +24,8 @@ def test_help_of_each_command_names_it_and_imports_no_torch(name: str) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: hf-gpt-scratch {name} [-h]")
     assert "torch" not in imported
+    flags = result.stdout.partition("\noptions:\n")[2].partition("\n\n")[0]
+    assert len(re.findall(r"^  --", flags, flags=re.MULTILINE)) <= 6, "many flags are in groups with titles"
 
 
 def test_help_of_all_lists_them_and_imports_none() -> None:

@@ -2,11 +2,19 @@
 
 import os
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from hf_gpt_scratch.training.command_line import RECIPES, parse_settings, read_settings_file, settings_json
+from hf_gpt_scratch.training.command_line import (
+    RECIPES,
+    build_parser,
+    parse_settings,
+    read_settings_file,
+    settings_json,
+)
+from hf_gpt_scratch.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -28,6 +36,35 @@ def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None
     assert settings.train_file == ["a b.txt", "c.txt"]
     assert settings.num_train_epochs == 2  # flag
     assert settings.qkv_bias is False
+
+
+def test_help_shows_each_setting_once_in_a_group_with_a_title() -> None:
+    shown: dict[str, list[str]] = {}
+    for line in build_parser().format_help().splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            group = shown.setdefault(line.removesuffix(":"), [])
+        elif line.startswith("  -"):
+            group.append(line.split()[0].rstrip(","))
+    assert shown.pop("options") == ["-h", "--recipe", "--config"]
+    assert len(shown) == 8
+    assert all(4 <= len(flags) <= 18 for flags in shown.values()), shown
+    flags = sum(shown.values(), [])
+    assert sorted(flags) == sorted(
+        [f"--{item.name}" for item in fields(TrainingSettings)]
+        + [f"--no_{item.name}" for item in fields(TrainingSettings) if item.default is True]
+    )
+
+
+def test_each_flag_is_read_in_both_spellings() -> None:
+    parser = build_parser()
+    for action in parser._actions:
+        if action.dest not in ("help", "recipe") and action.nargs != 0:  # not those without a value
+            word = list(action.choices)[-1] if action.choices else "true" if action.const is True else "7"
+            name = action.option_strings[0]
+            expected = vars(parser.parse_args([name, word]))
+            assert expected[action.dest] in (True, 7, 7.0, "7", ["7"], word)
+            dashed = f"--{name[2:].replace('_', '-')}"
+            assert vars(parser.parse_args([dashed, word])) == vars(parser.parse_args([f"{dashed}={word}"])) == expected
 
 
 @pytest.mark.parametrize("recipe", ["5", "tutoral"])
