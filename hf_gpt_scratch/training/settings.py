@@ -37,7 +37,7 @@ FRESH_ARCHITECTURE: dict[str, Any] = {
 ARCHITECTURE = tuple(FRESH_ARCHITECTURE)
 HEAD_WIDTH = 64  # GPT-2's, in all its sizes
 # Settings that a run bounded by minutes may leave to `choose_settings.py`; the rates belong together.
-RATES = ("optim", "learning_rate", "min_learning_rate")
+RATES = ("optim", "muon_momentum", "learning_rate", "min_learning_rate", "lr_scheduler_type")
 CHOSEN_BY_MINUTES = (
     *("vocabulary", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", *RATES),

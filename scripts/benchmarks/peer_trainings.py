@@ -116,7 +116,7 @@ class LitgptPeer:
             "data": "TextFiles",
             "data.train_data_path": data / "train",
             "data.val_data_path": data / "validation",
-            "data.num_workers": 0,  # its four are new Pythons for each epoch: on a short text they take most of the time
+            "data.num_workers": 0,  # its four are new for each epoch: on a short text they take most of the time
             "train.tie_embeddings": "true",
             "train.max_tokens": tokens,
             "out_dir": output,

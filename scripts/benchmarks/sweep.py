@@ -31,7 +31,10 @@ WITHIN = 1.02  # of the best loss that the sweep finds
 PARTS, MOST_HELD_OUT = 20, 120_000  # stretches of the text, and characters that are held out of all of them at most
 # Nothing but steps and short evaluations; and what all settings of a sweep have in common.
 QUIET = ("--use_cpu", "--sample_tokens", 0, "--save_steps", 0, "--eval_iter", 8)
-COMMON = ("--optim", "muon", "--min_learning_rate", 0, "--choose", "none")
+COMMON = (
+    *("--optim", "muon", "--muon_momentum", 0.9, "--lr_scheduler_type", "linear"),
+    *("--min_learning_rate", 0, "--choose", "none"),
+)
 
 
 class Sweep(Benchmark):

@@ -24,6 +24,7 @@ from hf_gpt_scratch.training.distributed import on_main_process
 from hf_gpt_scratch.training.memory_estimate import estimate_memory, sketch
 from hf_gpt_scratch.training.minutes.hyperparameter_rules import (
     LEAST_WIDTH_IN_BF16,
+    MOMENTUM,
     PASSES_TO_THE_BEST,
     USED_SHARE,
     Budget,
@@ -132,8 +133,10 @@ def apply_rules(settings: TrainingSettings, budget: Budget, num_processes: int, 
         "per_device_train_batch_size": windows,
         "gradient_accumulation_steps": micro_batches,
         "optim": "muon",
+        "muon_momentum": MOMENTUM,
         "learning_rate": peak_rate(budget.scale),
         "min_learning_rate": 0.0,
+        "lr_scheduler_type": "linear",
         "mixed_precision": "auto" if width >= LEAST_WIDTH_IN_BF16 else "no",
     }
     if "vocabulary" in open_settings:
@@ -195,6 +198,7 @@ def describe(chosen: TrainingSettings, budget: Budget, passes: float, num_proces
         f"{chosen.num_hidden_layers} layers, {chosen.hidden_size} wide, context {chosen.max_position_embeddings}, the "
         "size that learns most in these FLOPs",
         f"  {windows} windows a step, {chosen.optim} at {chosen.learning_rate:g} falling to "
-        f"{chosen.min_learning_rate:g}, precision {chosen.mixed_precision}; for about {passes:.2g} passes over the "
-        f"text dropout {chosen.dropout:g}{' and the best checkpoint' * chosen.load_best_model_at_end}",
+        f"{chosen.min_learning_rate:g} ({chosen.lr_scheduler_type}), precision {chosen.mixed_precision}; for about "
+        f"{passes:.2g} passes over the text dropout {chosen.dropout:g}"
+        f"{' and the best checkpoint' * chosen.load_best_model_at_end}",
     ]

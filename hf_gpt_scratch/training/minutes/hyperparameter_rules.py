@@ -15,6 +15,7 @@ UNIT_FLOPS = 1e13
 # Exponents of DeepSeek LLM (arXiv:2401.02954, section 3.1), by which batch and rate follow the compute.
 BATCH_EXPONENT, RATE_EXPONENT = 0.3271, -0.1250
 UNIT_TOKENS, UNIT_RATE = 768, 0.02  # of a step
+MOMENTUM = 0.9  # of Muon, which learns faster with it than with 0.95 in runs of minutes: `training/README.md`
 UNIT_CONTEXT, CONTEXT_EXPONENT, MOST_CONTEXT = 64, 0.25, 1024
 # 20 tokens for each parameter of the layers (arXiv:2203.15556), 6 FLOPs for each of both.
 USED_SHARE, TOKENS_OF_PARAMETER = 0.25, 20  # the part of the FLOPs that goes into the model

@@ -25,6 +25,7 @@ from hf_gpt_scratch.training.settings import CHOSEN_BY_MINUTES, RATES, TrainingS
         ("--hidden_size 64", {"hidden_size"}),
         ("--learning_rate 1e-3", set(RATES)),
         ("--optim adamw_torch", set(RATES)),
+        ("--lr_scheduler_type cosine", set(RATES)),
         ("--dropout 0.3 --vocabulary gpt2", {"dropout", "vocabulary"}),
         ("--train_data tokens", {"vocabulary"}),
         ("--optimizer_in_backward --max_grad_norm 0", {"gradient_accumulation_steps"}),
@@ -45,7 +46,7 @@ def test_without_minutes_nothing_is_chosen() -> None:
         parse_settings(["--choose", "dropout"])
     with pytest.raises(ValueError, match="--choose seed is not one of vocabulary, hidden_size"):
         parse_settings(["--minutes", "1", "--choose", "seed"])
-    with pytest.raises(ValueError, match="leaves out some of optim, learning_rate, min_learning_rate"):
+    with pytest.raises(ValueError, match="leaves out some of optim, muon_momentum, learning_rate"):
         parse_settings(["--minutes", "1", "--choose", "learning_rate"])
     with pytest.raises(ValueError, match="for fresh models"):
         parse_settings(["--minutes", "1", "--choose", "dropout", "--model_name_or_path", "mine"])
@@ -94,7 +95,7 @@ def test_a_run_takes_says_and_records_the_choice(text: Path, capsys: pytest.Capt
     recorded = chosen_by_run(settings)
     assert recorded["choose"] is None
     assert recorded["dropout"] == 0.25, "what is given stays"
-    assert recorded["optim"] == "muon"
+    assert [recorded[name] for name in RATES] == ["muon", 0.9, recorded["learning_rate"], 0.0, "linear"]
     for figure in (recorded["hidden_size"], recorded["num_hidden_layers"], recorded["max_position_embeddings"]):
         assert str(figure) in lines[first + 1]
     assert "muon" in lines[first + 2]
