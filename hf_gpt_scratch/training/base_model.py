@@ -108,15 +108,6 @@ def with_base_model(settings: TrainingSettings, base: BaseModel | None) -> Train
     return replace(settings, vocabulary=name if name in NAMES else settings.vocabulary, **own)
 
 
-def vocabulary_of(settings: TrainingSettings, base: BaseModel | None) -> Vocabulary | None:
-    """Return the vocabulary of a run; None if it has the tokenizer of a base model that is not such a vocabulary.
-
-    Raises:
-        ValueError, OSError: see `load_vocabulary`.
-    """
-    return base.vocabulary if base is not None else load_vocabulary(settings.vocabulary or "gpt2")
-
-
 def load_base_model(name: str, settings: TrainingSettings) -> PreTrainedModel:
     """Load the weights of the base model `name`, with the dropout, attention and dtype of the settings.
 

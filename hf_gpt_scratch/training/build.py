@@ -33,6 +33,7 @@ from hf_gpt_scratch.data.sample_texts import SAMPLE_TEXTS
 from hf_gpt_scratch.data.token_folder import ShardedTokens, read_index
 from hf_gpt_scratch.data.tokenizer import load_encoding
 from hf_gpt_scratch.data.vocabulary import Vocabulary
+from hf_gpt_scratch.data.vocabulary_folder import load_vocabulary
 from hf_gpt_scratch.data.windows import (
     StepSampler,
     TokenWindows,
@@ -49,13 +50,7 @@ from hf_gpt_scratch.runtime.environment import as_line, describe_device, key_ver
 from hf_gpt_scratch.runtime.signals import StopSignals
 from hf_gpt_scratch.runtime.stopwatch import Stopwatch
 from hf_gpt_scratch.training.activation_checkpointing import recompute_activations
-from hf_gpt_scratch.training.base_model import (
-    BaseModel,
-    load_base_model,
-    read_base_model,
-    vocabulary_of,
-    with_base_model,
-)
+from hf_gpt_scratch.training.base_model import BaseModel, load_base_model, read_base_model, with_base_model
 from hf_gpt_scratch.training.checkpoints.output_folder import (
     VOCABULARY_FOLDER,
     FolderLock,
@@ -200,7 +195,7 @@ def build_texts(settings: TrainingSettings, base: BaseModel | None) -> Texts:
         ValueError, OSError: a file cannot be used, a part is too short, or the prompt of samples does not fit; the
             line names it.
     """
-    vocabulary = vocabulary_of(settings, base)
+    vocabulary = load_vocabulary(settings.vocabulary or "gpt2") if base is None else base.vocabulary
     encoding = base.encoding if base is not None else load_encoding(settings.vocabulary or "gpt2")
     separator = end_of_text_id(encoding) if settings.separate_documents else None
     is_split = settings.validation_file is None and settings.train_data is None

@@ -177,7 +177,7 @@ def after_step(run: Run) -> None:
         saved, draws = before
         progress.restore(saved)
         restore_random_state(draws, run.accelerator.device)
-        raise stopped(run, run.save(), stop.signal_number) from None
+        raise Interrupted(saved_line(run, run.save()), stop.signal_number) from None
     progress.is_step_open = False
     if ends_epoch:
         progress.finish_epoch()
@@ -191,12 +191,7 @@ def after_step(run: Run) -> None:
             push_unfinished(run)
     # All processes save or none does, whichever of them got the signal.
     if number := agreed_signal(run.accelerator, run.signals):
-        raise stopped(run, checkpoint or run.save(), number)
-
-
-def stopped(run: Run, checkpoint: Path, signal_number: int) -> Interrupted:
-    """Build the exception that ends a run after a signal, once it is saved."""
-    return Interrupted(saved_line(run, checkpoint), signal_number)
+        raise Interrupted(saved_line(run, checkpoint or run.save()), number)
 
 
 def saved_line(run: Run, checkpoint: Path) -> str:

@@ -64,7 +64,8 @@ def prepare(
             done stays, and the same call goes on from there.
     """
     vocabulary = vocabulary or named_vocabulary("gpt2")
-    refuse_foreign_tokens(sources, vocabulary)
+    if vocabulary != named_vocabulary("gpt2") and (of_gpt2 := [s.name for s in sources if s.kind == "datatrove"]):
+        raise ValueError(f"{of_gpt2[0]} holds tokens of GPT-2: give texts for another --vocabulary")
     folder.mkdir(parents=True, exist_ok=True)
     refuse_foreign_folder(folder)
     try:
@@ -72,12 +73,6 @@ def prepare(
             return Preparation(folder, sources, choices, num_workers, say, vocabulary).run()
     except Timeout:
         raise FileExistsError(f"another process is preparing {folder}: wait for it, or name another folder") from None
-
-
-def refuse_foreign_tokens(sources: list[Source], vocabulary: Vocabulary) -> None:
-    """Raise ValueError for sources that hold GPT-2's tokens where those of another vocabulary are wanted."""
-    if vocabulary != named_vocabulary("gpt2") and (of_gpt2 := [s.name for s in sources if s.kind == "datatrove"]):
-        raise ValueError(f"{of_gpt2[0]} holds tokens of GPT-2: give texts for another --vocabulary")
 
 
 class Preparation:
