@@ -1,4 +1,4 @@
-"""A sample while it is made: printed or iterated over, and stopped at any time."""
+"""Stream a sample while it is made: printed or iterated over, and stopped at any time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,10 @@ class SampleStopped(Exception):
 
 
 class StoppableStreamer(TextStreamer):
-    """Prints pieces of text when they are made, until `stopped` is set."""
+    """A `TextStreamer` that can be stopped: with `stopped` set, the next token ends `generate()` by `SampleStopped`.
+
+    When text is printed, and what waits because it may be half a character, is up to `TextStreamer`.
+    """
 
     stopped = False
 

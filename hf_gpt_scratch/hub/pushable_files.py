@@ -30,7 +30,11 @@ MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 
 
 def may_be_pushed(name: str) -> bool:
-    """Return True if a model repository of this project may hold a file of this name."""
+    """Return True if a model repository of this project may hold a file of this name.
+
+    The names are a fixed list. Weights are safetensors alone: formats that are loaded by pickle, such as
+    pytorch_model.bin, can run code and have no name here.
+    """
     return name in REQUIRED or name in OPTIONAL or name in CODE_FILES or SHARD_NAME.fullmatch(name) is not None
 
 

@@ -1,4 +1,9 @@
-"""Steps that must not change the weights: a loss or gradient that is not finite, or far above those before."""
+"""Steps that must not change the weights: a loss or gradient that is not finite, or far above those before.
+
+`optimizer_step` in `loop.py` asks `may_be_applied` to decide, and carries the decision out. An overflow of fp16, a
+gradient that is not finite under a finite loss, it leaves to the gradient scaler without asking: the scaler skips the
+step and lowers its scale. Such a step counts as applied, and later ones are not compared with it.
+"""
 
 import math
 from pathlib import Path
