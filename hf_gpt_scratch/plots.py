@@ -1,4 +1,4 @@
-"""The pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
+"""Draw the pictures of the chapter: loss curves, and next-token probabilities at several temperatures."""
 
 import io
 from collections.abc import Mapping, Sequence

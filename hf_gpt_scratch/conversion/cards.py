@@ -1,4 +1,4 @@
-"""README and LICENSE of a converted model; tests render the cards in model_cards/ with it too."""
+"""The model card (README) and LICENSE of a converted model; tests render the cards in model_cards/ with it too."""
 
 import json
 from collections.abc import Mapping

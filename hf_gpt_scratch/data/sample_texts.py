@@ -1,4 +1,4 @@
-"""The texts to begin with: a story that comes with the package, and The Verdict of the tutorial, which is fetched."""
+"""Sample texts to train on: a story that comes with the package, and The Verdict of the tutorial, which is fetched."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A vocabulary by its name or from a folder with `tokenizer.json`, refused unless tiktoken gives the same ids."""
+"""Load a vocabulary by its name or from a folder with `tokenizer.json`, refused unless tiktoken gives the same ids."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Text out of a model: from scores to draws, and from prompts to continuations."""
+"""Decoding: probabilities of the next token from logits, and continuations of prompts."""
 
 import secrets
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Trying a model at the keyboard: type a prompt, change how it goes on, stop a sample without leaving."""
+"""A session at the keyboard: type prompts, change temperature and top-k, stop a sample without leaving."""
 
 import io
 import signal

@@ -1,4 +1,4 @@
-"""The repository folder of a model: everything that loading it without this package takes."""
+"""Write the repository folder of a model: everything that loading it without this package takes."""
 
 import json
 import os

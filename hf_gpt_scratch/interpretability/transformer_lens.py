@@ -1,4 +1,4 @@
-"""A model of ours in TransformerLens: where the parts lie that it knows by names of its own."""
+"""Open a model in TransformerLens, and tell it where the parts lie that it knows by names of its own."""
 
 import os
 from typing import Any

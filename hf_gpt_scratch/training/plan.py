@@ -1,4 +1,4 @@
-"""Steps, evaluations and a batch no larger than the text: what depends on the length of the text."""
+"""Plan a run by the length of its text: steps, evaluations, and a batch no larger than the text."""
 
 import math
 from dataclasses import dataclass, replace

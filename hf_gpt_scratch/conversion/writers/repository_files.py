@@ -1,4 +1,4 @@
-"""The files around the weights, written without torch and transformers, which take seconds to import.
+"""Write the files of a model beside its weights, without torch and transformers, which take seconds to import.
 
 Tests hold every one of them against what transformers itself writes for the same model.
 """

@@ -1,4 +1,7 @@
-"""Fit a run into a number of minutes: as many steps as they allow, estimated before the first and after each step."""
+"""Fit a run into its minutes: as many steps as they allow, estimated before the first and after each step.
+
+The same estimates tell how long a run without minutes takes.
+"""
 
 import math
 from dataclasses import replace
