@@ -47,8 +47,8 @@ SEED_LINE = "torch.manual_seed(1337 + seed_offset)"  # nanoGPT has no option for
 # No more parameters than nanoGPT's model, which has a row for each of 65 characters and no biases.
 OURS_FLAGS = {
     "vocabulary": "bytes",
-    "hidden_size": "160",
-    "num_hidden_layers": "2",
+    "hidden_size": "128",
+    "num_hidden_layers": "3",
     "num_attention_heads": "4",
     "max_position_embeddings": str(CONTEXT),
     "per_device_train_batch_size": "12",
