@@ -1,4 +1,7 @@
-"""Decoding: probabilities of the next token from logits, and continuations of prompts."""
+"""Continue prompts, and show the probabilities of the next token.
+
+Temperature and top-k themselves are in `model/generation_gpt_scratch.py`, which is shipped with every repository.
+"""
 
 import secrets
 from collections.abc import Sequence
