@@ -135,10 +135,9 @@ class SourceWeights:
 
 def activation(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function of the MLP in float64."""
-    erf = np.frompyfunc(math.erf, 1, 1)
     return {
         "gelu_pytorch_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-        "gelu": lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2)).astype(np.float64)),
+        "gelu": lambda x: 0.5 * x * (1 + np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float64)),
         "relu": lambda x: np.maximum(x, 0),
         "silu": lambda x: x / (1 + np.exp(-x)),
     }[name]
@@ -243,16 +242,11 @@ def ask_fresh_process(folder: Path, exchange: Path, *, trust_remote_code: bool, 
     request = {"folder": str(folder.resolve()), "exchange": str(exchange), "asker": os.getpid(), "text": text}
     request |= {"trust_remote_code": trust_remote_code}
     # An empty cache, so that the code of the folder is what is run, and no network.
-    environment = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"HF_HOME": str(exchange / "home"), "HF_HUB_OFFLINE": "1"}
     # Python imports from beside a program first, and what lies beside this one would stand for libraries of its names.
     program = shutil.copy(verify_worker.__file__, exchange)
     process = subprocess.run(
-        [sys.executable, program],
-        input=json.dumps(request),
-        env=environment,
-        cwd=exchange,
-        capture_output=True,
-        text=True,
+        [sys.executable, program], input=json.dumps(request), env=env, cwd=exchange, capture_output=True, text=True
     )
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -240,7 +240,12 @@ def find_checkpoint_prefix(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoint" if (path / "checkpoint").is_file() else only_index(path)
+        found = [path / "checkpoint"] if (path / "checkpoint").is_file() else sorted(path.glob("*.index"))
+        if not found:
+            raise FileNotFoundError(f"{path} holds no TensorFlow checkpoint: give the folder with model.ckpt.index")
+        if len(found) > 1:
+            raise CheckpointError(f"{path} holds {len(found)} checkpoints: give one of them, such as {found[0]}")
+        path = found[0]
     if path.name == "checkpoint" and path.is_file():
         return read_checkpoint_file(path)
     prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
@@ -249,16 +254,6 @@ def find_checkpoint_prefix(path: str | Path) -> Path:
             f"there is no {prefix}.index: give the folder of a TensorFlow checkpoint, or its prefix"
         )
     return prefix
-
-
-def only_index(folder: Path) -> Path:
-    """Return the one .index file of a folder."""
-    found = sorted(folder.glob("*.index"))
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no TensorFlow checkpoint: give the folder with model.ckpt.index")
-    if len(found) > 1:
-        raise CheckpointError(f"{folder} holds {len(found)} checkpoints: give one of them, such as {found[0]}")
-    return found[0]
 
 
 def read_checkpoint_file(path: Path) -> Path:

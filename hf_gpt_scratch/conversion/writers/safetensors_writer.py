@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_gpt_scratch.conversion.readers.named_tensors import Shape
-from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED
+from hf_gpt_scratch.conversion.readers.safetensors_reader import INDEX_FILE, STORED, WEIGHTS_FILE
 from hf_gpt_scratch.runtime.files import name_file_in_errors, write_json
 
 
@@ -56,6 +55,18 @@ def begin_file(path: Path, shapes: Mapping[str, Shape], dtype: str) -> dict[str,
     return {name: (path, 8 + len(text) + end) for name, end in ends.items()}
 
 
+def split_into_files(sizes: Mapping[str, int], max_shard_size: int) -> dict[str, list[str]]:
+    """Fill one file after the other, and name them; a tensor above `max_shard_size` bytes gets a file of its own."""
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > max_shard_size:
+            shards.append([])
+        shards[-1].append(name)
+    if len(shards) == 1:
+        return {WEIGHTS_FILE: shards[0]}
+    return {f"model-{n:05d}-of-{len(shards):05d}.safetensors": shard for n, shard in enumerate(shards, 1)}
+
+
 def write_model(
     folder: Path,
     shapes: Mapping[str, Shape],
@@ -69,14 +80,13 @@ def write_model(
     ValueError: a value is too large for the dtype; OSError: the disk is full or cannot be written.
     """
     left = {name: num_bytes(shape, dtype) for name, shape in shapes.items()}
-    shards = split_state_dict_into_shards_factory(
-        left, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
-    )
-    if shards.is_sharded:
-        metadata = shards.metadata | {"total_parameters": sum(map(math.prod, shapes.values()))}
-        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": shards.tensor_to_filename})
+    files = split_into_files(left, max_shard_size)
+    if len(files) > 1:
+        metadata = {"total_parameters": sum(map(math.prod, shapes.values())), "total_size": sum(left.values())}
+        weight_map = {name: file_name for file_name, names in files.items() for name in names}
+        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
     places: dict[str, tuple[Path, int]] = {}
-    for file_name, names in shards.filename_to_tensors.items():
+    for file_name, names in files.items():
         places |= begin_file(folder / file_name, {name: shapes[name] for name in names}, dtype)
     for name, values in blocks:
         try:
@@ -92,4 +102,4 @@ def write_model(
         left[name] -= stored.nbytes
     if short := [name for name, count in left.items() if count]:
         raise RuntimeError(f"{', '.join(short[:8])} got too few values")
-    return [folder / file_name for file_name in shards.filename_to_tensors]
+    return [folder / file_name for file_name in files]

@@ -66,13 +66,13 @@ def test_wrong_number_of_values_does_not_pass(tmp_path: Path) -> None:
             write_model(folder, {"short": (4,), "next": (2,)}, blocks, "float32", 10**9)
 
 
-def test_shards_are_those_of_transformers(tmp_path: Path) -> None:
-    """Filled in order; a tensor above the limit has a file of its own."""
+def test_shards_are_filled_in_order(tmp_path: Path) -> None:
+    """A tensor above the limit has a file of its own."""
     shapes = {str(n): (size,) for n, size in enumerate([10, 10, 30, 5, 5])}
     blocks = [(name, np.ones(shape, np.float32)) for name, shape in shapes.items()]
     paths = write_model(tmp_path, shapes, blocks, "float32", 80)
     assert [path.name for path in paths] == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-    assert sorted(list(load_file(path)) for path in paths) == [["0", "1"], ["2"], ["3", "4"]]
+    assert [sorted(load_file(path)) for path in paths] == [["0", "1"], ["2"], ["3", "4"]]
     metadata = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]
     assert metadata == {"total_parameters": 60, "total_size": 240}
 
