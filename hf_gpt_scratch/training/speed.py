@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from hf_gpt_scratch.training.stopping import largest
 
 LONG_SECONDS = 5.0  # of work in which warming up makes no difference
 REPEAT_SECONDS, MAX_REPEATS = 0.3, 10  # for repeating shorter work, after the second time
-DRY_RUN_PATIENCE = 5  # times as long and as often: no step waits for it, and a bad moment is outlasted
 MAX_TOGETHER = 4  # batches of an evaluation; more are hardly faster
 WORK_OF_GENERATE = 1.5  # times the forward pass of a token: what a token of `generate()` takes
 BYTES_PER_SECOND = 300e6  # of a checkpoint: copied, hashed and written
@@ -52,7 +50,10 @@ def measure_speed(
         name: value.repeat(num_together, 1) if torch.is_tensor(value) else value for name, value in batch.items()
     }
     token = {"input_ids": batch["input_ids"][:1, :1], "use_cache": False}
-    seconds = partial(fastest, accelerator=accelerator, patience=DRY_RUN_PATIENCE if settings.dry_run else 1)
+
+    def seconds(work: Callable[[], Any]) -> float:
+        return fastest(work, accelerator)
+
     try:
         with evaluation_mode(model):
             scoring = seconds(lambda: model(**scored)) / num_together
@@ -62,7 +63,7 @@ def measure_speed(
         with torch.random.fork_rng():
             of_micro_batch = seconds(lambda: compute_gradients(model, batch, accelerator))
         model.zero_grad(set_to_none=True)
-        update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, seconds)
+        update = 0.0 if settings.optimizer_in_backward else seconds_of_update(model, optimizer, settings, accelerator)
     finally:
         model.zero_grad(set_to_none=True)
     copies = 2 if settings.optim == "muon" else 3  # a weight that is trained has its optimizer state beside it
@@ -72,12 +73,9 @@ def measure_speed(
 
 
 def seconds_of_update(
-    model: nn.Module, optimizer: Optimizer, settings: TrainingSettings, seconds: Callable[[Callable[[], Any]], float]
+    model: nn.Module, optimizer: Optimizer, settings: TrainingSettings, accelerator: Accelerator
 ) -> float:
-    """Measure clipping and a step of the optimizer, with gradients of zero at a rate of zero: no weight changes.
-
-    `seconds` measures work.
-    """
+    """Measure clipping and a step of the optimizer, with gradients of zero at a rate of zero: no weight changes."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -90,18 +88,18 @@ def seconds_of_update(
         optimizer.step()
 
     try:
-        return seconds(update)
+        return fastest(update, accelerator)
     finally:
         optimizer.state.clear()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
 
-def fastest(work: Callable[[], Any], accelerator: Accelerator, patience: int = 1) -> float:
+def fastest(work: Callable[[], Any], accelerator: Accelerator) -> float:
     """Measure the seconds of work, those of the slowest process. Collective: call on every process.
 
     The first time warms up, and counts only if it is a long one. Of those that another third of a second has time
-    for, at most ten, the fastest counts; with more `patience`, of so many times more.
+    for, at most ten, the fastest counts.
     """
 
     def seconds() -> float:
@@ -114,5 +112,5 @@ def fastest(work: Callable[[], Any], accelerator: Accelerator, patience: int = 1
     if first > LONG_SECONDS:
         return first
     second = largest(accelerator, [seconds()])[0]
-    repeats = min(patience * MAX_REPEATS - 1, int(patience * REPEAT_SECONDS / second)) if second else 0
+    repeats = min(MAX_REPEATS - 1, int(REPEAT_SECONDS / second)) if second else 0
     return min([second, *(seconds() for _ in range(repeats))])

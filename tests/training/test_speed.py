@@ -61,9 +61,5 @@ def test_warming_up_does_not_count_unless_it_is_long(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert fastest(work, Accelerator()) == pytest.approx(0.05)
-    # A dry run goes on after a bad moment: for five times as long, here 1.5 s in place of 0.3.
-    for patience, expected in ((1, 0.2), (speed.DRY_RUN_PATIENCE, 0.1)):
-        times = iter([4.0, 0.2, 0.2, *[0.1] * 9])
-        assert fastest(work, Accelerator(), patience) == pytest.approx(expected)
     times = iter([speed.LONG_SECONDS + 1])
     assert fastest(work, Accelerator()) == pytest.approx(speed.LONG_SECONDS + 1)
