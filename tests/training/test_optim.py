@@ -1,10 +1,12 @@
 """Proves the schedule against its formula and transformers', and the decay groups against the model's leaves."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from hf_gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -22,28 +24,29 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_minimum() -> None
     assert learning_rate_at(12, 20, settings) == pytest.approx(0.55)  # the middle of the cosine
 
 
-def test_cosine_equals_the_schedule_of_transformers() -> None:
+@pytest.mark.parametrize(
+    ("course", "schedule"),
+    [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)],
+)
+def test_course_equals_the_schedule_of_transformers(
+    course: Literal["cosine", "linear"], schedule: Callable[..., LambdaLR]
+) -> None:
     """From the peak on, with a minimum of 0."""
-    settings = TrainingSettings(learning_rate=3e-4, min_learning_rate=0.0, warmup_steps=0)
+    settings = TrainingSettings(learning_rate=3e-4, min_learning_rate=0.0, warmup_steps=0, lr_scheduler_type=course)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, 0, 50)
+    scheduler = schedule(optimizer, 0, 50)
     for step in range(50):
         assert learning_rate_at(step, 50, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
         optimizer.step()
         scheduler.step()
 
 
-def test_linear_equals_the_schedule_of_transformers() -> None:
-    """From the peak on, with a minimum of 0; and by hand with another one, after a warm-up."""
-    settings = TrainingSettings(learning_rate=3e-4, min_learning_rate=0.0, warmup_steps=0, lr_scheduler_type="linear")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
-    scheduler = get_linear_schedule_with_warmup(optimizer, 0, 50)
-    for step in range(50):
-        assert learning_rate_at(step, 50, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
-        optimizer.step()
-        scheduler.step()
-    ending = replace(settings, min_learning_rate=1e-4, warmup_steps=10)
-    assert [learning_rate_at(step, 50, ending) for step in (10, 30, 50, 70)] == pytest.approx([3e-4, 2e-4, 1e-4, 1e-4])
+def test_linear_course_after_a_warm_up_ends_at_its_minimum_and_stays() -> None:
+    settings = TrainingSettings(
+        learning_rate=3e-4, min_learning_rate=1e-4, warmup_steps=10, lr_scheduler_type="linear"
+    )
+    rates = [learning_rate_at(step, 50, settings) for step in (10, 30, 50, 70)]
+    assert rates == pytest.approx([3e-4, 2e-4, 1e-4, 1e-4])
 
 
 def test_constant_schedule_and_no_warm_up() -> None:
